@@ -1,0 +1,38 @@
+"""Find, compare and gate the attention heads that keep a model with its context."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from truthheads.architectures import HeadLayout as HeadLayout
+    from truthheads.data import Question as Question
+    from truthheads.errors import TruthHeadsError as TruthHeadsError
+    from truthheads.family.text import make_text as make_text
+    from truthheads.models import Model as Model
+    from truthheads.models import inspect as inspect
+    from truthheads.models import load as load
+    from truthheads.readers import read_questions as read_questions
+    from truthheads.scores import Scores as Scores
+    from truthheads.scoring import score as score
+
+_HOMES = {
+    "HeadLayout": "architectures",
+    "Model": "models",
+    "Question": "data",
+    "Scores": "scores",
+    "TruthHeadsError": "errors",
+    "inspect": "models",
+    "load": "models",
+    "make_text": "family.text",
+    "read_questions": "readers",
+    "score": "scoring",
+}
+
+__all__ = sorted(_HOMES)  # noqa: PLE0605  (one list, kept by the table above)
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that ``truthheads --help`` does not wait for torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'truthheads' has no attribute {name!r}")
+    return getattr(import_module(f"truthheads.{_HOMES[name]}"), name)

@@ -1,0 +1,104 @@
+"""z of each answer's final token, for every head, on disk."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from truthheads.data import Question
+from truthheads.errors import ActivationError
+from truthheads.forward import (
+    Progress,
+    final_values,
+    frozen_mode,
+    backbone,
+    plan_batches,
+    prepare_tails,
+    run_batches,
+)
+from truthheads.models import Model, intercepted
+from truthheads.prompts import Encoded
+from truthheads.store import Field, RowStore
+
+
+def first_answers(encoded: Sequence[Encoded]) -> list[int]:
+    """Return for each question the row of its first answer when all answers are counted through."""
+    rows, at = [], 0
+    for item in encoded:
+        rows.append(at)
+        at += len(item.tails)
+    return rows
+
+
+def collect(
+    model: Model,
+    encoded: Sequence[Encoded],
+    questions: Sequence[Question],
+    folder: Path,
+    *,
+    identity: str,
+    batch_tokens: int,
+    progress: Progress | None = None,
+) -> RowStore:
+    """Compute z at the final token of every answer and keep it, layer by layer, in a store on disk.
+
+    No language-model head is run. A run that was killed goes on where it stopped.
+
+    Args:
+        model: The model.
+        encoded: The questions' tokens.
+        questions: The same questions, to name a row in an error.
+        folder: Folder of the store.
+        identity: What the values depend on beside the tokens' order: model, data and settings, as text.
+        batch_tokens: Padded tokens in a batch, at most.
+        progress: Told the unique tokens done and in all.
+
+    Returns:
+        A store with one field for each layer with heads, ``layer-12``: ``[answers, num_heads, head_dim]`` in the
+        model's own type; answers counted through in the order of the questions.
+
+    Raises:
+        ActivationError: NaN or infinity came out (row and layer are named), or one question does not fit into memory.
+        ArtifactError: The disk is full, or the folder is in use.
+    """
+    answers = first_answers(encoded)
+    fields = {
+        field_name(head.index): Field((head.num_heads, head.head_dim), model.dtype) for head in model.layout.layers
+    }
+    store = RowStore(folder, fields, rows=sum(len(item.tails) for item in encoded), identity=identity)
+
+    def step(batch: Sequence[Encoded]) -> None:
+        rows = torch.tensor([answers[item.row] + k for item in batch for k in range(len(item.tails))])
+        captured: dict[int, Tensor] = {}
+        with frozen_mode(grad=False):
+            tails = prepare_tails(model, batch)
+
+            def capture(layer: int, z: Tensor) -> None:
+                captured[layer] = final_values(z, tails).cpu()
+
+            with intercepted(model, capture):
+                backbone(model)(**tails.inputs)
+        for layer, values in captured.items():
+            if not bool(torch.isfinite(values).all()):
+                bad = int((~torch.isfinite(values)).flatten(1).any(1).nonzero()[0])
+                raise ActivationError(
+                    f"row {questions[batch[int(tails.owner[bad])].row].id!r}, layer {layer}: z is not finite",
+                    expected="finite activations",
+                    got="NaN or infinity",
+                    fix="try --dtype fp32; if that does not help, the weights or the row are damaged",
+                )
+            store.write(field_name(layer), rows, values)
+
+    try:
+        batches = plan_batches(encoded, batch_tokens=batch_tokens)
+        run_batches(encoded, batches, step, done=store.done, complete=store.complete, progress=progress)
+    except BaseException:
+        store.close()
+        raise
+    return store
+
+
+def field_name(layer: int) -> str:
+    """Return the name of a layer's field in the store."""
+    return f"layer-{layer}"

@@ -1,0 +1,197 @@
+"""Artefact files: safetensors with one JSON metadata key, written aside and renamed."""
+
+import contextlib
+import errno
+import hashlib
+import json
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from truthheads.errors import ArtifactError
+
+KEY = "truthheads"
+FORMAT_VERSION = 1
+PACKAGES = ("truthheads", "torch", "transformers", "safetensors", "numpy", "scipy")
+
+
+class Artifact(NamedTuple):
+    """Tensors and metadata of one artefact file."""
+
+    tensors: dict[str, Tensor]
+    meta: dict[str, Any]
+
+
+@contextlib.contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """Yield a temporary path in the folder of ``path``; rename it to ``path`` only if the block succeeds.
+
+    Args:
+        path: The final name. Its folder is made where it is missing.
+
+    Raises:
+        ArtifactError: The folder cannot be written to, or the disk is full.
+    """
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(path)
+        temporary = None
+    except (OSError, SafetensorError) as error:
+        raise unwritable(path, error) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def check_target(path: Path) -> None:
+    """Raise ArtifactError where a file cannot be written under this name, before any work is done for it."""
+    if path.is_dir():
+        raise ArtifactError(
+            f"{path} is a folder", expected="the name of a file", got="a folder", fix="choose another --out"
+        )
+    folder = next(parent for parent in (path.absolute().parent, *path.absolute().parents) if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise unwritable(path, PermissionError(f"{folder} cannot be written to"))
+
+
+def unwritable(path: Path, error: Exception) -> ArtifactError:
+    """Return the error for a file that could not be written, with the system's own reason."""
+    code = getattr(error, "errno", None)
+    full = code in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+    return ArtifactError(
+        f"{path} could not be written",
+        expected="a folder that can be written to, with enough free space",
+        got=("the disk is full" if full else f"{type(error).__name__}: {error}"),
+        fix="free some space and run the same command again" if full else "choose another --out, or mend the folder",
+    )
+
+
+def save_artifact(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    """Write tensors and metadata to one safetensors file, atomically and with the same bytes every time.
+
+    Args:
+        path: Final file name.
+        tensors: Names to tensors; made contiguous and moved to the CPU.
+        meta: JSON-serialisable; must hold ``kind``. Non-finite numbers become null.
+
+    Raises:
+        ArtifactError: The file could not be written.
+    """
+    header = {KEY: dumps({"format_version": FORMAT_VERSION, **meta})}
+    with replaced(path) as temporary:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary, header)
+
+
+def load_artifact(path: Path, *, kind: str) -> Artifact:
+    """Read an artefact written by :func:`save_artifact`.
+
+    Args:
+        path: The file.
+        kind: The kind of artefact expected (``scores``, ``gate`` …).
+
+    Raises:
+        ArtifactError: The file is missing, damaged, not ours, of another kind, or of an unknown version.
+    """
+    if not path.is_file():
+        raise ArtifactError(f"{path} is not there", expected=f"a {kind} file", got="no such file", fix="check the path")
+    try:
+        with safe_open(path, framework="pt") as opened:
+            header = (opened.metadata() or {}).get(KEY)
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  (not a mapping)
+        meta = json.loads(header) if header is not None else None
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise ArtifactError(
+            f"{path} cannot be read",
+            expected=f"a whole safetensors file with the metadata key {KEY!r}",
+            got=f"{type(error).__name__}: {error}",
+            fix="write it again with the command that made it",
+        ) from error
+    if not isinstance(meta, dict):
+        raise ArtifactError(
+            f"{path} is not an artefact of truthheads",
+            expected=f"the metadata key {KEY!r} with a JSON object",
+            got="no such key" if meta is None else f"a JSON {type(meta).__name__}",
+            fix=f"give a {kind} file written by truthheads",
+        )
+    if meta.get("kind") != kind or meta.get("format_version") != FORMAT_VERSION:
+        raise ArtifactError(
+            f"{path} is of another kind or version",
+            expected=f"kind {kind!r}, format version {FORMAT_VERSION}",
+            got=f"kind {meta.get('kind')!r}, format version {meta.get('format_version')!r}",
+            fix=f"give a {kind} file, or write it again with this version",
+        )
+    return Artifact(tensors, meta)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file atomically: sorted keys, two spaces, NaN as null."""
+    with replaced(path) as temporary:
+        temporary.write_text(dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def dumps(value: Any, *, indent: int | None = None) -> str:
+    """Return JSON with sorted keys; a number that is not finite ("not measured") becomes null."""
+    return json.dumps(_finite(value), sort_keys=True, ensure_ascii=False, allow_nan=False, indent=indent)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes as hexadecimal."""
+    with path.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def provenance() -> dict[str, Any]:
+    """Return what every artefact says about its making: package versions and the command line.
+
+    The command is None outside the ``truthheads`` program. ``--out`` and its value are left out, since where a file
+    lies is no part of what it is: the same command with two names gives the same bytes.
+    """
+    versions = {}
+    for package in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return {"packages": versions, "command": _command(sys.argv)}
+
+
+def _command(argv: list[str]) -> str | None:
+    program = Path(argv[0]).name if argv else ""
+    if program != "truthheads" and not argv[0].endswith(str(Path("truthheads") / "__main__.py")):
+        return None
+    words, skip = ["truthheads"], False
+    for word in argv[1:]:
+        if skip or word.startswith("--out="):
+            skip = False
+        elif word == "--out":
+            skip = True
+        else:
+            words.append(word)
+    return " ".join(words)

@@ -1,0 +1,94 @@
+"""What people see: errors in two lines, a progress bar for long work, short tables. JSON goes to stdout alone."""
+
+import contextlib
+import functools
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, ParamSpec, TypeVar
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from truthheads.errors import TruthHeadsError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+BAR_AFTER_SECONDS = 2.0
+
+
+def guarded(command: Callable[P, R]) -> Callable[P, R]:
+    """Turn an error raised on purpose into two lines and exit code 2, and Ctrl-C into one line and 130."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except TruthHeadsError as error:
+            problem = f"{error.problem}: expected {error.expected}; got {error.got}"
+            err.print(f"[bold red]error:[/] {escape(' '.join(problem.split()))}")
+            err.print(f"[bold]do:[/] {escape(' '.join(error.fix.split()))}")
+            raise typer.Exit(2) from error
+        except KeyboardInterrupt as error:
+            err.print("stopped; the same command goes on from here")
+            raise typer.Exit(130) from error
+
+    return run
+
+
+@contextlib.contextmanager
+def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield a callback (done, total) that shows a bar on stderr once the work has taken two seconds."""
+    columns = (TextColumn(label), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=err, transient=True)
+    task = bar.add_task(label)
+    begun = time.monotonic()
+    shown = False
+
+    def advance(done: int, total: int) -> None:
+        nonlocal shown
+        if not shown and time.monotonic() - begun > BAR_AFTER_SECONDS:
+            bar.start()
+            shown = True
+        bar.update(task, completed=done, total=total)
+
+    try:
+        yield advance
+    finally:
+        if shown:
+            bar.stop()
+
+
+def grid(title: str, columns: list[str], rows: list[list[str]]) -> Table:
+    """Return a short table: the first column on the left, numbers on the right."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    return table
+
+
+def written(path: object) -> None:
+    """Say where something was written."""
+    out.print(f"written: {escape(str(path))}")
+
+
+def warn(text: str) -> None:
+    """Print a warning."""
+    out.print(f"\n[bold yellow]warning:[/] {escape(text)}")
+
+
+def number(value: float | None) -> str:
+    """Return three decimals, or a dash where nothing was measured."""
+    return "–" if value is None or value != value else f"{value:.3f}"
+
+
+def figure(value: dict[str, Any] | None) -> str:
+    """Return a figure with its interval."""
+    return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]" if value else "–"

@@ -1,0 +1,43 @@
+"""Every error raised on purpose: what was expected, what came, what to do."""
+
+
+class TruthHeadsError(Exception):
+    """Base of every error raised on purpose.
+
+    Args:
+        problem: One line, what is wrong and where.
+        expected: What a valid input looks like.
+        got: What came instead.
+        fix: What the reader can do about it.
+    """
+
+    def __init__(self, problem: str, *, expected: str, got: str, fix: str) -> None:
+        super().__init__(f"{problem}\n  expected: {expected}\n  got: {got}\n  do: {fix}")
+        self.problem = problem
+        self.expected = expected
+        self.got = got
+        self.fix = fix
+
+
+class DataError(TruthHeadsError):
+    """A question file or one of its rows cannot be used."""
+
+
+class ModelError(TruthHeadsError):
+    """A model, its configuration, weights or tokenizer cannot be used."""
+
+
+class ArchitectureError(ModelError):
+    """The heads of a model could not be located."""
+
+
+class ArtifactError(TruthHeadsError):
+    """An artefact file is missing, damaged, of another kind or of an unknown version."""
+
+
+class ShapeError(TruthHeadsError):
+    """Two things that must have the same shape do not."""
+
+
+class ActivationError(TruthHeadsError):
+    """A forward pass gave values that cannot be used (NaN or infinity), or no memory was left for it."""

@@ -1,0 +1,215 @@
+"""Forward passes over questions: batches by length, the shared prefix computed once, halved when memory runs out."""
+
+import gc
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from truthheads.errors import ActivationError
+from truthheads.models import Model
+from truthheads.prompts import Encoded
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total) in unique tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tails:
+    """The answers of one batch, right-padded, with what stands before them.
+
+    Attributes:
+        ids: Token ids of the tails.
+        real: True where a token is not padding.
+        owner: For each tail the question in the batch that it belongs to.
+        last: For each tail the index of its final token.
+        start: For each tail the index of its answer's first token.
+        inputs: Everything that the network is to be called with.
+    """
+
+    ids: Int[Tensor, "tails seq"]
+    real: Bool[Tensor, "tails seq"]
+    owner: Int[Tensor, " tails"]
+    last: Int[Tensor, " tails"]
+    start: Int[Tensor, " tails"]
+    inputs: dict[str, Any]
+
+
+def plan_batches(encoded: Sequence[Encoded], *, batch_tokens: int) -> list[list[int]]:
+    """Pack questions of similar length, longest first, up to a number of padded tokens.
+
+    Args:
+        encoded: The questions.
+        batch_tokens: At most so many tokens of prefix and tails with padding; a longer question goes alone.
+
+    Returns:
+        Positions in ``encoded``. Questions with and without a shared prefix never share a batch.
+    """
+    order = sorted(
+        range(len(encoded)),
+        key=lambda i: (bool(encoded[i].prefix), len(encoded[i].prefix), encoded[i].length, encoded[i].tails),
+        reverse=True,
+    )
+    batches: list[list[int]] = []
+    width = tail = tails = 0
+    for i in order:
+        item = encoded[i]
+        wider, longer = max(width, len(item.prefix)), max(tail, *map(len, item.tails))
+        cost = wider * (len(batches[-1]) + 1 if batches else 1) + longer * (tails + len(item.tails))
+        together = batches and bool(item.prefix) == bool(encoded[batches[-1][0]].prefix)
+        if not together or cost > batch_tokens:
+            batches.append([])
+            wider, longer, tails = len(item.prefix), max(map(len, item.tails)), 0
+        batches[-1].append(i)
+        width, tail, tails = wider, longer, tails + len(item.tails)
+    return batches
+
+
+def run_batches(
+    encoded: Sequence[Encoded],
+    batches: Sequence[Sequence[int]],
+    step: Callable[[Sequence[Encoded]], None],
+    *,
+    done: set[int],
+    complete: Callable[[int], None],
+    progress: Progress | None = None,
+) -> None:
+    """Run ``step`` on every batch that is not done; a batch that runs out of memory is halved and tried again.
+
+    Args:
+        encoded: The questions.
+        batches: From :func:`plan_batches`.
+        step: Computes one batch and keeps its result.
+        done: Batches that need not run.
+        complete: Called with the number of each batch when it is through.
+        progress: Told the unique tokens done and in all.
+
+    Raises:
+        ActivationError: A single question does not fit into memory.
+    """
+    total = sum(item.unique_tokens for item in encoded)
+    through = 0
+    for number, batch in enumerate(batches):
+        members = [encoded[i] for i in batch]
+        if number not in done:
+            _halving(members, step)
+            complete(number)
+        through += sum(item.unique_tokens for item in members)
+        if progress is not None:
+            progress(through, total)
+
+
+def _halving(members: Sequence[Encoded], step: Callable[[Sequence[Encoded]], None]) -> None:
+    try:
+        step(members)
+        return
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        if len(members) == 1:
+            raise ActivationError(
+                f"question {members[0].row} does not fit into memory",
+                expected="memory for one question",
+                got=f"{members[0].length} tokens; {str(error).splitlines()[0]}",
+                fix="use a device with more memory, a smaller --dtype, or remove the row",
+            ) from error
+    gc.collect()
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()
+    middle = len(members) // 2
+    _halving(members[:middle], step)
+    _halving(members[middle:], step)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def shares_prefix(model: Model) -> bool:
+    """Return whether a prefix may be computed once: layers that carry a state instead of keys cannot branch."""
+    return not model.layout.skipped
+
+
+def prepare_tails(model: Model, batch: Sequence[Encoded]) -> Tails:
+    """Compute the shared prefixes of a batch and return its answers, ready to be run.
+
+    Prefixes are padded on the left and tails on the right, so that a row's tokens are contiguous in the cache and
+    sliding windows see the true distances.
+
+    Args:
+        model: The model; interception and gradient mode are the caller's.
+        batch: Questions that all have a prefix, or none.
+    """
+    device = model.device
+    owner = torch.tensor([i for i, item in enumerate(batch) for _ in item.tails], device=device)
+    tails = [tail for item in batch for tail in item.tails]
+    starts = torch.tensor([start for item in batch for start in item.starts], device=device)
+    ids, real = _padded(tails, left=False, device=device)
+    inputs: dict[str, Any] = {"input_ids": ids, "use_cache": False}
+    past = torch.zeros(len(batch), 0, dtype=torch.bool, device=device)
+    if batch[0].prefix:
+        prefix, past = _padded([item.prefix for item in batch], left=True, device=device)
+        cache = backbone(model)(
+            **_positioned(model, {"input_ids": prefix}, past, past.shape[1]), use_cache=True
+        ).past_key_values
+        cache.reorder_cache(owner)
+        inputs |= {"past_key_values": cache, "use_cache": True}
+    seen = torch.cat([past[owner], real], dim=1)
+    last = real.sum(1) - 1
+    return Tails(ids, real, owner, last, starts, _positioned(model, inputs, seen, ids.shape[1]))
+
+
+def backbone(model: Model) -> Any:
+    """Return the network without its language-model head."""
+    return model.network.base_model
+
+
+def final_values(z: Float[Tensor, "tails seq num_heads head_dim"], tails: Tails) -> Tensor:
+    """Return z at each tail's final token, ``[tails, num_heads, head_dim]``."""
+    return z[torch.arange(len(tails.last), device=z.device), tails.last.to(z.device)]
+
+
+def answer_logprobs(model: Model, tails: Tails) -> Float[Tensor, " tails"]:
+    """Return log P(answer | prompt) in nats, summed over the answer's tokens, computed in fp32.
+
+    The language-model head runs on the tails alone.
+    """
+    logits = model.network(**tails.inputs).logits[:, :-1].float()
+    targets = tails.ids[:, 1:]
+    chosen = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
+    position = torch.arange(1, tails.ids.shape[1], device=targets.device)
+    counted = tails.real[:, 1:] & (position >= tails.start.unsqueeze(1))
+    total: Float[Tensor, " tails"] = chosen.masked_fill(~counted, 0.0).sum(1)
+    return total
+
+
+@contextmanager
+def frozen_mode(*, grad: bool) -> Iterator[None]:
+    """Run a block with or without gradients."""
+    with torch.enable_grad() if grad else torch.inference_mode():
+        yield
+
+
+def _padded(rows: Sequence[Sequence[int]], *, left: bool, device: torch.device) -> tuple[Tensor, Tensor]:
+    width = max(map(len, rows))
+    # Padding is masked, so any id will do; 0 exists in every vocabulary.
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    real = torch.zeros(len(rows), width, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        where = slice(width - len(row), width) if left else slice(0, len(row))
+        ids[i, where] = torch.tensor(row, dtype=torch.long)
+        real[i, where] = True
+    return ids.to(device), real.to(device)
+
+
+def _positioned(model: Model, inputs: dict[str, Any], seen: Tensor, width: int) -> dict[str, Any]:
+    """Add the attention mask over everything seen and, where the network takes them, the positions of the new tokens."""
+    inputs = {**inputs, "attention_mask": seen.long()}
+    if "position_ids" in inspect.signature(backbone(model).forward).parameters:
+        inputs["position_ids"] = (seen.long().cumsum(1) - 1).clamp(min=0)[:, -width:]
+    return inputs

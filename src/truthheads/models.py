@@ -1,0 +1,328 @@
+"""Load a model, know where its heads are, and read or scale what they put out."""
+
+import contextlib
+import hashlib
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoProcessor, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto import modeling_auto
+
+from truthheads.architectures import HeadLayout, locate_heads
+from truthheads.errors import ModelError
+from truthheads.sources import resolve
+
+log = logging.getLogger(__name__)
+
+DTYPES = {"bf16": torch.bfloat16, "bfloat16": torch.bfloat16, "fp16": torch.float16, "float16": torch.float16}
+DTYPES |= {"fp32": torch.float32, "float32": torch.float32}
+FINGERPRINT_VALUES = 256
+
+Visit = Callable[[int, Float[Tensor, "batch seq num_heads head_dim"]], Tensor | None]
+"""Called with (layer, z) at every forward pass; returns the z to use instead, or None to leave it."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network with its tokenizer, processor and heads.
+
+    Attributes:
+        network: The transformers model, in eval mode, parameters frozen.
+        tokenizer: Its tokenizer.
+        processor: Its processor where it takes images, else None.
+        layout: Where its heads are.
+        name: What the user called it.
+    """
+
+    network: PreTrainedModel
+    tokenizer: Any
+    processor: Any
+    layout: HeadLayout
+    name: str
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids are to be sent."""
+        place: torch.device = self.network.device
+        return place
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating-point type of the weights."""
+        kind: torch.dtype = self.network.dtype
+        return kind
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hexadecimal digest of the weights: names, shapes and 256 evenly spaced values of each, rounded to bf16.
+
+        Rounded, so that one checkpoint loaded in bf16 and in fp32 has one fingerprint.
+        """
+        digest = hashlib.sha256()
+        for name, value in sorted(self.network.state_dict().items()):
+            digest.update(f"{name}{tuple(value.shape)}".encode())
+            flat = value.reshape(-1)
+            sample = flat[:: max(1, flat.numel() // FINGERPRINT_VALUES)][:FINGERPRINT_VALUES]
+            digest.update(sample.to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())
+        return digest.hexdigest()[:32]
+
+
+def load(name: str, *, device: str = "auto", dtype: str = "auto", trust_remote_code: bool = False) -> Model:
+    """Load a model with its tokenizer.
+
+    Args:
+        name: A transformers folder or hub id, a ``.gguf`` file, ``smollm2``, ``smollm2:reader`` or ``smollm2:vision``.
+        device: ``auto`` (the first accelerator, else the CPU) or a torch device.
+        dtype: ``auto`` (bf16 where the hardware has it, else fp32), ``bf16``, ``fp16`` or ``fp32``.
+        trust_remote_code: Run modelling code that comes with the model. Off: such a model is refused.
+
+    Raises:
+        ModelError: The model or its tokenizer is missing, damaged, or needs code that is not allowed to run.
+        ArchitectureError: Its heads could not be located.
+    """
+    place = pick_device(device)
+    kind = pick_dtype(dtype, place)
+    source = resolve(name)
+    config = _config(name, source, trust_remote_code)
+    tokenizer = _tokenizer(name, source, trust_remote_code)
+    with _quiet(), _explained(name, "whole safetensors weights that fit config.json"):
+        network = _network_class(config, trust_remote_code).from_pretrained(
+            source, config=config, dtype=kind, trust_remote_code=trust_remote_code
+        )
+    network = network.to(place).eval().requires_grad_(False)
+    return Model(network, tokenizer, _processor(source, config, trust_remote_code), locate_heads(network), name)
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What is known of a model without loading its weights.
+
+    Attributes:
+        layout: Where its heads are.
+        parameters: Number of parameters, tied ones counted once.
+        dtype: Type that the configuration names, or None.
+        image: True where the model takes images.
+    """
+
+    layout: HeadLayout
+    parameters: int
+    dtype: str | None
+    image: bool
+
+    def json(self) -> dict[str, Any]:
+        """Return the JSON result of ``truthheads inspect``."""
+        layout = self.layout
+        return {
+            "architecture": layout.architecture,
+            "num_layers": layout.num_layers,
+            "num_heads": layout.num_heads,
+            "head_dim": layout.head_dim,
+            "num_kv_heads": layout.num_kv_heads,
+            "projection": layout.projection,
+            "skipped": {str(layer): why for layer, why in layout.skipped.items()},
+            "parameters": self.parameters,
+            "dtype": self.dtype,
+            "image": self.image,
+        }
+
+
+def inspect(name: str, *, trust_remote_code: bool = False) -> Inspection:
+    """Return the heads of a model from its configuration alone; no weight is read or allocated.
+
+    Args:
+        name: As for :func:`load`; the folder need not hold weights or a tokenizer.
+        trust_remote_code: As for :func:`load`.
+
+    Raises:
+        ModelError: There is no usable configuration.
+        ArchitectureError: Its heads could not be located.
+    """
+    source = resolve(name)
+    config = _config(name, source, trust_remote_code)
+    with _quiet(), _explained(name, "a configuration that its class accepts"), torch.device("meta"):
+        network_class = _network_class(config, trust_remote_code)
+        make = getattr(network_class, "_from_config", None) or network_class.from_config
+        network = make(config)
+    network.tie_weights()
+    stored = getattr(config.get_text_config(decoder=True), "dtype", None) or getattr(config, "dtype", None)
+    return Inspection(
+        layout=locate_heads(network),
+        parameters=sum(parameter.numel() for parameter in network.parameters()),
+        dtype=None if stored is None else str(stored).removeprefix("torch."),
+        image=_takes_images(config),
+    )
+
+
+def pick_device(name: str) -> torch.device:
+    """Return a torch device; ``auto`` is the first accelerator, else the CPU.
+
+    Raises:
+        ModelError: The device is not one of torch's, or is not there.
+    """
+    if name == "auto":
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return accelerator or torch.device("cpu")
+    try:
+        place = torch.device(name)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(
+            f"device {name!r} cannot be used",
+            expected="auto, cpu, cuda, cuda:1, mps …",
+            got=str(error).splitlines()[0],
+            fix="leave --device auto",
+        ) from error
+    return place
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Return a floating-point type; ``auto`` is bf16 where the hardware multiplies it, else fp32.
+
+    Raises:
+        ModelError: The name is not one of auto, bf16, fp16, fp32.
+    """
+    if name != "auto":
+        if name not in DTYPES:
+            raise ModelError(
+                f"dtype {name!r} is not known", expected="auto, bf16, fp16 or fp32", got=name, fix="choose one of them"
+            )
+        return DTYPES[name]
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        capable = getattr(torch.backends.cpu, "get_cpu_capability", str)() if device.type == "cpu" else ""
+        flags = [getattr(torch.cpu, probe, bool)() for probe in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
+        fast = capable != "" and any(flags)
+    return torch.bfloat16 if fast else torch.float32
+
+
+@contextmanager
+def intercepted(model: Model, visit: Visit) -> Iterator[None]:
+    """Let ``visit`` read or replace z, the input of every output projection, inside the block.
+
+    This is the one mechanism by which the package touches a model: activations, attribution, gates and learned gates
+    all use it. Hooks are removed on exit, also after an error.
+
+    Args:
+        model: The model.
+        visit: Called with the layer and z as ``[batch, seq, num_heads, head_dim]``.
+    """
+    with ExitStack() as undo:
+        for head in model.layout.layers:
+            projection = model.network.get_submodule(head.path)
+            undo.callback(projection.register_forward_pre_hook(_hook(head.index, head.num_heads, visit)).remove)
+        yield
+
+
+def _hook(layer: int, num_heads: int, visit: Visit) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...] | None]:
+    def before(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        z = inputs[0]
+        changed = visit(layer, z.unflatten(-1, (num_heads, -1)))
+        return None if changed is None else (changed.flatten(-2), *inputs[1:])
+
+    return before
+
+
+def _config(name: str, source: str, trust_remote_code: bool) -> PreTrainedConfig:
+    folder = Path(source)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise ModelError(
+            f"{name} is not a model folder",
+            expected="a folder with config.json",
+            got=", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "an empty folder",
+            fix="give the folder that save_pretrained wrote",
+        )
+    with _explained(name, "a config.json of an architecture that transformers knows"):
+        config: PreTrainedConfig = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    return config
+
+
+def _network_class(config: PreTrainedConfig, trust_remote_code: bool) -> Any:
+    """Return the class that the configuration names where it generates text, else the auto class for its type."""
+    if hasattr(config, "thinker_config"):  # an omni model: its talker and its own from_pretrained stay out
+        return getattr(transformers, type(config).__name__.replace("Config", "ThinkerForConditionalGeneration"))
+    generators: set[str] = set()
+    for table in (
+        modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    ):
+        for names in table.values():
+            generators.update([names] if isinstance(names, str) else names)
+    for architecture in getattr(config, "architectures", None) or []:
+        named = getattr(transformers, architecture, None)
+        if named is not None and (architecture in generators or architecture.endswith("ForConditionalGeneration")):
+            return named
+    model_type = getattr(config, "model_type", "")
+    if model_type in modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        return transformers.AutoModelForImageTextToText
+    return transformers.AutoModelForCausalLM
+
+
+def _tokenizer(name: str, source: str, trust_remote_code: bool) -> Any:
+    folder = Path(source)
+    files = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "spiece.model")
+    if folder.is_dir() and not any((folder / file).is_file() for file in files):
+        raise ModelError(
+            f"{name} has no tokenizer",
+            expected="tokenizer.json (or tokenizer.model, vocab.json) beside config.json",
+            got=", ".join(sorted(entry.name for entry in folder.iterdir())[:8]),
+            fix="copy the tokenizer of the model's base into the folder: tokenizer.save_pretrained(folder)",
+        )
+    with _explained(name, "a tokenizer that transformers can read"):
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+
+
+def _takes_images(config: PreTrainedConfig) -> bool:
+    return config.get_text_config(decoder=True) is not config and hasattr(config, "vision_config")
+
+
+def _processor(source: str, config: PreTrainedConfig, trust_remote_code: bool) -> Any:
+    if not _takes_images(config):
+        return None
+    with _explained(source, "a processor that transformers can read"):
+        return AutoProcessor.from_pretrained(source, trust_remote_code=trust_remote_code)
+
+
+@contextmanager
+def _explained(name: str, expected: str) -> Iterator[None]:
+    """Turn whatever transformers raises for a model that it cannot read into one clear message."""
+    try:
+        yield
+    except (KeyboardInterrupt, ModelError, MemoryError):
+        raise
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        remote = "trust_remote_code" in str(error)
+        raise ModelError(
+            f"{name} could not be loaded",
+            expected=expected,
+            got="a model that brings its own code" if remote else f"{type(error).__name__}: {' '.join(lines)[:300]}",
+            fix="read that code, then pass --trust-remote-code"
+            if remote
+            else "check the folder or hub id; download damaged files again",
+        ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' own progress bars and notes off the terminal; ours says what is going on."""
+    logging_module = transformers.utils.logging
+    verbosity, bars = logging_module.get_verbosity(), logging_module.is_progress_bar_enabled()
+    logging_module.set_verbosity_error()
+    logging_module.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(None):
+            yield
+    finally:
+        logging_module.set_verbosity(verbosity)
+        if bars:
+            logging_module.enable_progress_bar()

@@ -1,0 +1,86 @@
+"""Charts of arrays of heads, with Altair."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from truthheads.artifacts import replaced
+from truthheads.errors import ArtifactError
+
+SUFFIXES = (".html", ".png", ".svg")
+
+
+def heat_map(
+    values: Float[np.ndarray, "num_layers num_heads"],
+    *,
+    title: str,
+    unit: str,
+    middle: float | None = None,
+    panels: dict[str, Float[np.ndarray, "num_layers num_heads"]] | None = None,
+) -> Any:
+    """Return an Altair chart of layers × heads; heads without a value stay grey.
+
+    Args:
+        values: One number per head.
+        title: Above the chart.
+        unit: Of the numbers.
+        middle: Centre of a diverging scale (chance, or no effect); None gives a sequential scale.
+        panels: More arrays on the same scale, one small chart each.
+    """
+    import altair as alt
+
+    arrays = {"all rows": values, **(panels or {})} if panels else {"": values}
+    finite = np.concatenate([array[np.isfinite(array)] for array in arrays.values()])
+    low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
+    if middle is None:
+        scale = alt.Scale(scheme="viridis", domain=[low, high])
+    else:
+        reach = max(abs(low - middle), abs(high - middle), 1e-9)
+        scale = alt.Scale(scheme="purpleorange", domain=[middle - reach, middle + reach], domainMid=middle)
+    charts = []
+    for name, array in arrays.items():
+        rows = [
+            {"layer": layer, "head": head, "id": f"L{layer}H{head}", "value": float(array[layer, head])}
+            for layer, head in np.ndindex(array.shape)
+            if np.isfinite(array[layer, head])
+        ]
+        step = 18 if max(array.shape) <= 40 else 9
+        charts.append(
+            alt.Chart(alt.Data(values=rows), title=alt.TitleParams(name or title, anchor="start"))
+            .mark_rect()
+            .encode(
+                x=alt.X("head:O", title="head", axis=alt.Axis(labelAngle=0)),
+                y=alt.Y("layer:O", title="layer", sort="descending"),
+                color=alt.Color("value:Q", title=unit, scale=scale),
+                tooltip=[alt.Tooltip("id:N", title="head"), alt.Tooltip("value:Q", title=unit, format=".3f")],
+            )
+            .properties(width=step * array.shape[1], height=step * array.shape[0])
+        )
+    chart = charts[0] if len(charts) == 1 else alt.hconcat(*charts, title=title)
+    return chart.configure_view(fill="#d9d9d9", stroke=None).configure_axis(grid=False)
+
+
+def save_chart(chart: Any, path: Path) -> None:
+    """Write a chart as one self-contained ``.html``, ``.png`` or ``.svg``.
+
+    Raises:
+        ArtifactError: Another suffix, or the file cannot be written.
+    """
+    check_suffix(path)
+    kind = path.suffix.lower().removeprefix(".")
+    with replaced(path) as temporary:
+        extra = {"inline": True} if kind == "html" else {"scale_factor": 2} if kind == "png" else {}
+        chart.save(str(temporary), format=kind, **extra)
+
+
+def check_suffix(path: Path) -> None:
+    """Raise ArtifactError where a chart cannot be written under this name."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise ArtifactError(
+            f"{path}: a chart cannot be written under this name",
+            expected=f"a name ending in {', '.join(SUFFIXES)}",
+            got=path.suffix or "no suffix",
+            fix="choose one of these endings for --plot",
+        )

@@ -1,0 +1,256 @@
+"""A linear probe on every head and fold at once: Newton's method, and the paper's protocol for parity."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from truthheads.errors import DataError
+from truthheads.stats import head_auroc
+
+C = 0.05
+"""Inverse strength of the L2 penalty on the summed loss, features scaled to unit variance per head. Chosen once on
+NQ-Swap activations of SmolLM2 as the best agreement with the paper's early-stopped probe (Pearson 0.99)."""
+TOLERANCE = 1e-3
+"""Largest entry of the gradient of the mean loss at which a fit counts as converged; 1e-5 moves no accuracy by more
+than a row in ten thousand."""
+MAX_STEPS = 30
+NUM_FOLDS = 5
+
+
+class HeadFits(NamedTuple):
+    """Probes of a block of heads.
+
+    Attributes:
+        logit: Out-of-fold logit of each answer.
+        weight: Probe fitted on all answers, on raw z.
+        bias: Its intercept.
+    """
+
+    logit: Float[Tensor, "n heads"]
+    weight: Float[Tensor, "heads head_dim"]
+    bias: Float[Tensor, " heads"]
+
+
+Probe = Callable[[Tensor, Tensor, Tensor], HeadFits]
+"""Called with z ``[heads, n, head_dim]``, labels ``[n]`` (0 or 1) and the fold of each answer ``[n]``."""
+
+
+class HeadMetrics(NamedTuple):
+    """How well the probes of a block of heads tell truthful from untruthful answers, out of fold."""
+
+    accuracy: Float[np.ndarray, " heads"]
+    auroc: Float[np.ndarray, " heads"]
+    pair_accuracy: Float[np.ndarray, " heads"]
+    fold_accuracy: Float[np.ndarray, "folds heads"]
+
+
+def grouped_folds(groups: Sequence[str], *, num_folds: int, seed: int) -> Int[np.ndarray, " n"]:
+    """Return a fold for each answer; a group never straddles folds, and folds are as equal as the groups allow.
+
+    The order of groups comes from a hash of their names and the seed, so it does not depend on the order of rows.
+
+    Args:
+        groups: Group of each answer.
+        num_folds: How many.
+        seed: Another seed gives other folds.
+
+    Raises:
+        DataError: There are fewer groups than folds.
+    """
+    sizes: dict[str, int] = {}
+    for group in groups:
+        sizes[group] = sizes.get(group, 0) + 1
+    if len(sizes) < num_folds:
+        raise DataError(
+            "too few groups for cross-validation",
+            expected=f"at least {num_folds} groups of rows (one for each fold)",
+            got=f"{len(sizes)} in {len(groups)} answers",
+            fix="give more rows; rows with one question (or one `group`) count once",
+        )
+    shuffled = sorted(sizes, key=lambda group: hashlib.sha256(f"{seed}|{group}".encode()).digest())
+    fold_of: dict[str, int] = {}
+    filled = [0] * num_folds
+    for group in sorted(shuffled, key=lambda group: -sizes[group]):
+        fold = min(range(num_folds), key=lambda k: filled[k])
+        fold_of[group] = fold
+        filled[fold] += sizes[group]
+    return np.array([fold_of[group] for group in groups])
+
+
+def paper_folds(n: int, *, num_folds: int = NUM_FOLDS) -> Int[np.ndarray, " n"]:
+    """Return the released split: rows shuffled once and cut into consecutive parts, neither grouped nor stratified.
+
+    Source:
+        scikit-learn's ``KFold(5, shuffle=True, random_state=42)``, as in the paper's probing scripts.
+    """
+    if n < num_folds:
+        raise DataError(
+            "too few rows for cross-validation", expected=f"at least {num_folds}", got=str(n), fix="give more rows"
+        )
+    order = np.arange(n)
+    np.random.RandomState(42).shuffle(order)
+    folds = np.empty(n, dtype=np.int64)
+    for fold, part in enumerate(np.array_split(order, num_folds)):
+        folds[part] = fold
+    return folds
+
+
+def newton_probe(z: Float[Tensor, "heads n head_dim"], label: Float[Tensor, " n"], fold: Int[Tensor, " n"]) -> HeadFits:
+    """Fit L2-regularised logistic regressions of all heads and folds by Newton's method, as batched solves.
+
+    Features are centred and scaled by one number per head (labels are not looked at for that); the intercept is not
+    penalised. The fit on all answers comes first; the folds start from it, their first Hessian being the whole one
+    less the held-out part.
+
+    Args:
+        z: Activations of a block of heads.
+        label: 1 truthful, 0 not.
+        fold: Fold of each answer, counted from 0.
+
+    Source:
+        Iteratively reweighted least squares: Bishop (2006), section 4.3.3, with a ridge penalty.
+    """
+    heads, n, width = z.shape
+    z = z.float()
+    mean = z.mean(1, keepdim=True)
+    scale = (z - mean).square().mean((1, 2), keepdim=True).sqrt()
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    x = torch.cat([(z - mean) / scale, z.new_ones(heads, n, 1)], 2)
+    penalty = torch.full((width + 1,), 1 / C, device=z.device)
+    penalty[-1] = 1e-6
+    whole = _newton(x, label, torch.ones_like(label)[:, None], penalty, z.new_zeros(heads, width + 1, 1), None)
+    num_folds = int(fold.max()) + 1
+    kept = torch.stack([(fold != k).float() for k in range(num_folds)], 1)
+    part = _newton(x, label, kept, penalty, whole.repeat(1, 1, num_folds), _held_out(x, whole, fold, penalty))
+    logits = torch.bmm(x, part).gather(2, fold[None, :, None].expand(heads, n, 1))[:, :, 0]
+    weight = whole[:, :-1, 0] / scale[:, 0]
+    return HeadFits(logits.T, weight, whole[:, -1, 0] - (weight * mean[:, 0]).sum(1))
+
+
+def _newton(
+    x: Tensor, label: Tensor, kept: Tensor, penalty: Tensor, theta: Tensor, hessian: Tensor | None
+) -> Float[Tensor, "heads width fits"]:
+    """Minimise ``sum(kept · BCE) + ½ θ'Pθ`` for each head and column of ``kept``; return θ ``[heads, width, fits]``."""
+    n = x.shape[1]
+    loss = _loss(x, label, kept, penalty, theta)
+    for _ in range(MAX_STEPS):
+        p = torch.sigmoid(torch.bmm(x, theta))
+        gradient = torch.bmm(x.transpose(1, 2), kept * (p - label[:, None])) + penalty[:, None] * theta
+        if float(gradient.abs().amax()) < TOLERANCE * n:
+            break
+        if hessian is None:
+            hessian = torch.stack(
+                [torch.bmm((x * weight.unsqueeze(2)).transpose(1, 2), x) for weight in (kept * p * (1 - p)).unbind(2)],
+                1,
+            ) + torch.diag(penalty)
+        step = torch.linalg.solve_ex(hessian, gradient.transpose(1, 2).unsqueeze(3))[0].squeeze(3).transpose(1, 2)
+        hessian = None
+        # A full step may overshoot far from the optimum; halve it only for the fits whose loss rose.
+        size = torch.ones_like(loss)
+        for _ in range(8):
+            tried = theta - size[:, None] * step
+            new = _loss(x, label, kept, penalty, tried)
+            rose = new > loss + 1e-4 * loss.abs()
+            if not bool(rose.any()):
+                break
+            size = torch.where(rose, size / 2, size)
+        theta, loss = tried, new
+    return theta
+
+
+def _loss(x: Tensor, label: Tensor, kept: Tensor, penalty: Tensor, theta: Tensor) -> Float[Tensor, "heads fits"]:
+    logit = torch.bmm(x, theta)
+    bce = torch.nn.functional.softplus(logit) - label[:, None] * logit
+    return (kept * bce).sum(1) + 0.5 * (penalty[:, None] * theta.square()).sum(1)
+
+
+def _held_out(x: Tensor, theta: Tensor, fold: Tensor, penalty: Tensor) -> Float[Tensor, "heads folds width width"]:
+    """Return each fold's Hessian at the whole fit: every answer's part once, less the fold's own."""
+    p = torch.sigmoid(torch.bmm(x, theta))
+    scaled = x * (p * (1 - p))
+    parts = []
+    for k in range(int(fold.max()) + 1):
+        rows = (fold == k).nonzero()[:, 0]
+        parts.append(torch.bmm(scaled[:, rows].transpose(1, 2), x[:, rows]))
+    blocks = torch.stack(parts, 1)
+    return blocks.sum(1, keepdim=True) - blocks + torch.diag(penalty)
+
+
+def paper_probe(z: Float[Tensor, "heads n head_dim"], label: Float[Tensor, " n"], fold: Int[Tensor, " n"]) -> HeadFits:
+    """Fit the paper's probes, step for step.
+
+    Zero start, AdamW at 1e-2 with weight decay 1e-3 (bias too), 200 epochs, batches of 512 that are never reshuffled,
+    one loss averaged over batch and heads, raw fp32 features.
+
+    Source:
+        The paper's probing scripts, as described in its protocol: BCE over batch × layers × heads.
+    """
+    heads, n, _ = z.shape
+    logits = torch.empty(n, heads, device=z.device)
+    for k in range(int(fold.max()) + 1):
+        train = fold != k
+        weight, bias = _adamw(z[:, train].float(), label[train])
+        logits[~train] = (torch.einsum("hnd,hd->nh", z[:, ~train].float(), weight) + bias).detach()
+    weight, bias = _adamw(z.float(), label)
+    return HeadFits(logits, weight.detach(), bias.detach())
+
+
+def _adamw(z: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    weight = torch.zeros(z.shape[0], z.shape[2], device=z.device, requires_grad=True)
+    bias = torch.zeros(z.shape[0], device=z.device, requires_grad=True)
+    optimiser = torch.optim.AdamW([weight, bias], lr=1e-2, weight_decay=1e-3)
+    for _ in range(200):
+        for start in range(0, z.shape[1], 512):
+            rows = slice(start, start + 512)
+            logit = torch.einsum("hnd,hd->nh", z[:, rows], weight) + bias
+            target = label[rows, None].expand_as(logit)
+            loss = torch.nn.functional.binary_cross_entropy_with_logits(logit, target)
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+    return weight, bias
+
+
+PROBES: dict[str, Probe] = {"newton": newton_probe, "paper": paper_probe}
+
+
+def measure(
+    logit: Float[np.ndarray, "n heads"],
+    label: Bool[np.ndarray, " n"],
+    fold: Int[np.ndarray, " n"],
+    pair: Int[np.ndarray, " n"],
+) -> HeadMetrics:
+    """Return out-of-fold accuracy, AUROC and pair accuracy of each head.
+
+    Args:
+        logit: Out-of-fold logits.
+        label: True for truthful answers.
+        fold: Fold of each answer.
+        pair: Question of each answer; those with both answers count for pair accuracy.
+
+    Returns:
+        Accuracy is the mean of the folds' accuracies at logit 0 (the paper's score), AUROC the mean over folds that
+        hold both classes, pair accuracy the share of questions whose truthful answer has the larger logit (ties one
+        half), NaN where no question has both.
+    """
+    right = (logit > 0) == label[:, None]
+    folds = np.unique(fold)
+    per_fold = np.stack([right[fold == k].mean(0) for k in folds])
+    areas = np.stack([head_auroc(logit[fold == k], label[fold == k]) for k in folds])
+    defined = np.isfinite(areas).any(0)
+    auroc = np.full(logit.shape[1], np.nan)
+    auroc[defined] = np.nanmean(areas[:, defined], axis=0)
+    both = np.intersect1d(pair[label], pair[~label])
+    if len(both):
+        first = {number: row for row, number in enumerate(pair) if label[row]}
+        second = {number: row for row, number in enumerate(pair) if not label[row]}
+        gap = logit[[first[q] for q in both]] - logit[[second[q] for q in both]]
+        paired = ((gap > 0) + 0.5 * (gap == 0)).mean(0)
+    else:
+        paired = np.full(logit.shape[1], np.nan)
+    return HeadMetrics(per_fold.mean(0), auroc, paired, per_fold)

@@ -1,0 +1,180 @@
+"""From a question to token ids: the prompt, its answers, and the prefix that the answers share."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from truthheads.data import Question
+from truthheads.errors import DataError
+from truthheads.models import Model
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Token ids of one question.
+
+    Attributes:
+        row: Position of the question in its list.
+        prefix: Tokens that all its answers share, less the last one; computed once. Empty where nothing is shared.
+        tails: For each answer the rest of its tokens, up to the answer's last; a tail starts with the last shared token.
+        starts: For each tail the index of the answer's first token (at least 1: a token is predicted from the one before).
+    """
+
+    row: int
+    prefix: tuple[int, ...]
+    tails: tuple[tuple[int, ...], ...]
+    starts: tuple[int, ...]
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longest sequence."""
+        return len(self.prefix) + max(map(len, self.tails))
+
+    @property
+    def unique_tokens(self) -> int:
+        """Tokens to compute: the prefix once and every tail."""
+        return len(self.prefix) + sum(map(len, self.tails))
+
+
+def prompt_of(question: Question) -> str:
+    """Return the paper's prompt up to and without the blank before the answer.
+
+    Source:
+        ``Context:\\n{context}\\n\\nQuestion: {question}\\nAnswer: {answer}``, fields stripped (paper, probing runs); the
+        context part is left out where a row has none.
+    """
+    context, asked = question.context.strip(), question.question.strip()
+    return (f"Context:\n{context}\n\n" if context else "") + f"Question: {asked}\nAnswer:"
+
+
+def encode(
+    model: Model,
+    questions: Sequence[Question],
+    *,
+    chat: bool = False,
+    truncate: bool = False,
+    share_prefix: bool = True,
+) -> list[Encoded]:
+    """Return the token ids of questions and all their answers.
+
+    Prompt and answer are tokenised as one text, as the paper does; what the token sequences of the answers have in
+    common is the shared prefix, so sharing changes no token.
+
+    Args:
+        model: Its tokenizer is used.
+        questions: Text questions.
+        chat: Put context and question into the user's turn of the tokenizer's chat template and the answer into the
+            assistant's turn. The last token is the answer's own, never the template's.
+        truncate: Drop the start of a context that is too long for the model instead of raising.
+        share_prefix: False computes every answer from the beginning.
+
+    Raises:
+        DataError: A row is too long for the model's positions, or an answer has no token.
+        ModelError: ``chat`` with a tokenizer that has no chat template.
+    """
+    prompts = [_framed(model, question, chat=chat) for question in questions]
+    texts = [
+        prompt + (answer.text.strip() if chat else f" {answer.text.strip()}")
+        for prompt, question in zip(prompts, questions, strict=True)
+        for answer in question.answers
+    ]
+    ids = _tokens(model, texts, special=not chat)
+    heads = _tokens(model, prompts, special=not chat)
+    encoded, at = [], 0
+    for row, question in enumerate(questions):
+        count = len(question.answers)
+        one = _encode_one(row, question, heads[row], ids[at : at + count], share_prefix=share_prefix)
+        at += count
+        limit = model.layout.max_positions
+        if limit is not None and one.length > limit:
+            if not truncate:
+                raise _too_long(question, one.length, limit)
+            shorter = _shortened(model, question, limit, one.length, chat=chat)
+            again = encode(model, [shorter], chat=chat, truncate=True, share_prefix=share_prefix)[0]
+            one = Encoded(row, again.prefix, again.tails, again.starts)
+        encoded.append(one)
+    return encoded
+
+
+def _encode_one(
+    row: int, question: Question, prompt: list[int], answers: list[list[int]], *, share_prefix: bool
+) -> Encoded:
+    for ids, answer in zip(answers, question.answers, strict=True):
+        if len(ids) <= _common([prompt, ids]):
+            raise DataError(
+                f"row {question.id!r}: the answer has no token of its own",
+                expected="an answer that the tokenizer turns into at least one token",
+                got=repr(answer.text)[:80],
+                fix="mend the row",
+            )
+    shared = _common(answers) if len(answers) > 1 and share_prefix else 0
+    shared = min(shared, *(len(ids) - 1 for ids in answers))
+    cut = max(0, shared - 1)
+    starts = tuple(max(1, _common([prompt, ids]) - cut) for ids in answers)
+    return Encoded(row, tuple(answers[0][:cut]), tuple(tuple(ids[cut:]) for ids in answers), starts)
+
+
+def _common(sequences: Sequence[Sequence[int]]) -> int:
+    """Return how many first tokens all sequences share."""
+    count = 0
+    for tokens in zip(*sequences, strict=False):
+        if len(set(tokens)) > 1:
+            break
+        count += 1
+    return count
+
+
+def _framed(model: Model, question: Question, *, chat: bool) -> str:
+    prompt = prompt_of(question)
+    if not chat:
+        return prompt
+    if not getattr(model.tokenizer, "chat_template", None):
+        from truthheads.errors import ModelError
+
+        raise ModelError(
+            f"{model.name} has no chat template",
+            expected="a tokenizer with a chat template for --chat",
+            got="none",
+            fix="leave --chat out, or use the instruct model's tokenizer",
+        )
+    turns = [{"role": "user", "content": prompt.removesuffix("\nAnswer:")}]
+    return str(model.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+
+
+def _tokens(model: Model, texts: Sequence[str], *, special: bool) -> list[list[int]]:
+    """Return token ids without the end marker that some tokenizers append."""
+    if not texts:
+        return []
+    tokenizer: Any = model.tokenizer
+    rows: Iterable[list[int]] = tokenizer(list(texts), add_special_tokens=special)["input_ids"]
+    ends = {tokenizer.eos_token_id, tokenizer.sep_token_id} - {None}
+    trimmed = []
+    for ids, text in zip(rows, texts, strict=True):
+        end = len(ids)
+        while special and end > 1 and ids[end - 1] in ends and not text.endswith(str(tokenizer.eos_token)):
+            end -= 1
+        trimmed.append(list(ids[:end]))
+    return trimmed
+
+
+def _shortened(model: Model, question: Question, limit: int, length: int, *, chat: bool) -> Question:
+    """Return the question with the first tokens of its context dropped, as many as are too many."""
+    from dataclasses import replace
+
+    pieces = _tokens(model, [question.context], special=False)[0]
+    over = length - limit
+    if over >= len(pieces):
+        raise _too_long(question, length, limit)
+    kept = str(model.tokenizer.decode(pieces[over:], skip_special_tokens=False)).lstrip("\ufffd")
+    # Two tokenisations of one text may differ by a token at the cut; a context that did not shrink would never end.
+    kept = kept if len(kept) < len(question.context) else question.context[1:]
+    return replace(question, context=kept, evidence=())
+
+
+def _too_long(question: Question, length: int, limit: int) -> DataError:
+    return DataError(
+        f"row {question.id!r} is too long for the model",
+        expected=f"at most {limit} tokens",
+        got=f"{length} tokens",
+        fix="pass --truncate to drop the start of long contexts, or remove the row",
+    )

@@ -1,0 +1,223 @@
+"""The Truth Scores artefact: one number per head, with the samples that its uncertainty comes from."""
+
+import csv
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from truthheads.artifacts import load_artifact, save_artifact
+from truthheads.errors import ArtifactError
+from truthheads.plots import heat_map
+from truthheads.stats import bootstrap_means, interval
+
+KIND = "scores"
+TENSORS = (
+    "values",
+    "accuracy",
+    "auroc",
+    "pair_accuracy",
+    "fold_accuracy",
+    "kind_values",
+    "sample",
+    "sample_label",
+    "sample_group",
+    "sample_question",
+    "sample_id",
+    "probe_weight",
+    "probe_bias",
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scores:
+    """Truth Scores of every head of one model on one data set.
+
+    Attributes:
+        method: ``probe``, ``attribution`` or ``evidence``.
+        values: The score itself: out-of-fold accuracy (probe), mean gradient in nats (attribution), AUROC (evidence).
+        accuracy: Mean of the folds' accuracies; NaN where not defined, as everywhere below.
+        auroc: Chance that a truthful answer outscores an untruthful one.
+        pair_accuracy: Share of questions whose truthful answer outscores its own untruthful one.
+        fold_accuracy: Accuracy in each fold.
+        kind_values: The score on the rows of each kind alone, in the order of ``meta["kinds"]``.
+        sample: What bootstraps resample: out-of-fold logit of each answer (probe), gradient of each question's
+            margin (attribution), fp16.
+        sample_label: 1 truthful, 0 not (probe); 1 (attribution).
+        sample_group: Number of the group of each sample.
+        sample_question: Row of the question of each sample.
+        sample_id: 64-bit digest of that question, equal for the same row in two files.
+        probe_weight: Probe on raw z, fitted on all answers.
+        probe_bias: Its intercept.
+        meta: Model, data, settings, seed, versions, command line.
+    """
+
+    method: str
+    values: Float[Tensor, "num_layers num_heads"]
+    accuracy: Float[Tensor, "num_layers num_heads"]
+    auroc: Float[Tensor, "num_layers num_heads"]
+    pair_accuracy: Float[Tensor, "num_layers num_heads"]
+    fold_accuracy: Float[Tensor, "folds num_layers num_heads"]
+    kind_values: Float[Tensor, "kinds num_layers num_heads"]
+    sample: Float[Tensor, "samples num_layers num_heads"]
+    sample_label: Int[Tensor, " samples"]
+    sample_group: Int[Tensor, " samples"]
+    sample_question: Int[Tensor, " samples"]
+    sample_id: Int[Tensor, " samples"]
+    probe_weight: Float[Tensor, "num_layers num_heads head_dim"]
+    probe_bias: Float[Tensor, "num_layers num_heads"]
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, method: str, values: Tensor, *, meta: Mapping[str, Any], **tensors: Tensor) -> "Scores":
+        """Return scores with everything that is not given left empty, or NaN for arrays of heads.
+
+        Args:
+            method: ``probe``, ``attribution`` or ``evidence``.
+            values: The score, ``[num_layers, num_heads]``.
+            meta: See the class.
+            tensors: Any other attribute of the class.
+        """
+        layers, heads = values.shape
+        nothing = torch.full((layers, heads), float("nan"))
+        whole = torch.zeros(0, dtype=torch.int64)
+        blank = {
+            "accuracy": nothing,
+            "auroc": nothing,
+            "pair_accuracy": nothing,
+            "fold_accuracy": torch.zeros(0, layers, heads),
+            "kind_values": torch.zeros(0, layers, heads),
+            "sample": torch.zeros(0, layers, heads, dtype=torch.float16),
+            "sample_label": whole,
+            "sample_group": whole,
+            "sample_question": whole,
+            "sample_id": whole,
+            "probe_weight": torch.zeros(layers, heads, 0),
+            "probe_bias": nothing,
+        }
+        return cls(method=method, values=values.float(), meta=dict(meta), **{**blank, **tensors})
+
+    def save(self, path: str | Path) -> None:
+        """Write the artefact.
+
+        Raises:
+            ArtifactError: The file could not be written.
+        """
+        tensors = {name: getattr(self, name) for name in TENSORS}
+        save_artifact(Path(path), tensors, {**self.meta, "kind": KIND, "method": self.method})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Scores":
+        """Read scores: our own file, or an ``[layers, heads]`` array as ``.npy`` or ``.csv`` (the released formats).
+
+        Raises:
+            ArtifactError: The file is missing, damaged, or not scores.
+        """
+        path = Path(path)
+        if path.suffix in (".npy", ".csv"):
+            values = torch.from_numpy(_foreign(path))
+            return cls.of("probe", values, accuracy=values.float(), meta={"source": path.name})
+        artifact = load_artifact(path, kind=KIND)
+        missing = sorted({*TENSORS} - set(artifact.tensors))
+        if missing or artifact.tensors["values"].ndim != 2:
+            raise ArtifactError(
+                f"{path} is not whole",
+                expected=f"tensors {', '.join(TENSORS)}",
+                got=f"without {', '.join(missing)}" if missing else "values that are not [layers, heads]",
+                fix="write it again with `truthheads score`",
+            )
+        meta = {key: value for key, value in artifact.meta.items() if key not in ("kind", "method", "format_version")}
+        wanted = {name: artifact.tensors[name] for name in TENSORS}
+        return cls(method=str(artifact.meta.get("method")), meta=meta, **wanted)
+
+    @property
+    def unit(self) -> str:
+        """What a value is, in words."""
+        names = {"attribution": "mean gradient (nats)", "evidence": "AUROC"}
+        return names.get(self.method, "accuracy")
+
+    def intervals(self) -> tuple[Float[np.ndarray, "num_layers num_heads"], Float[np.ndarray, "num_layers num_heads"]]:
+        """Return the ends of each head's 95 % interval by bootstrap over groups; NaN where no samples were kept."""
+        nothing = np.full(tuple(self.values.shape), np.nan)
+        if not len(self.sample):
+            return nothing, nothing
+        sample = self.sample.float().numpy()
+        if self.method == "probe":
+            item = ((sample > 0) == (self.sample_label.numpy() == 1)[:, None, None]).astype(float)
+            item[np.isnan(sample)] = np.nan
+        else:
+            item = sample.astype(float)
+        draws = bootstrap_means(item.reshape(len(item), -1), self.sample_group.numpy(), seed=0)
+        low, high = interval(draws)
+        return low.reshape(nothing.shape), high.reshape(nothing.shape)
+
+    def top(self, count: int = 10) -> list[tuple[int, int]]:
+        """Return the heads with the largest values, best first; heads without a value are left out."""
+        flat = self.values.flatten()
+        order = torch.argsort(torch.nan_to_num(flat, nan=-torch.inf), descending=True, stable=True)
+        heads = [divmod(int(i), self.values.shape[1]) for i in order if not torch.isnan(flat[i])]
+        return heads[:count]
+
+    def table(self, count: int = 10) -> list[dict[str, Any]]:
+        """Return the top heads as rows: head, score with interval, AUROC, pair accuracy."""
+        low, high = self.intervals()
+        return [
+            {
+                "head": f"L{layer}H{head}",
+                "score": float(self.values[layer, head]),
+                "low": float(low[layer, head]),
+                "high": float(high[layer, head]),
+                "auroc": float(self.auroc[layer, head]),
+                "pair_accuracy": float(self.pair_accuracy[layer, head]),
+            }
+            for layer, head in self.top(count)
+        ]
+
+    def chart(self) -> Any:
+        """Return the heat map of layers × heads as an Altair chart, one more for each kind of row."""
+        model = (self.meta.get("model") or {}).get("name", "")
+        middle = {"probe": 0.5, "evidence": 0.5, "attribution": 0.0}.get(self.method)
+        kinds = {kind: self.kind_values[i].numpy() for i, kind in enumerate(self.meta.get("kinds", []))}
+        return heat_map(
+            self.values.numpy(),
+            title=f"{self.unit} per head {model}".strip(),
+            unit=self.unit,
+            middle=middle,
+            panels=kinds if len(kinds) > 1 else None,
+        )
+
+    def _repr_html_(self) -> str:
+        return str(self.chart().to_html())
+
+
+def _foreign(path: Path) -> Float[np.ndarray, "num_layers num_heads"]:
+    """Return a released array: ``.npy`` of two axes, or a CSV with the columns layer, head, accuracy."""
+    expected = "a .npy array [layers, heads], or a CSV with columns layer, head, accuracy"
+    try:
+        if path.suffix == ".npy":
+            values = np.load(path, allow_pickle=False)
+        else:
+            with path.open(encoding="utf-8-sig", newline="") as lines:
+                cells = {(int(r["layer"]), int(r["head"])): float(r["accuracy"]) for r in csv.DictReader(lines)}
+            shape = max(layer for layer, _ in cells) + 1, max(head for _, head in cells) + 1
+            if shape[0] * shape[1] > 4 * len(cells) + 64 or min(min(cell) for cell in cells) < 0:
+                raise ValueError(f"{len(cells)} cells of a {shape[0]} x {shape[1]} array")
+            values = np.full(shape, np.nan)
+            for cell, value in cells.items():
+                values[cell] = value
+        if values.ndim != 2 or values.dtype.kind not in "fiu" or 0 in values.shape:
+            raise ValueError(f"an array of shape {values.shape} and type {values.dtype}")
+    except (OSError, ValueError, KeyError, TypeError, EOFError, csv.Error) as error:
+        raise ArtifactError(
+            f"{path} cannot be read as scores",
+            expected=expected,
+            got=f"{type(error).__name__}: {error}",
+            fix="check the file",
+        ) from error
+    result: Float[np.ndarray, "num_layers num_heads"] = values.astype(np.float64)
+    return result

@@ -1,0 +1,123 @@
+"""Rows on disk that survive a kill: memory-mapped fields and a journal of the batches that are complete."""
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from truthheads.artifacts import unwritable
+from truthheads.errors import ArtifactError
+
+JOURNAL = "journal"
+PLAN = "plan.json"
+
+
+class Field(NamedTuple):
+    """Shape of one row of a field, and its type."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+class RowStore:
+    """Named fields of ``rows`` rows each, in one folder, filled batch by batch.
+
+    A batch counts as done once its line stands in the journal, which is written after its values. A process that is
+    killed loses the batch it was in; the next one with the same ``identity`` goes on after the last complete batch.
+    A folder with another identity is cleared.
+
+    Args:
+        folder: Where the files lie; made where missing.
+        fields: Name to shape and type of one row.
+        rows: Number of rows.
+        identity: Everything that the values depend on, as text.
+
+    Raises:
+        ArtifactError: The folder cannot be written to, the disk is full, or another process is using it.
+    """
+
+    def __init__(self, folder: Path, fields: Mapping[str, Field], *, rows: int, identity: str) -> None:
+        self.folder = folder
+        self._lock = -1
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._acquire()
+            plan = json.dumps({"identity": identity, "rows": rows, "fields": {k: str(v) for k, v in fields.items()}})
+            if not (folder / PLAN).is_file() or (folder / PLAN).read_text(encoding="utf-8") != plan:
+                self._clear()
+            self._tensors = {name: self._map(name, field, rows) for name, field in fields.items()}
+            (folder / PLAN).write_text(plan, encoding="utf-8")
+            journal = folder / JOURNAL
+            lines = journal.read_text(encoding="ascii").split("\n")[:-1] if journal.is_file() else []
+            self.done = {int(line) for line in lines if line.isdigit()}
+            self._journal = journal.open("a", encoding="ascii")
+        except OSError as error:
+            raise unwritable(folder, error) from error
+
+    def write(self, name: str, rows: Int[Tensor, " batch"], values: Tensor) -> None:
+        """Put values ``[batch, *shape]`` at the given rows of a field."""
+        self._tensors[name][rows.cpu()] = values.detach().to("cpu", self._tensors[name].dtype)
+
+    def complete(self, batch: int) -> None:
+        """Write down that every value of a batch is in its place."""
+        self._journal.write(f"{batch}\n")
+        self._journal.flush()
+        self.done.add(batch)
+
+    def read(self, name: str) -> Tensor:
+        """Return a field ``[rows, *shape]``; nothing is read before it is used."""
+        return self._tensors[name]
+
+    def close(self) -> None:
+        """Let go of the files; the next process may go on with them."""
+        self._tensors = {}
+        self._journal.close()
+        os.close(self._lock)
+
+    def delete(self) -> None:
+        """Remove the folder and all that is in it."""
+        self.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _acquire(self) -> None:
+        self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(self._lock)
+            raise ArtifactError(
+                f"{self.folder} is in use",
+                expected="one command at a time on one --out",
+                got="another process is writing there",
+                fix="wait for it, or choose another --out",
+            ) from error
+
+    def _clear(self) -> None:
+        for entry in self.folder.iterdir():
+            if entry.name != "lock":
+                entry.unlink()
+
+    def _map(self, name: str, field: Field, rows: int) -> Tensor:
+        path = self.folder / f"{name}.bin"
+        count = rows * torch.Size(field.shape).numel()
+        size = count * field.dtype.itemsize
+        with path.open("ab") as opened:
+            if opened.tell() != size:
+                opened.truncate(0)
+                # Reserved now: a page of a sparse file that finds no room later kills the process with SIGBUS.
+                try:
+                    os.posix_fallocate(opened.fileno(), 0, max(size, 1))
+                except OSError as error:
+                    if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                        raise
+                    opened.truncate(size)
+        flat = torch.from_file(str(path), shared=True, size=count, dtype=field.dtype)
+        return flat.view(rows, *field.shape)

@@ -1,0 +1,76 @@
+"""What a score file says, in figures and in sentences."""
+
+from typing import Any
+
+import numpy as np
+
+from truthheads.scores import Scores
+
+NOT_BINDING = (
+    "All untruthful answers are absent from their contexts: a head may score high by knowing only that an answer "
+    "stands in the context, not that it answers the question. Rows with distractors tell the two apart."
+)
+
+
+def summarise(scores: Scores, *, top: int = 10) -> dict[str, Any]:
+    """Return the JSON result of ``truthheads score``.
+
+    Args:
+        scores: The artefact.
+        top: Heads in the list.
+    """
+    meta = scores.meta
+    values = scores.values.numpy()
+    summary = meta.get("summary", {})
+    kinds = {
+        name: {**summary.get("kinds", {}).get(name, {}), **_profile(scores.kind_values[i].numpy())}
+        for i, name in enumerate(meta.get("kinds", []))
+    }
+    result = {
+        "model": meta.get("model"),
+        "data": meta.get("data"),
+        "settings": meta.get("settings"),
+        "seed": meta.get("seed"),
+        "unit": scores.unit,
+        "mean": summary.get("mean"),
+        "margin": summary.get("margin"),
+        "split_half": summary.get("split_half"),
+        "form": summary.get("form"),
+        "top": scores.table(top),
+        **_profile(values),
+        "kinds": kinds,
+    }
+    return {**result, "warnings": warnings_of(result)}
+
+
+def _profile(values: np.ndarray) -> dict[str, Any]:
+    """Return mean, best head and the means of the layers (None where a layer has no value)."""
+    if not np.isfinite(values).any():
+        return {"heads_mean": None, "best": None, "layers": [None] * len(values)}
+    layer, head = divmod(int(np.nanargmax(values)), values.shape[1])
+    layers = [float(np.nanmean(row)) if np.isfinite(row).any() else None for row in values]
+    return {
+        "heads_mean": float(np.nanmean(values)),
+        "best": {"head": f"L{layer}H{head}", "score": float(values[layer, head])},
+        "layers": layers,
+    }
+
+
+def warnings_of(result: dict[str, Any]) -> list[str]:
+    """Return what a reader must know before trusting the scores, one sentence or two each."""
+    found = []
+    form = result["form"]
+    if form and form["warns"]:
+        found.append(
+            f"The form of the answers alone separates them at {form['accuracy']['value']:.3f} "
+            f"[{form['accuracy']['low']:.3f}, {form['accuracy']['high']:.3f}] ({form['best_feature']!r} alone at "
+            f"{form['best_accuracy']:.3f}): scores on this data measure the answers' form, not only their truth."
+        )
+    if result["kinds"] and set(result["kinds"]) <= {"absent", "not in context"}:
+        found.append(NOT_BINDING)
+    skipped = (result["data"] or {}).get("skipped", 0)
+    if skipped:
+        found.append(f"{skipped} bad rows were left out.")
+    if (result["settings"] or {}).get("shuffle_labels"):
+        found.append("Labels are shuffled: these are chance scores, for control only.")
+    return found
