@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
-from zoo import tiny_tokenizer
 
 from truthheads.data import Question
+from zoo import tiny_tokenizer
 
 PLANTED_HEAD = (1, 2)
 NUM_LAYERS, NUM_HEADS, HEAD_DIM = 2, 4, 32

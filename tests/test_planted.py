@@ -8,6 +8,13 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GroupKFold, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor, nn
+from transformers import AutoTokenizer, GPT2LMHeadModel
+
 from planted import (
     CONTEXT_END,
     ENTITIES,
@@ -21,13 +28,6 @@ from planted import (
     planted_questions,
     save_planted,
 )
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GroupKFold, cross_val_score
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
-from torch import Tensor, nn
-from transformers import AutoTokenizer, GPT2LMHeadModel
-
 from truthheads.data import Question
 
 NUM_QUESTIONS = 150

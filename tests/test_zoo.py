@@ -13,6 +13,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+
 from zoo import MULTIMODAL, ROWS, SPECIAL_TOKENS, VOCAB_SIZE, ZooRow, build, runner, save, text_inputs, tiny_tokenizer
 
 TOLERANCE = 1e-4

@@ -28,7 +28,7 @@ _HOMES = {
     "score": "scoring",
 }
 
-__all__ = sorted(_HOMES)  # noqa: PLE0605  (one list, kept by the table above)
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

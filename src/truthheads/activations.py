@@ -10,9 +10,9 @@ from truthheads.data import Question
 from truthheads.errors import ActivationError
 from truthheads.forward import (
     Progress,
+    backbone,
     final_values,
     frozen_mode,
-    backbone,
     plan_batches,
     prepare_tails,
     run_batches,

@@ -81,4 +81,5 @@ def kept_samples(question: Int[np.ndarray, " n"], max_samples: int, seed: int) -
 
 
 def digests(questions: Sequence[Question], rows: Int[np.ndarray, " n"]) -> Tensor:
+    """Return the digest of the question at each given row, int64."""
     return torch.tensor([questions[int(row)].digest for row in rows], dtype=torch.int64)

@@ -128,7 +128,7 @@ def locate_heads(network: PreTrainedModel) -> HeadLayout:
         if kind not in SOFTMAX_LAYERS:
             skipped[index] = kind
             continue
-        projection = _out_proj(layer, row)
+        projection = _out_proj(layer, row, getattr(config, "hidden_size", None))
         if projection is None:
             skipped[index] = _describe(layer)
             continue
@@ -186,16 +186,16 @@ def _layers(network: PreTrainedModel, decoder: Any, row: ArchitectureRow, config
     )
 
 
-def _out_proj(layer: nn.Module, row: ArchitectureRow) -> nn.Module | None:
+def _out_proj(layer: nn.Module, row: ArchitectureRow, width: int | None) -> nn.Module | None:
     try:
         return layer.get_submodule(row.out_proj)
     except AttributeError:
-        found = list(_discover(layer))
+        found = list(_discover(layer, width))
         return found[0] if len(found) == 1 else None
 
 
-def _discover(layer: nn.Module) -> Iterator[nn.Module]:
-    """Yield the linear modules inside self-attention that are not on its input side."""
+def _discover(layer: nn.Module, width: int | None) -> Iterator[nn.Module]:
+    """Yield the linear modules inside self-attention that lead back to the model's width, where it is known."""
     for name, child in layer.named_children():
         kind = type(child).__name__
         if OTHER_MIXER.search(name) or OTHER_MIXER.search(kind):
@@ -204,7 +204,10 @@ def _discover(layer: nn.Module) -> Iterator[nn.Module]:
             continue
         for path, module in child.named_modules():
             last = path.rpartition(".")[2]
-            if _widths(module) is not None and path and not INPUT_SIDE.search(last):
+            widths = _widths(module)
+            if widths is None or not path or INPUT_SIDE.search(last):
+                continue
+            if width is None or widths[1] == width:
                 yield module
 
 

@@ -97,8 +97,10 @@ def save_artifact(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, 
         ArtifactError: The file could not be written.
     """
     header = {KEY: dumps({"format_version": FORMAT_VERSION, **meta})}
+    # Cloned, since safetensors refuses tensors that share memory, as arrays of NaN for "not measured" may.
+    whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with replaced(path) as temporary:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary, header)
+        save_file(whole, temporary, header)
 
 
 def load_artifact(path: Path, *, kind: str) -> Artifact:

@@ -100,11 +100,18 @@ def kind_of(question: Question) -> str | None:
 def write_questions(path: Path, questions: Iterable[Question]) -> Path:
     """Write a question file (JSONL, one row a line, empty fields left out) and return its path.
 
+    A question with one answer is written with ``answer`` and ``label``.
+
     Raises:
         ArtifactError: The file could not be written.
     """
     with replaced(path) as temporary, temporary.open("w", encoding="utf-8") as lines:
         for question in questions:
             row = {name: value for name, value in asdict(question).items() if value not in (None, "", ())}
+            row["question"] = question.question
+            if len(question.answers) == 1:
+                answer = question.answers[0]
+                row = {name: row[name] for name in row if name not in ("truthful", "untruthful")}
+                row |= {"answer": answer.text, "label": int(answer.truthful)}
             lines.write(dumps(row) + "\n")
     return path

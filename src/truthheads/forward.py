@@ -115,7 +115,7 @@ def _halving(members: Sequence[Encoded], step: Callable[[Sequence[Encoded]], Non
             raise ActivationError(
                 f"question {members[0].row} does not fit into memory",
                 expected="memory for one question",
-                got=f"{members[0].length} tokens; {str(error).splitlines()[0]}",
+                got=f"{members[0].length} tokens; {(str(error) or type(error).__name__).splitlines()[0]}",
                 fix="use a device with more memory, a smaller --dtype, or remove the row",
             ) from error
     gc.collect()
@@ -175,9 +175,10 @@ def final_values(z: Float[Tensor, "tails seq num_heads head_dim"], tails: Tails)
 
 
 def answer_logprobs(model: Model, tails: Tails) -> Float[Tensor, " tails"]:
-    """Return log P(answer | prompt) in nats, summed over the answer's tokens, computed in fp32.
+    """Return log P(answer | prompt) in nats, summed over the answer's tokens in its tail, computed in fp32.
 
-    The language-model head runs on the tails alone.
+    The language-model head runs on the tails alone. First tokens that a question's answers share stand in the prefix
+    and are not counted: they cancel in the difference between two answers.
     """
     logits = model.network(**tails.inputs).logits[:, :-1].float()
     targets = tails.ids[:, 1:]
@@ -208,7 +209,7 @@ def _padded(rows: Sequence[Sequence[int]], *, left: bool, device: torch.device) 
 
 
 def _positioned(model: Model, inputs: dict[str, Any], seen: Tensor, width: int) -> dict[str, Any]:
-    """Add the attention mask over everything seen and, where the network takes them, the positions of the new tokens."""
+    """Add the mask over everything seen and, where the network takes them, the positions of the new tokens."""
     inputs = {**inputs, "attention_mask": seen.long()}
     if "position_ids" in inspect.signature(backbone(model).forward).parameters:
         inputs["position_ids"] = (seen.long().cumsum(1) - 1).clamp(min=0)[:, -width:]

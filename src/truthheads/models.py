@@ -18,13 +18,12 @@ from transformers import AutoConfig, AutoProcessor, AutoTokenizer, PreTrainedCon
 from transformers.models.auto import modeling_auto
 
 from truthheads.architectures import HeadLayout, locate_heads
+from truthheads.devices import pick_device, pick_dtype
 from truthheads.errors import ModelError
 from truthheads.sources import resolve
 
 log = logging.getLogger(__name__)
 
-DTYPES = {"bf16": torch.bfloat16, "bfloat16": torch.bfloat16, "fp16": torch.float16, "float16": torch.float16}
-DTYPES |= {"fp32": torch.float32, "float32": torch.float32}
 FINGERPRINT_VALUES = 256
 
 Visit = Callable[[int, Float[Tensor, "batch seq num_heads head_dim"]], Tensor | None]
@@ -95,9 +94,13 @@ def load(name: str, *, device: str = "auto", dtype: str = "auto", trust_remote_c
     config = _config(name, source, trust_remote_code)
     tokenizer = _tokenizer(name, source, trust_remote_code)
     with _quiet(), _explained(name, "whole safetensors weights that fit config.json"):
-        network = _network_class(config, trust_remote_code).from_pretrained(
-            source, config=config, dtype=kind, trust_remote_code=trust_remote_code
+        network_class = _network_class(config, trust_remote_code)
+        config = getattr(config, "thinker_config", config)  # the thinker's class reads no more than its own
+        network, info = network_class.from_pretrained(
+            source, config=config, dtype=kind, trust_remote_code=trust_remote_code, output_loading_info=True
         )
+        if info["missing_keys"]:  # transformers fills them with random numbers
+            raise ValueError(f"no weights for {', '.join(sorted(info['missing_keys']))}")
     network = network.to(place).eval().requires_grad_(False)
     return Model(network, tokenizer, _processor(source, config, trust_remote_code), locate_heads(network), name)
 
@@ -150,6 +153,7 @@ def inspect(name: str, *, trust_remote_code: bool = False) -> Inspection:
     config = _config(name, source, trust_remote_code)
     with _quiet(), _explained(name, "a configuration that its class accepts"), torch.device("meta"):
         network_class = _network_class(config, trust_remote_code)
+        config = getattr(config, "thinker_config", config)
         make = getattr(network_class, "_from_config", None) or network_class.from_config
         network = make(config)
     network.tie_weights()
@@ -160,49 +164,6 @@ def inspect(name: str, *, trust_remote_code: bool = False) -> Inspection:
         dtype=None if stored is None else str(stored).removeprefix("torch."),
         image=_takes_images(config),
     )
-
-
-def pick_device(name: str) -> torch.device:
-    """Return a torch device; ``auto`` is the first accelerator, else the CPU.
-
-    Raises:
-        ModelError: The device is not one of torch's, or is not there.
-    """
-    if name == "auto":
-        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        return accelerator or torch.device("cpu")
-    try:
-        place = torch.device(name)
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError) as error:
-        raise ModelError(
-            f"device {name!r} cannot be used",
-            expected="auto, cpu, cuda, cuda:1, mps …",
-            got=str(error).splitlines()[0],
-            fix="leave --device auto",
-        ) from error
-    return place
-
-
-def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Return a floating-point type; ``auto`` is bf16 where the hardware multiplies it, else fp32.
-
-    Raises:
-        ModelError: The name is not one of auto, bf16, fp16, fp32.
-    """
-    if name != "auto":
-        if name not in DTYPES:
-            raise ModelError(
-                f"dtype {name!r} is not known", expected="auto, bf16, fp16 or fp32", got=name, fix="choose one of them"
-            )
-        return DTYPES[name]
-    if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        capable = getattr(torch.backends.cpu, "get_cpu_capability", str)() if device.type == "cpu" else ""
-        flags = [getattr(torch.cpu, probe, bool)() for probe in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
-        fast = capable != "" and any(flags)
-    return torch.bfloat16 if fast else torch.float32
 
 
 @contextmanager

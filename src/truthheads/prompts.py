@@ -1,11 +1,11 @@
 """From a question to token ids: the prompt, its answers, and the prefix that the answers share."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from truthheads.data import Question
-from truthheads.errors import DataError
+from truthheads.errors import DataError, ModelError
 from truthheads.models import Model
 
 
@@ -16,8 +16,8 @@ class Encoded:
     Attributes:
         row: Position of the question in its list.
         prefix: Tokens that all its answers share, less the last one; computed once. Empty where nothing is shared.
-        tails: For each answer the rest of its tokens, up to the answer's last; a tail starts with the last shared token.
-        starts: For each tail the index of the answer's first token (at least 1: a token is predicted from the one before).
+        tails: For each answer the rest of its tokens; starts with the last shared token, ends with the answer's last.
+        starts: For each tail the index of the answer's first token; at least 1, since its predecessor predicts it.
     """
 
     row: int
@@ -37,10 +37,10 @@ class Encoded:
 
 
 def prompt_of(question: Question) -> str:
-    """Return the paper's prompt up to and without the blank before the answer.
+    r"""Return the paper's prompt up to and without the blank before the answer.
 
     Source:
-        ``Context:\\n{context}\\n\\nQuestion: {question}\\nAnswer: {answer}``, fields stripped (paper, probing runs); the
+        ``Context:\n{context}\n\nQuestion: {question}\nAnswer: {answer}``, fields stripped (paper, probing runs); the
         context part is left out where a row has none.
     """
     context, asked = question.context.strip(), question.question.strip()
@@ -129,8 +129,6 @@ def _framed(model: Model, question: Question, *, chat: bool) -> str:
     if not chat:
         return prompt
     if not getattr(model.tokenizer, "chat_template", None):
-        from truthheads.errors import ModelError
-
         raise ModelError(
             f"{model.name} has no chat template",
             expected="a tokenizer with a chat template for --chat",
@@ -159,13 +157,15 @@ def _tokens(model: Model, texts: Sequence[str], *, special: bool) -> list[list[i
 
 def _shortened(model: Model, question: Question, limit: int, length: int, *, chat: bool) -> Question:
     """Return the question with the first tokens of its context dropped, as many as are too many."""
-    from dataclasses import replace
-
     pieces = _tokens(model, [question.context], special=False)[0]
     over = length - limit
     if over >= len(pieces):
         raise _too_long(question, length, limit)
-    kept = str(model.tokenizer.decode(pieces[over:], skip_special_tokens=False)).lstrip("\ufffd")
+    if getattr(model.tokenizer, "is_fast", False):
+        offsets = model.tokenizer(question.context, add_special_tokens=False, return_offsets_mapping=True)
+        kept = question.context[offsets["offset_mapping"][over - 1][1] :]
+    else:
+        kept = str(model.tokenizer.decode(pieces[over:], skip_special_tokens=False)).lstrip("\ufffd")
     # Two tokenisations of one text may differ by a token at the cut; a context that did not shrink would never end.
     kept = kept if len(kept) < len(question.context) else question.context[1:]
     return replace(question, context=kept, evidence=())

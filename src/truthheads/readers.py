@@ -49,13 +49,22 @@ def read_questions(path: str | Path, *, limit: int | None = None, skip_bad_rows:
     questions: list[Question] = []
     seen: set[str] = set()
     skipped = 0
+    unknown: DataError | None = None
     for row in read_rows(path):
         if limit is not None and len(questions) >= limit:
             break
         try:
             if row.fields is None:
                 raise BadField("", "one row", row.fault)
-            layout = layout or _recognise(path, row)
+            if layout is None:
+                try:
+                    layout = _recognise(path, row)
+                except DataError as error:
+                    if not skip_bad_rows:
+                        raise
+                    unknown = unknown or error
+                    skipped += 1
+                    continue
             question = _checked(layout.convert(row.fields, row.place.rpartition(" ")[2]))
             if question.id in seen:
                 raise BadField("id", "an id of its own", question.id)
@@ -71,6 +80,8 @@ def read_questions(path: str | Path, *, limit: int | None = None, skip_bad_rows:
         else:
             seen.add(question.id)
             questions.append(question)
+    if layout is None and unknown is not None:
+        raise unknown
     if layout is None or not questions:
         raise DataError(
             f"{path} holds no usable row",
@@ -102,9 +113,9 @@ def _checked(question: Question) -> Question:
     for field, text in (("truthful", question.truthful), ("untruthful", question.untruthful)):
         if text is not None and not text.strip():
             raise BadField(field, "an answer that is not empty", text)
-    if question.truthful is not None and question.untruthful is not None:
-        if question.truthful.strip() == question.untruthful.strip():
-            raise BadField("untruthful", "an answer that differs from the truthful one", question.untruthful)
+    texts = [answer.text.strip() for answer in question.answers]
+    if len(texts) == 2 and texts[0] == texts[1]:
+        raise BadField("untruthful", "an answer that differs from the truthful one", question.untruthful)
     for start, end in question.evidence:
         if not 0 <= start < end <= len(question.context):
             span = f"[{start}, {end}) in a context of {len(question.context)} characters"
@@ -150,6 +161,10 @@ def _label(row: dict[str, Any], field: str) -> bool:
     return LABELS[key]
 
 
+LARGEST = 2**53
+"""Positions and pixels stay below: every whole number up to here is exact as a float."""
+
+
 def _spans(row: dict[str, Any], field: str, width: int) -> list[tuple[Any, ...]]:
     value = row.get(field)
     if value is None or value == "":
@@ -162,7 +177,7 @@ def _spans(row: dict[str, Any], field: str, width: int) -> list[tuple[Any, ...]]
     if not isinstance(value, list) or not all(isinstance(item, list | tuple) and len(item) == width for item in value):
         raise BadField(field, f"a list of lists of {width} numbers", value)
     spans = [tuple(item) for item in value]
-    if not all(isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n) for s in spans for n in s):
+    if not all(type(n) in (int, float) and abs(n) < LARGEST for span in spans for n in span):
         raise BadField(field, f"a list of lists of {width} numbers", value)
     return spans
 

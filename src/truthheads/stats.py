@@ -96,9 +96,9 @@ def bootstrap_means(
     return result
 
 
-def interval(draws: Float[np.ndarray, "resamples *shape"]) -> tuple[Any, Any]:
-    """Return the lower and upper end of the 95 % percentile interval along the first axis."""
-    low, high = np.nanquantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+def interval(draws: Float[np.ndarray, "..."]) -> tuple[Any, Any]:
+    """Return the lower and upper end of the 95 % percentile interval along the first axis; NaN where a draw is NaN."""
+    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     return low, high
 
 
@@ -129,5 +129,6 @@ def layer_bootstrap(
     for _ in range(resamples):
         rows = generator.integers(0, len(pairs[0][0]), len(pairs[0][0]))
         draws.append(np.mean([measure(a[rows].ravel(), b[rows].ravel()) for a, b in pairs]))
-    low, high = interval(np.array(draws)) if np.isfinite(draws).any() else (np.nan, np.nan)
+    defined = np.array(draws)[np.isfinite(draws)]
+    low, high = interval(defined) if len(defined) else (np.nan, np.nan)
     return Figure(value, float(low), float(high))

@@ -58,6 +58,8 @@ class RowStore:
             journal = folder / JOURNAL
             lines = journal.read_text(encoding="ascii").split("\n")[:-1] if journal.is_file() else []
             self.done = {int(line) for line in lines if line.isdigit()}
+            # A line that was cut off goes, or the next number would be glued to it.
+            journal.write_text("".join(f"{batch}\n" for batch in sorted(self.done)), encoding="ascii")
             self._journal = journal.open("a", encoding="ascii")
         except OSError as error:
             raise unwritable(folder, error) from error

@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,6 +89,8 @@ def _object(place: str, fields: Any) -> Row:
 def _json(path: Path) -> Iterator[Row]:
     try:
         whole = json.loads(path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError:
+        raise
     except json.JSONDecodeError as error:
         raise DataError(
             f"{path}:{error.lineno}: not JSON",
@@ -115,14 +118,15 @@ def _csv(path: Path) -> Iterator[Row]:
     previous = csv.field_size_limit(CSV_FIELD_LIMIT)
     try:
         with path.open(encoding="utf-8-sig", newline="") as lines:
-            reader = csv.DictReader(lines)
-            start = 2
-            for fields in reader:
+            reader = csv.reader(lines)
+            header = next(filter(None, reader), [])
+            start = reader.line_num + 1
+            for values in reader:
                 place, start = f"line {start}", reader.line_num + 1
-                if None in fields:
-                    yield Row(place, None, f"{len(fields[None])} more fields than the header has")
-                else:
-                    yield Row(place, dict(fields))
+                if len(values) > len(header):
+                    yield Row(place, None, f"{len(values) - len(header)} more fields than the header has")
+                elif values:
+                    yield Row(place, dict(zip_longest(header, values)))
     finally:
         csv.field_size_limit(previous)
 

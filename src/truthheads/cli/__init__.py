@@ -154,6 +154,7 @@ def score(
     check_target(out)
     if plot is not None:
         check_suffix(plot)
+        check_target(plot)
     questions = read_questions(data, limit=limit, skip_bad_rows=skip_bad_rows)
     loaded = load(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
     work = out.with_name(f"{out.name}.partial")
@@ -221,6 +222,31 @@ def _show_scores(result: dict[str, Any]) -> None:
     for name in ("out", "plot"):
         if name in result:
             console.written(result[name])
+
+
+@app.command()
+@guarded
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("demo"),
+    rows: Annotated[int, typer.Option(min=15, help="Generated questions.")] = 300,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Score SmolLM2 on generated questions and draw its heads."""
+    from truthheads.artifacts import dumps
+    from truthheads.demo import run_demo
+    from truthheads.summaries import summarise
+
+    with console.progress_bar(f"{rows} questions through smollm2") as progress:
+        made = run_demo(out, rows=rows, seed=seed, progress=progress)
+    result = summarise(made.result)
+    files = [str(path) for path in (made.questions, made.scores, *made.plots)]
+    if json:
+        typer.echo(dumps({**result, "files": files}))
+        return
+    _show_scores(result)
+    for file in files:
+        console.written(file)
 
 
 @data_app.command("make")

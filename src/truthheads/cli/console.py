@@ -17,8 +17,8 @@ from truthheads.errors import TruthHeadsError
 P = ParamSpec("P")
 R = TypeVar("R")
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+out = Console(highlight=False, soft_wrap=True, emoji=False)
+err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 BAR_AFTER_SECONDS = 2.0
 
 
@@ -44,7 +44,7 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
 @contextlib.contextmanager
 def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
     """Yield a callback (done, total) that shows a bar on stderr once the work has taken two seconds."""
-    columns = (TextColumn(label), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     bar = Progress(*columns, console=err, transient=True)
     task = bar.add_task(label)
     begun = time.monotonic()
@@ -66,9 +66,9 @@ def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
 
 def grid(title: str, columns: list[str], rows: list[list[str]]) -> Table:
     """Return a short table: the first column on the left, numbers on the right."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table = Table(title=escape(title), title_justify="left", title_style="bold", box=None, pad_edge=False)
     for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right")
+        table.add_column(escape(column), justify="left" if i == 0 else "right")
     for row in rows:
         table.add_row(*map(escape, row))
     return table

@@ -1,0 +1,51 @@
+"""Where a model runs, and in which floating-point type."""
+
+import torch
+
+from truthheads.errors import ModelError
+
+DTYPES = {"bf16": torch.bfloat16, "bfloat16": torch.bfloat16, "fp16": torch.float16, "float16": torch.float16}
+DTYPES |= {"fp32": torch.float32, "float32": torch.float32}
+
+
+def pick_device(name: str) -> torch.device:
+    """Return a torch device; ``auto`` is the first accelerator, else the CPU.
+
+    Raises:
+        ModelError: The device is not one of torch's, or is not there.
+    """
+    if name == "auto":
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return accelerator or torch.device("cpu")
+    try:
+        place = torch.device(name)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(
+            f"device {name!r} cannot be used",
+            expected="auto, cpu, cuda, cuda:1, mps …",
+            got=str(error).splitlines()[0],
+            fix="leave --device auto",
+        ) from error
+    return place
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Return a floating-point type; ``auto`` is bf16 where the hardware multiplies it, else fp32.
+
+    Raises:
+        ModelError: The name is not one of auto, bf16, fp16, fp32.
+    """
+    if name != "auto":
+        if name not in DTYPES:
+            raise ModelError(
+                f"dtype {name!r} is not known", expected="auto, bf16, fp16 or fp32", got=name, fix="choose one of them"
+            )
+        return DTYPES[name]
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        capable = getattr(torch.backends.cpu, "get_cpu_capability", str)() if device.type == "cpu" else ""
+        flags = [getattr(torch.cpu, probe, bool)() for probe in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
+        fast = capable != "" and any(flags)
+    return torch.bfloat16 if fast else torch.float32

@@ -1,0 +1,51 @@
+"""Fixtures of all tests. The package is imported inside them: the hook that checks shapes is set after this file."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from zoo import ZooRow, build, tiny_tokenizer
+
+if TYPE_CHECKING:
+    from truthheads.models import Model
+
+REFERENCE_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Run matrices this small on one thread, which is faster where other work shares the cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def wrap() -> "Callable[..., Model]":
+    """Return a function from a network (and a tokenizer, else bytes) to a Model."""
+    from truthheads.architectures import locate_heads
+    from truthheads.models import Model
+
+    def wrap(network: PreTrainedModel, tokenizer: Any = None, name: str = "tiny") -> Model:
+        return Model(network.requires_grad_(False), tokenizer or tiny_tokenizer(), None, locate_heads(network), name)
+
+    return wrap
+
+
+@pytest.fixture(scope="session")
+def model_of(wrap: "Callable[..., Model]") -> "Callable[[ZooRow], Model]":
+    """Return a function from a zoo row to its Model, built anew at each call: a test may do with it what it likes."""
+    return lambda row: wrap(build(row), name=row.name)
+
+
+@pytest.fixture(scope="session")
+def reference_data() -> Path:
+    """Return the folder of real data sets beside the checkout; a test that needs it is skipped where it is absent."""
+    if not REFERENCE_DATA.is_dir():
+        pytest.skip("reference data is not beside the checkout")
+    return REFERENCE_DATA
