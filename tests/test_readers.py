@@ -4,6 +4,7 @@ import csv
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def test_pairs(tmp_path: Path) -> None:
             truthful="Norway",
             untruthful="Sweden",
             evidence=((13, 19),),
-            image="a/b.png",
+            image=str(tmp_path / "a" / "b.png"),  # from the file's own folder
             boxes=((0.0, 1.0, 2.5, 3.0),),
             group="g",
             kind="absent",
@@ -131,8 +132,8 @@ def test_rlhfv_and_phd(tmp_path: Path) -> None:
     questions = read_questions(jsonl(tmp_path / "d.jsonl", rows))
     assert questions.layout == "RLHF-V / PhD"
     assert [(q.truthful, q.untruthful, q.image, q.group) for q in questions] == [
-        ("A cat.", None, "7", "7"),
-        (None, "A dog.", "7.jpg", "7.jpg"),
+        ("A cat.", None, str(tmp_path / "7"), "7"),
+        (None, "A dog.", str(tmp_path / "7.jpg"), "7.jpg"),
     ]
 
 
@@ -140,7 +141,11 @@ def test_pope(tmp_path: Path) -> None:
     row = {"question_id": 1, "image": "x.jpg", "text": "Is there a cat?", "label": "no"}
     questions = read_questions(jsonl(tmp_path / "p.json", [[row]]))  # a .json file is one array
     assert questions.layout == "POPE"
-    assert questions == [Question("1", "", "Is there a cat?", "no", "yes", image="x.jpg", group="x.jpg")]
+    image = str(tmp_path / "x.jpg")
+    assert questions == [Question("1", "", "Is there a cat?", "no", "yes", image=image, group="x.jpg")]
+    (elsewhere,) = read_questions(tmp_path / "p.json", images="/pictures")
+    assert (elsewhere.image, elsewhere.group) == ("/pictures/x.jpg", "x.jpg")
+    assert elsewhere.digest == questions[0].digest  # the same row, wherever its picture lies
     message = refusal(jsonl(tmp_path / "bad.jsonl", [row | {"label": "perhaps"}]))
     assert "bad.jsonl:line 1: field 'label'" in message
     assert "yes or no" in message
@@ -494,8 +499,10 @@ def question_lists(draw: st.DrawFn) -> list[dict[str, Any]]:
 def test_what_is_written_is_read_back(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
     questions = [Question(**row) for row in rows]
     found = read_questions(write_questions(tmp_path / "q.jsonl", questions))
-    assert found == questions
-    assert [question.digest for question in found] == [question.digest for question in questions]
+    assert found == [
+        question if question.image is None else replace(question, image=str(tmp_path / question.image))
+        for question in questions
+    ]
 
 
 def test_writing_fails_whole(tmp_path: Path) -> None:

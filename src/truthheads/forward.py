@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from truthheads.errors import ActivationError
+from truthheads.images import load_image
 from truthheads.models import Model
 from truthheads.prompts import Encoded
 
@@ -48,11 +49,11 @@ def plan_batches(encoded: Sequence[Encoded], *, batch_tokens: int) -> list[list[
         batch_tokens: At most so many tokens of prefix and tails with padding; a longer question goes alone.
 
     Returns:
-        Positions in ``encoded``. Questions with and without a shared prefix never share a batch.
+        Positions in ``encoded``. Questions with and without a shared prefix, or an image, never share a batch.
     """
     order = sorted(
         range(len(encoded)),
-        key=lambda i: (bool(encoded[i].prefix), len(encoded[i].prefix), encoded[i].length, encoded[i].tails),
+        key=lambda i: (_manner(encoded[i]), len(encoded[i].prefix), encoded[i].length, encoded[i].tails),
         reverse=True,
     )
     batches: list[list[int]] = []
@@ -61,13 +62,18 @@ def plan_batches(encoded: Sequence[Encoded], *, batch_tokens: int) -> list[list[
         item = encoded[i]
         wider, longer = max(width, len(item.prefix)), max(tail, *map(len, item.tails))
         cost = wider * (len(batches[-1]) + 1 if batches else 1) + longer * (tails + len(item.tails))
-        together = batches and bool(item.prefix) == bool(encoded[batches[-1][0]].prefix)
+        together = batches and _manner(item) == _manner(encoded[batches[-1][0]])
         if not together or cost > batch_tokens:
             batches.append([])
             wider, longer, tails = len(item.prefix), max(map(len, item.tails)), 0
         batches[-1].append(i)
         width, tail, tails = wider, longer, tails + len(item.tails)
     return batches
+
+
+def _manner(item: Encoded) -> tuple[bool, bool]:
+    """Return what all questions of a batch must agree in: whether they have a prefix, and an image."""
+    return bool(item.prefix), item.image is not None
 
 
 def run_batches(
@@ -143,7 +149,7 @@ def prepare_tails(model: Model, batch: Sequence[Encoded]) -> Tails:
 
     Args:
         model: The model; interception and gradient mode are the caller's.
-        batch: Questions that all have a prefix, or none.
+        batch: Questions that all have a prefix, or none; and all an image, or none.
     """
     device = model.device
     owner = torch.tensor([i for i, item in enumerate(batch) for _ in item.tails], device=device)
@@ -154,14 +160,28 @@ def prepare_tails(model: Model, batch: Sequence[Encoded]) -> Tails:
     past = torch.zeros(len(batch), 0, dtype=torch.bool, device=device)
     if batch[0].prefix:
         prefix, past = _padded([item.prefix for item in batch], left=True, device=device)
-        cache = backbone(model)(
-            **_positioned(model, {"input_ids": prefix}, past, past.shape[1]), use_cache=True
-        ).past_key_values
+        prompt = {"input_ids": prefix, **_image_inputs(model, [item.image for item in batch])}
+        cache = backbone(model)(**_positioned(model, prompt, past, past.shape[1]), use_cache=True).past_key_values
         cache.reorder_cache(owner)
         inputs |= {"past_key_values": cache, "use_cache": True}
+    else:
+        inputs |= _image_inputs(model, [item.image for item in batch for _ in item.tails])
     seen = torch.cat([past[owner], real], dim=1)
     last = real.sum(1) - 1
     return Tails(ids, real, owner, last, starts, _positioned(model, inputs, seen, ids.shape[1]))
+
+
+def _image_inputs(model: Model, paths: Sequence[str | None]) -> dict[str, Tensor]:
+    """Return what the network takes for images (``pixel_values`` and the like); nothing for questions without one."""
+    images = [load_image(path) for path in paths if path is not None]
+    if not images:
+        return {}
+    made = model.processor.image_processor(images=images, return_tensors="pt")
+    return {
+        name: value.to(model.device, model.dtype if value.is_floating_point() else None)
+        for name, value in made.items()
+        if isinstance(value, Tensor)
+    }
 
 
 def backbone(model: Model) -> Any:

@@ -6,6 +6,7 @@ from typing import Any
 
 from truthheads.data import Question
 from truthheads.errors import DataError, ModelError
+from truthheads.images import load_image
 from truthheads.models import Model
 
 
@@ -18,12 +19,14 @@ class Encoded:
         prefix: Tokens that all its answers share, less the last one; computed once. Empty where nothing is shared.
         tails: For each answer the rest of its tokens; starts with the last shared token, ends with the answer's last.
         starts: For each tail the index of the answer's first token; at least 1, since its predecessor predicts it.
+        image: Path of the image that its tokens stand for, or None.
     """
 
     row: int
     prefix: tuple[int, ...]
     tails: tuple[tuple[int, ...], ...]
     starts: tuple[int, ...]
+    image: str | None = None
 
     @property
     def length(self) -> int:
@@ -41,7 +44,8 @@ def prompt_of(question: Question) -> str:
 
     Source:
         ``Context:\n{context}\n\nQuestion: {question}\nAnswer: {answer}``, fields stripped (paper, probing runs); the
-        context part is left out where a row has none.
+        context part is left out where a row has none. With an image and no context the paper's LLaVA form is used:
+        ``<image>\n{question}\nASSISTANT: {answer}``.
     """
     context, asked = question.context.strip(), question.question.strip()
     return (f"Context:\n{context}\n\n" if context else "") + f"Question: {asked}\nAnswer:"
@@ -62,7 +66,7 @@ def encode(
 
     Args:
         model: Its tokenizer is used.
-        questions: Text questions.
+        questions: The questions; one with an image shows it where the model takes images.
         chat: Put context and question into the user's turn of the tokenizer's chat template and the answer into the
             assistant's turn. The last token is the answer's own, never the template's.
         truncate: Drop the start of a context that is too long for the model instead of raising.
@@ -74,24 +78,25 @@ def encode(
     """
     prompts = [_framed(model, question, chat=chat) for question in questions]
     texts = [
-        prompt + (answer.text.strip() if chat else f" {answer.text.strip()}")
+        [prompt, *(_answered(prompt, answer.text) for answer in question.answers)]
         for prompt, question in zip(prompts, questions, strict=True)
-        for answer in question.answers
     ]
-    ids = _tokens(model, texts, special=not chat)
-    heads = _tokens(model, prompts, special=not chat)
-    encoded, at = [], 0
+    plain = [row for row, question in enumerate(questions) if not shows_image(model, question)]
+    ids = iter(_tokens(model, [text for row in plain for text in texts[row]], special=not chat))
+    tokens = {row: [next(ids) for _ in texts[row]] for row in plain}
+    encoded = []
     for row, question in enumerate(questions):
-        count = len(question.answers)
-        one = _encode_one(row, question, heads[row], ids[at : at + count], share_prefix=share_prefix)
-        at += count
+        prompt, *answers = tokens.get(row) or _tokens_with_image(model, texts[row], question, special=not chat)
+        one = _encode_one(row, question, prompt, answers, share_prefix=share_prefix)
+        if shows_image(model, question):
+            one = replace(one, image=question.image)
         limit = model.layout.max_positions
         if limit is not None and one.length > limit:
             if not truncate:
                 raise _too_long(question, one.length, limit)
             shorter = _shortened(model, question, limit, one.length, chat=chat)
             again = encode(model, [shorter], chat=chat, truncate=True, share_prefix=share_prefix)[0]
-            one = Encoded(row, again.prefix, again.tails, again.starts)
+            one = replace(again, row=row)
         encoded.append(one)
     return encoded
 
@@ -124,10 +129,23 @@ def _common(sequences: Sequence[Sequence[int]]) -> int:
     return count
 
 
+def shows_image(model: Model, question: Question) -> bool:
+    """Return whether a question's image is put before the model: it has one, and the model takes images."""
+    return question.image is not None and model.processor is not None
+
+
+def _answered(prompt: str, answer: str) -> str:
+    """Return prompt and answer as one text; a blank between them unless the prompt ends with a line of its own."""
+    return prompt + ("" if prompt[-1:].isspace() else " ") + answer.strip()
+
+
 def _framed(model: Model, question: Question, *, chat: bool) -> str:
     prompt = prompt_of(question)
+    image = shows_image(model, question)
+    if image and not question.context.strip() and not chat:
+        prompt = f"{question.question.strip()}\nASSISTANT:"
     if not chat:
-        return prompt
+        return f"{model.processor.image_token}\n{prompt}" if image else prompt
     if not getattr(model.tokenizer, "chat_template", None):
         raise ModelError(
             f"{model.name} has no chat template",
@@ -135,8 +153,21 @@ def _framed(model: Model, question: Question, *, chat: bool) -> str:
             got="none",
             fix="leave --chat out, or use the instruct model's tokenizer",
         )
-    turns = [{"role": "user", "content": prompt.removesuffix("\nAnswer:")}]
-    return str(model.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    asked: Any = prompt.removesuffix("\nAnswer:")
+    if not image:
+        turns = [{"role": "user", "content": asked}]
+        return str(model.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    asked = question.question.strip() if not question.context.strip() else asked
+    parts = [{"type": "image"}, {"type": "text", "text": asked}]
+    turns = [{"role": "user", "content": parts}]
+    return str(model.processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+
+
+def _tokens_with_image(model: Model, texts: list[str], question: Question, *, special: bool) -> list[list[int]]:
+    """Return token ids in which the processor has put one token for each of the image's places."""
+    image = load_image(str(question.image))
+    made = model.processor(text=texts, images=[image] * len(texts), add_special_tokens=special)
+    return [list(ids) for ids in made["input_ids"]]
 
 
 def _tokens(model: Model, texts: Sequence[str], *, special: bool) -> list[list[int]]:

@@ -29,13 +29,16 @@ class BadField(ValueError):
         self.field, self.expected, self.got = field, expected, repr(got)[:120]
 
 
-def read_questions(path: str | Path, *, limit: int | None = None, skip_bad_rows: bool = False) -> Questions:
+def read_questions(
+    path: str | Path, *, limit: int | None = None, skip_bad_rows: bool = False, images: str | Path | None = None
+) -> Questions:
     """Read questions from a JSONL, JSON, CSV or Parquet file of any known layout.
 
     Args:
         path: The file.
         limit: Read the first so many good rows; None reads all.
         skip_bad_rows: Leave bad rows out and count them instead of raising.
+        images: Folder that image paths start from; None: the file's own.
 
     Returns:
         A list of :class:`Question`; ``.layout`` names the layout found, ``.skipped`` counts the bad rows.
@@ -45,6 +48,7 @@ def read_questions(path: str | Path, *, limit: int | None = None, skip_bad_rows:
             skipped); the message names file, line and field.
     """
     path = Path(path)
+    folder = Path(images) if images is not None else path.parent
     layout: Layout | None = None
     questions: list[Question] = []
     seen: set[str] = set()
@@ -79,6 +83,8 @@ def read_questions(path: str | Path, *, limit: int | None = None, skip_bad_rows:
             skipped += 1
         else:
             seen.add(question.id)
+            if question.image is not None:
+                question = replace(question, image=str(folder / question.image))
             questions.append(question)
     if layout is None and unknown is not None:
         raise unknown

@@ -4,6 +4,7 @@ import csv
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -192,7 +193,7 @@ class Scores:
         )
 
     def _repr_html_(self) -> str:
-        return str(self.chart().to_html())
+        return str(self.chart().to_html(inline=True))  # a notebook may have no network
 
 
 def _foreign(path: Path) -> Float[np.ndarray, "num_layers num_heads"]:
@@ -212,7 +213,18 @@ def _foreign(path: Path) -> Float[np.ndarray, "num_layers num_heads"]:
                 values[cell] = value
         if values.ndim != 2 or values.dtype.kind not in "fiu" or 0 in values.shape:
             raise ValueError(f"an array of shape {values.shape} and type {values.dtype}")
-    except (OSError, ValueError, KeyError, TypeError, EOFError, csv.Error) as error:
+    # numpy parses the header of a damaged .npy as Python, and believes the sizes that stand in it.
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        EOFError,
+        MemoryError,
+        SyntaxError,
+        TokenError,
+        csv.Error,
+    ) as error:
         raise ArtifactError(
             f"{path} cannot be read as scores",
             expected=expected,

@@ -51,7 +51,8 @@ class RowStore:
             folder.mkdir(parents=True, exist_ok=True)
             self._acquire()
             plan = json.dumps({"identity": identity, "rows": rows, "fields": {k: str(v) for k, v in fields.items()}})
-            if not (folder / PLAN).is_file() or (folder / PLAN).read_text(encoding="utf-8") != plan:
+            whole = all((folder / f"{name}.bin").is_file() for name in fields) and (folder / PLAN).is_file()
+            if not whole or (folder / PLAN).read_text(encoding="utf-8") != plan:
                 self._clear()
             self._tensors = {name: self._map(name, field, rows) for name, field in fields.items()}
             (folder / PLAN).write_text(plan, encoding="utf-8")
@@ -62,6 +63,8 @@ class RowStore:
             journal.write_text("".join(f"{batch}\n" for batch in sorted(self.done)), encoding="ascii")
             self._journal = journal.open("a", encoding="ascii")
         except OSError as error:
+            if self._lock >= 0:  # let go, or the next attempt of this process would find the folder in use
+                os.close(self._lock)
             raise unwritable(folder, error) from error
 
     def write(self, name: str, rows: Int[Tensor, " batch"], values: Tensor) -> None:
@@ -103,6 +106,7 @@ class RowStore:
             ) from error
 
     def _clear(self) -> None:
+        (self.folder / PLAN).unlink(missing_ok=True)  # first: a plan beside half of its files would be believed
         for entry in self.folder.iterdir():
             if entry.name != "lock":
                 entry.unlink()

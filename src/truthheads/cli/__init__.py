@@ -70,12 +70,13 @@ Remote = Annotated[bool, typer.Option("--trust-remote-code", help="Run modelling
 SkipBadRows = Annotated[bool, typer.Option("--skip-bad-rows", help="Leave bad rows out and count them.")]
 
 
-def _version(shown: bool) -> None:
+def _version(shown: bool) -> bool:
     if shown:
         from importlib.metadata import version
 
         typer.echo(f"truthheads {version('truthheads')}")
         raise typer.Exit
+    return shown
 
 
 @app.callback()
@@ -132,6 +133,7 @@ def score(
     max_samples: Annotated[int, typer.Option(min=0, help="Samples kept for later bootstraps, at most.")] = 20_000,
     plot: Annotated[Path | None, typer.Option(help="Heat map of the heads: .html, .png or .svg.")] = None,
     top: Annotated[int, typer.Option(min=1, help="Heads in the table.")] = 10,
+    images: Annotated[Path | None, typer.Option(help="Folder that image paths start from; else the file's.")] = None,
     limit: Limit = None,
     skip_bad_rows: SkipBadRows = False,
     batch_tokens: BatchTokens = 4096,
@@ -155,7 +157,7 @@ def score(
     if plot is not None:
         check_suffix(plot)
         check_target(plot)
-    questions = read_questions(data, limit=limit, skip_bad_rows=skip_bad_rows)
+    questions = read_questions(data, limit=limit, skip_bad_rows=skip_bad_rows, images=images)
     loaded = load(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
     work = out.with_name(f"{out.name}.partial")
     with console.progress_bar(f"{len(questions)} questions through {model}") as progress:
