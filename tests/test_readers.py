@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -498,10 +499,14 @@ def question_lists(draw: st.DrawFn) -> list[dict[str, Any]]:
 @given(rows=question_lists())
 def test_what_is_written_is_read_back(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
     questions = [Question(**row) for row in rows]
-    found = read_questions(write_questions(tmp_path / "q.jsonl", questions))
-    assert found == [
+    placed = [
         question if question.image is None else replace(question, image=str(tmp_path / question.image))
         for question in questions
+    ]
+    found = read_questions(write_questions(tmp_path / "q.jsonl", placed))
+    assert found == [
+        question if question.image is None else replace(question, image=os.path.normpath(question.image))
+        for question in placed
     ]
 
 

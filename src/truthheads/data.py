@@ -1,6 +1,7 @@
 """Questions: one context, one question, a truthful and an untruthful answer."""
 
 import hashlib
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -100,7 +101,7 @@ def kind_of(question: Question) -> str | None:
 def write_questions(path: Path, questions: Iterable[Question]) -> Path:
     """Write a question file (JSONL, one row a line, empty fields left out) and return its path.
 
-    A question with one answer is written with ``answer`` and ``label``.
+    A question with one answer is written with ``answer`` and ``label``; an image's path relative to the file.
 
     Raises:
         ArtifactError: The file could not be written.
@@ -109,6 +110,8 @@ def write_questions(path: Path, questions: Iterable[Question]) -> Path:
         for question in questions:
             row = {name: value for name, value in asdict(question).items() if value not in (None, "", ())}
             row["question"] = question.question
+            if question.image is not None:
+                row["image"] = os.path.relpath(question.image, path.parent)
             if len(question.answers) == 1:
                 answer = question.answers[0]
                 row = {name: row[name] for name in row if name not in ("truthful", "untruthful")}

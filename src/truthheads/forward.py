@@ -195,10 +195,9 @@ def final_values(z: Float[Tensor, "tails seq num_heads head_dim"], tails: Tails)
 
 
 def answer_logprobs(model: Model, tails: Tails) -> Float[Tensor, " tails"]:
-    """Return log P(answer | prompt) in nats, summed over the answer's tokens in its tail, computed in fp32.
+    """Return log P(answer | prompt) in nats, summed over the answer's tokens, computed in fp32.
 
-    The language-model head runs on the tails alone. First tokens that a question's answers share stand in the prefix
-    and are not counted: they cancel in the difference between two answers.
+    The language-model head runs on the tails alone.
     """
     logits = model.network(**tails.inputs).logits[:, :-1].float()
     targets = tails.ids[:, 1:]

@@ -15,10 +15,10 @@ from truthheads.stats import head_auroc
 C = 0.05
 """Inverse strength of the L2 penalty on the summed loss, features scaled to unit variance per head. Chosen once on
 NQ-Swap activations of SmolLM2 as the best agreement with the paper's early-stopped probe (Pearson 0.99)."""
-TOLERANCE = 1e-3
-"""Largest entry of the gradient of the mean loss at which a fit counts as converged; 1e-5 moves no accuracy by more
-than a row in ten thousand."""
-MAX_STEPS = 30
+TOLERANCE = 1e-4
+"""Largest entry of the gradient of the mean loss at which a fit counts as converged: on SmolLM2 no head is then more
+than one answer in 600 off the accuracy at the exact minimum."""
+MAX_STEPS = 200
 NUM_FOLDS = 5
 
 
@@ -101,11 +101,11 @@ def paper_folds(n: int, *, num_folds: int = NUM_FOLDS) -> Int[np.ndarray, " n"]:
 
 
 def newton_probe(z: Float[Tensor, "heads n head_dim"], label: Float[Tensor, " n"], fold: Int[Tensor, " n"]) -> HeadFits:
-    """Fit L2-regularised logistic regressions of all heads and folds by Newton's method, as batched solves.
+    """Fit L2-regularised logistic regressions of all heads and folds together.
 
     Features are centred and scaled by one number per head (labels are not looked at for that); the intercept is not
-    penalised. The fit on all answers comes first; the folds start from it, their first Hessian being the whole one
-    less the held-out part.
+    penalised. The fit on all answers comes first; the folds start from it. Each of the two takes one Newton step and
+    then goes on by conjugate gradients that the Newton step's Hessian preconditions, so there are two Hessians a head.
 
     Args:
         z: Activations of a block of heads.
@@ -113,72 +113,55 @@ def newton_probe(z: Float[Tensor, "heads n head_dim"], label: Float[Tensor, " n"
         fold: Fold of each answer, counted from 0.
 
     Source:
-        Iteratively reweighted least squares: Bishop (2006), section 4.3.3, with a ridge penalty.
+        Preconditioned nonlinear conjugate gradients (Polak-Ribière, restarts): Nocedal and Wright (2006), chapter 5.
     """
     heads, n, width = z.shape
     z = z.float()
     mean = z.mean(1, keepdim=True)
-    scale = (z - mean).square().mean((1, 2), keepdim=True).sqrt()
+    x = torch.cat([z - mean, z.new_ones(heads, n, 1)], 2)
+    scale = torch.linalg.vector_norm(x[:, :, :-1], dim=(1, 2), keepdim=True) / (n * width) ** 0.5
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-    x = torch.cat([(z - mean) / scale, z.new_ones(heads, n, 1)], 2)
+    x[:, :, :-1] /= scale
     penalty = torch.full((width + 1,), 1 / C, device=z.device)
     penalty[-1] = 1e-6
-    whole = _newton(x, label, torch.ones_like(label)[:, None], penalty, z.new_zeros(heads, width + 1, 1), None)
-    num_folds = int(fold.max()) + 1
-    kept = torch.stack([(fold != k).float() for k in range(num_folds)], 1)
-    part = _newton(x, label, kept, penalty, whole.repeat(1, 1, num_folds), _held_out(x, whole, fold, penalty))
-    logits = torch.bmm(x, part).gather(2, fold[None, :, None].expand(heads, n, 1))[:, :, 0]
-    weight = whole[:, :-1, 0] / scale[:, 0]
-    return HeadFits(logits.T, weight, whole[:, -1, 0] - (weight * mean[:, 0]).sum(1))
+    whole = _minimise(x, label, torch.ones_like(label)[None], penalty, z.new_zeros(heads, 1, width + 1))
+    kept = torch.stack([(fold != k).float() for k in range(int(fold.max()) + 1)])
+    part = _minimise(x, label, kept, penalty, whole.repeat(1, len(kept), 1))
+    logits = torch.bmm(part, x.transpose(1, 2)).gather(1, fold[None, None].expand(heads, 1, n))[:, 0]
+    weight = whole[:, 0, :-1] / scale[:, 0]
+    return HeadFits(logits.T, weight, whole[:, 0, -1] - (weight * mean[:, 0]).sum(1))
 
 
-def _newton(
-    x: Tensor, label: Tensor, kept: Tensor, penalty: Tensor, theta: Tensor, hessian: Tensor | None
-) -> Float[Tensor, "heads width fits"]:
-    """Minimise ``sum(kept · BCE) + ½ θ'Pθ`` for each head and column of ``kept``; return θ ``[heads, width, fits]``."""
-    n = x.shape[1]
-    loss = _loss(x, label, kept, penalty, theta)
+def _minimise(
+    x: Tensor, label: Tensor, kept: Tensor, penalty: Tensor, theta: Tensor
+) -> Float[Tensor, "heads fits width"]:
+    """Minimise ``sum(kept · BCE) + ½ θ'Pθ`` for each head and row of ``kept``, from θ ``[heads, fits, width]``.
+
+    The first fit's Hessian over all answers preconditions every fit of its head: leaving out a fold changes little.
+    Fits stand in rows, not columns: products with so thin a matrix are then four times as fast on CPUs.
+    """
+    logit = torch.bmm(theta, x.transpose(1, 2))
+    p = torch.sigmoid(logit)
+    scaled = x * (p[:, 0] * (1 - p[:, 0])).sqrt().unsqueeze(2)
+    factor = torch.linalg.cholesky_ex(torch.bmm(scaled.transpose(1, 2), scaled) + torch.diag(penalty))[0]
+    direction, before, size = torch.zeros_like(theta), torch.zeros_like(theta), logit.new_ones(())
     for _ in range(MAX_STEPS):
-        p = torch.sigmoid(torch.bmm(x, theta))
-        gradient = torch.bmm(x.transpose(1, 2), kept * (p - label[:, None])) + penalty[:, None] * theta
-        if float(gradient.abs().amax()) < TOLERANCE * n:
+        gradient = torch.baddbmm(penalty * theta, kept * (p - label), x)
+        if float(gradient.abs().amax()) < TOLERANCE * x.shape[1]:
             break
-        if hessian is None:
-            hessian = torch.stack(
-                [torch.bmm((x * weight.unsqueeze(2)).transpose(1, 2), x) for weight in (kept * p * (1 - p)).unbind(2)],
-                1,
-            ) + torch.diag(penalty)
-        step = torch.linalg.solve_ex(hessian, gradient.transpose(1, 2).unsqueeze(3))[0].squeeze(3).transpose(1, 2)
-        hessian = None
-        # A full step may overshoot far from the optimum; halve it only for the fits whose loss rose.
-        size = torch.ones_like(loss)
-        for _ in range(8):
-            tried = theta - size[:, None] * step
-            new = _loss(x, label, kept, penalty, tried)
-            rose = new > loss + 1e-4 * loss.abs()
-            if not bool(rose.any()):
-                break
-            size = torch.where(rose, size / 2, size)
-        theta, loss = tried, new
+        newton = torch.cholesky_solve(gradient.transpose(1, 2), factor).transpose(1, 2)
+        turn = ((newton * (gradient - before)).sum(2, keepdim=True) / size).clamp(min=0)
+        direction = newton + turn * direction
+        before, size = gradient, (gradient * newton).sum(2, keepdim=True).clamp(min=1e-30)
+        # The best length along the direction, from slope and curvature; logits are linear in it, so x is read once.
+        along = torch.bmm(direction, x.transpose(1, 2))
+        slope = (gradient * direction).sum(2, keepdim=True)
+        curvature = (kept * p * (1 - p) * along.square()).sum(2, keepdim=True)
+        length = slope / (curvature + (penalty * direction.square()).sum(2, keepdim=True)).clamp(min=1e-30)
+        theta = theta - length * direction
+        logit = logit - length * along
+        p = torch.sigmoid(logit)
     return theta
-
-
-def _loss(x: Tensor, label: Tensor, kept: Tensor, penalty: Tensor, theta: Tensor) -> Float[Tensor, "heads fits"]:
-    logit = torch.bmm(x, theta)
-    bce = torch.nn.functional.softplus(logit) - label[:, None] * logit
-    return (kept * bce).sum(1) + 0.5 * (penalty[:, None] * theta.square()).sum(1)
-
-
-def _held_out(x: Tensor, theta: Tensor, fold: Tensor, penalty: Tensor) -> Float[Tensor, "heads folds width width"]:
-    """Return each fold's Hessian at the whole fit: every answer's part once, less the fold's own."""
-    p = torch.sigmoid(torch.bmm(x, theta))
-    scaled = x * (p * (1 - p))
-    parts = []
-    for k in range(int(fold.max()) + 1):
-        rows = (fold == k).nonzero()[:, 0]
-        parts.append(torch.bmm(scaled[:, rows].transpose(1, 2), x[:, rows]))
-    blocks = torch.stack(parts, 1)
-    return blocks.sum(1, keepdim=True) - blocks + torch.diag(penalty)
 
 
 def paper_probe(z: Float[Tensor, "heads n head_dim"], label: Float[Tensor, " n"], fold: Int[Tensor, " n"]) -> HeadFits:

@@ -112,8 +112,8 @@ def _encode_one(
                 got=repr(answer.text)[:80],
                 fix="mend the row",
             )
-    shared = _common(answers) if len(answers) > 1 and share_prefix else 0
-    shared = min(shared, *(len(ids) - 1 for ids in answers))
+    # Never past the prompt: a token that all answers begin with still belongs to each answer's log-probability.
+    shared = _common([prompt, *answers]) if len(answers) > 1 and share_prefix else 0
     cut = max(0, shared - 1)
     starts = tuple(max(1, _common([prompt, ids]) - cut) for ids in answers)
     return Encoded(row, tuple(answers[0][:cut]), tuple(tuple(ids[cut:]) for ids in answers), starts)

@@ -1,5 +1,6 @@
 """The stage behind ``truthheads score``: questions in, Truth Scores out."""
 
+import hashlib
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -102,7 +103,8 @@ def score(
     answers = list_answers(questions, shuffle=seed if shuffle_labels else None)
     fold = _folds(answers, folds, num_folds, seed) if method == "probe" else np.zeros(len(answers.label), dtype=int)
     encoded = encode(model, questions, chat=chat, truncate=truncate, share_prefix=bool(settings["share_prefix"]))
-    identity = dumps({key: meta[key] for key in ("model", "data", "settings", "packages")})
+    tokens = hashlib.sha256(repr([(item.prefix, item.tails) for item in encoded]).encode()).hexdigest()
+    identity = dumps({"tokens": tokens, **{key: meta[key] for key in ("model", "data", "settings", "packages")}})
     with tempfile.TemporaryDirectory(prefix="truthheads-") as scratch:
         folder = Path(work_dir) if work_dir is not None else Path(scratch) / "work"
         gather = collect if method == "probe" else attribute
