@@ -2,7 +2,7 @@
 
 import contextlib
 import hashlib
-import logging
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import torch
 import transformers
 from jaxtyping import Float
@@ -21,8 +22,6 @@ from truthheads.architectures import HeadLayout, locate_heads
 from truthheads.devices import pick_device, pick_dtype
 from truthheads.errors import ModelError
 from truthheads.sources import resolve
-
-log = logging.getLogger(__name__)
 
 FINGERPRINT_VALUES = 256
 
@@ -93,7 +92,7 @@ def load(name: str, *, device: str = "auto", dtype: str = "auto", trust_remote_c
     source = resolve(name)
     config = _config(name, source, trust_remote_code)
     tokenizer = _tokenizer(name, source, trust_remote_code)
-    with _quiet(), _explained(name, "whole safetensors weights that fit config.json"):
+    with _quiet(source), _explained(name, "whole safetensors weights that fit config.json"):
         network_class = _network_class(config, trust_remote_code)
         config = getattr(config, "thinker_config", config)  # the thinker's class reads no more than its own
         network, info = network_class.from_pretrained(
@@ -151,7 +150,7 @@ def inspect(name: str, *, trust_remote_code: bool = False) -> Inspection:
     """
     source = resolve(name)
     config = _config(name, source, trust_remote_code)
-    with _quiet(), _explained(name, "a configuration that its class accepts"), torch.device("meta"):
+    with _quiet(source), _explained(name, "a configuration that its class accepts"), torch.device("meta"):
         network_class = _network_class(config, trust_remote_code)
         config = getattr(config, "thinker_config", config)
         make = getattr(network_class, "_from_config", None) or network_class.from_config
@@ -202,7 +201,7 @@ def _config(name: str, source: str, trust_remote_code: bool) -> PreTrainedConfig
             got=", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "an empty folder",
             fix="give the folder that save_pretrained wrote",
         )
-    with _explained(name, "a config.json of an architecture that transformers knows"):
+    with _quiet(source), _explained(name, "a config.json of an architecture that transformers knows"):
         config: PreTrainedConfig = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
     return config
 
@@ -238,7 +237,7 @@ def _tokenizer(name: str, source: str, trust_remote_code: bool) -> Any:
             got=", ".join(sorted(entry.name for entry in folder.iterdir())[:8]),
             fix="copy the tokenizer of the model's base into the folder: tokenizer.save_pretrained(folder)",
         )
-    with _explained(name, "a tokenizer that transformers can read"):
+    with _quiet(source), _explained(name, "a tokenizer that transformers can read"):
         return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
 
 
@@ -249,7 +248,7 @@ def _takes_images(config: PreTrainedConfig) -> bool:
 def _processor(source: str, config: PreTrainedConfig, trust_remote_code: bool) -> Any:
     if not _takes_images(config):
         return None
-    with _explained(source, "a processor that transformers can read"):
+    with _quiet(source), _explained(source, "a processor that transformers can read"):
         return AutoProcessor.from_pretrained(source, trust_remote_code=trust_remote_code)
 
 
@@ -261,29 +260,31 @@ def _explained(name: str, expected: str) -> Iterator[None]:
     except (KeyboardInterrupt, ModelError, MemoryError):
         raise
     except Exception as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        remote = "trust_remote_code" in str(error)
-        raise ModelError(
-            f"{name} could not be loaded",
-            expected=expected,
-            got="a model that brings its own code" if remote else f"{type(error).__name__}: {' '.join(lines)[:300]}",
-            fix="read that code, then pass --trust-remote-code"
-            if remote
-            else "check the folder or hub id; download damaged files again",
-        ) from error
+        text = " ".join(str(error).split())
+        got = f"{type(error).__name__}: {text[:300]}"
+        fix = "check the folder or hub id; download damaged files again"
+        if "trust_remote_code" in text:
+            got, fix = "a model that brings its own code", "read that code, then pass --trust-remote-code"
+        elif "couldn't connect" in text:
+            got = "no such folder, and no connection to the hub"
+            fix = "check the spelling, or the network; a model that is at hand loads by its folder"
+        raise ModelError(f"{name} could not be loaded", expected=expected, got=got, fix=fix) from error
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers' own progress bars and notes off the terminal; ours says what is going on."""
-    logging_module = transformers.utils.logging
-    verbosity, bars = logging_module.get_verbosity(), logging_module.is_progress_bar_enabled()
-    logging_module.set_verbosity_error()
-    logging_module.disable_progress_bar()
+def _quiet(source: str) -> Iterator[None]:
+    """Keep the libraries' own notes off the terminal, and their bars where nothing is downloaded."""
+    ours, hub = transformers.utils.logging, huggingface_hub.utils.logging
+    before, hub_before, bars = ours.get_verbosity(), hub.get_verbosity(), ours.is_progress_bar_enabled()
+    ours.set_verbosity_error()
+    hub.set_verbosity_error()  # type: ignore[no-untyped-call]
+    if Path(source).is_dir():
+        ours.disable_progress_bar()
     try:
-        with contextlib.redirect_stdout(None):
+        with contextlib.redirect_stdout(sys.stderr):  # standard output is for results
             yield
     finally:
-        logging_module.set_verbosity(verbosity)
+        ours.set_verbosity(before)
+        hub.set_verbosity(hub_before)
         if bars:
-            logging_module.enable_progress_bar()
+            ours.enable_progress_bar()
