@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from truthheads.artifacts import save_artifact
 from truthheads.errors import ArtifactError
 from truthheads.scores import TENSORS, Scores
-from truthheads.summaries import NOT_BINDING, summarise
+from truthheads.summaries import NOT_BINDING, OCCURRENCE, summarise
 
 NAN = float("nan")
 
@@ -252,6 +252,15 @@ def test_summary() -> None:
     assert found["kinds"]["absent"]["best"]["head"] == "L0H0"
     assert found["kinds"]["absent"]["layers"] == pytest.approx([0.5, 0.5])
     assert found["warnings"] == [NOT_BINDING]
+
+
+def test_kinds_that_differ_are_said() -> None:
+    one = worked()
+    kinds = torch.stack([torch.full((2, 1), 0.9), torch.full((2, 1), 0.5)])
+    both = Scores.of("probe", one.values, kind_values=kinds, meta={**one.meta, "kinds": ["absent", "distractor"]})
+    (warning,) = summarise(both)["warnings"]
+    assert "0.900 (absent), 0.500 (distractor)" in warning
+    assert warning.endswith(OCCURRENCE)
 
 
 def test_summary_of_scores_from_elsewhere_and_of_nothing() -> None:

@@ -8,15 +8,7 @@ from torch import Tensor
 
 from truthheads.data import Question
 from truthheads.errors import ActivationError
-from truthheads.forward import (
-    Progress,
-    backbone,
-    final_values,
-    frozen_mode,
-    plan_batches,
-    prepare_tails,
-    run_batches,
-)
+from truthheads.forward import Progress, backbone, filled, final_values, frozen_mode, prepare_tails
 from truthheads.models import Model, intercepted
 from truthheads.prompts import Encoded
 from truthheads.store import Field, RowStore
@@ -90,13 +82,7 @@ def collect(
                 )
             store.write(field_name(layer), rows, values)
 
-    try:
-        batches = plan_batches(encoded, batch_tokens=batch_tokens)
-        run_batches(encoded, batches, step, done=store.done, complete=store.complete, progress=progress)
-    except BaseException:
-        store.close()
-        raise
-    return store
+    return filled(store, encoded, step, batch_tokens=batch_tokens, progress=progress)
 
 
 def field_name(layer: int) -> str:

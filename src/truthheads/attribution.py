@@ -8,7 +8,7 @@ from torch import Tensor
 
 from truthheads.data import Question
 from truthheads.errors import ActivationError
-from truthheads.forward import Progress, answer_logprobs, frozen_mode, plan_batches, prepare_tails, run_batches
+from truthheads.forward import Progress, answer_logprobs, filled, frozen_mode, prepare_tails
 from truthheads.models import Model, intercepted
 from truthheads.prompts import Encoded
 from truthheads.store import Field, RowStore
@@ -74,10 +74,4 @@ def attribute(
         store.write("gradient", rows, gradient)
         store.write("margin", rows, margin)
 
-    try:
-        batches = plan_batches(encoded, batch_tokens=batch_tokens)
-        run_batches(encoded, batches, step, done=store.done, complete=store.complete, progress=progress)
-    except BaseException:
-        store.close()
-        raise
-    return store
+    return filled(store, encoded, step, batch_tokens=batch_tokens, progress=progress)

@@ -15,6 +15,7 @@ from truthheads.errors import ActivationError
 from truthheads.images import load_image
 from truthheads.models import Model
 from truthheads.prompts import Encoded
+from truthheads.store import RowStore
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) in unique tokens."""
@@ -108,6 +109,24 @@ def run_batches(
         through += sum(item.unique_tokens for item in members)
         if progress is not None:
             progress(through, total)
+
+
+def filled(
+    store: RowStore,
+    encoded: Sequence[Encoded],
+    step: Callable[[Sequence[Encoded]], None],
+    *,
+    batch_tokens: int,
+    progress: Progress | None,
+) -> RowStore:
+    """Run ``step`` on what a store still lacks and return the store; after an error it is closed, not deleted."""
+    try:
+        batches = plan_batches(encoded, batch_tokens=batch_tokens)
+        run_batches(encoded, batches, step, done=store.done, complete=store.complete, progress=progress)
+    except BaseException:
+        store.close()
+        raise
+    return store
 
 
 def _halving(members: Sequence[Encoded], step: Callable[[Sequence[Encoded]], None]) -> None:

@@ -6,6 +6,10 @@ import numpy as np
 
 from truthheads.scores import Scores
 
+OCCURRENCE = (
+    "A head that is high only where the untruthful answer does not stand in the context knows that an answer occurs "
+    "there, not that it answers the question."
+)
 NOT_BINDING = (
     "All untruthful answers are absent from their contexts: a head may score high by knowing only that an answer "
     "stands in the context, not that it answers the question. Rows with distractors tell the two apart."
@@ -68,6 +72,10 @@ def warnings_of(result: dict[str, Any]) -> list[str]:
         )
     if result["kinds"] and set(result["kinds"]) <= {"absent", "not in context"}:
         found.append(NOT_BINDING)
+    means = {name: kind["heads_mean"] for name, kind in result["kinds"].items() if kind["heads_mean"] is not None}
+    if len(means) > 1:
+        listed = ", ".join(f"{value:.3f} ({name})" for name, value in means.items())
+        found.append(f"Means over heads by kind of untruthful answer: {listed}. {OCCURRENCE}")
     skipped = (result["data"] or {}).get("skipped", 0)
     if skipped:
         found.append(f"{skipped} bad rows were left out.")
