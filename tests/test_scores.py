@@ -256,7 +256,7 @@ def test_summary() -> None:
 
 def test_kinds_that_differ_are_said() -> None:
     one = worked()
-    kinds = torch.stack([torch.full((2, 1), 0.9), torch.full((2, 1), 0.5)])
+    kinds = torch.stack([torch.full_like(one.values, 0.9), torch.full_like(one.values, 0.5)])
     both = Scores.of("probe", one.values, kind_values=kinds, meta={**one.meta, "kinds": ["absent", "distractor"]})
     (warning,) = summarise(both)["warnings"]
     assert "0.900 (absent), 0.500 (distractor)" in warning
