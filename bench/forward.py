@@ -9,6 +9,7 @@ import truthheads.activations
 import truthheads.scoring
 from bench.inputs import embedded, nqswap, smollm2
 from bench.timing import Outcome, Parts, in_turns, over, timed
+from truthheads.activations import without_prediction
 from truthheads.data import Question
 from truthheads.forward import plan_batches
 from truthheads.models import Model
@@ -36,7 +37,7 @@ def _compare(data: str, questions: Sequence[Question], turns: int) -> Outcome:
     run_bare(model, batches[-1:])  # both start warm
     scored, bare = in_turns(lambda: fresh_score(model, questions), lambda: run_bare(model, batches), turns=turns)
     wall, cpu = over(scored, bare)
-    unique = sum(item.unique_tokens for item in encode(model, questions))
+    unique = sum(without_prediction(item).unique_tokens for item in encode(model, questions))
     detail = {
         "unique_tokens": unique,
         "padded_tokens_of_the_bare_pass": sum(batch["input_ids"].numel() for batch in batches),
@@ -60,7 +61,7 @@ def bare_batches(model: Model, questions: Sequence[Question]) -> list[dict[str, 
     A question is one sequence: its prefix and then its answers, one behind the other. The network computes as many
     tokens as ``score`` does, in a single call without a cache, which is the least that stock transformers can do.
     """
-    encoded = encode(model, questions)
+    encoded = [without_prediction(item) for item in encode(model, questions)]
     inputs = []
     for batch in plan_batches(encoded, batch_tokens=BATCH_TOKENS):
         rows = [[*encoded[i].prefix, *(token for tail in encoded[i].tails for token in tail)] for i in batch]

@@ -1,6 +1,7 @@
 """z of each answer's final token, for every head, on disk."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,6 +22,22 @@ def first_answers(encoded: Sequence[Encoded]) -> list[int]:
         rows.append(at)
         at += len(item.tails)
     return rows
+
+
+def without_prediction(item: Encoded) -> Encoded:
+    """Return a question whose tails are its answers' own tokens.
+
+    The last token of the prompt stands in every tail because it predicts the answer; where nothing is predicted it
+    belongs into the prefix, and is computed once.
+    """
+    if not item.prefix:
+        return item
+    return replace(
+        item,
+        prefix=(*item.prefix, item.tails[0][0]),
+        tails=tuple(tail[1:] for tail in item.tails),
+        starts=tuple(start - 1 for start in item.starts),
+    )
 
 
 def collect(
@@ -55,6 +72,7 @@ def collect(
         ArtifactError: The disk is full, or the folder is in use.
     """
     answers = first_answers(encoded)
+    encoded = [without_prediction(item) for item in encoded]
     fields = {
         field_name(head.index): Field((head.num_heads, head.head_dim), model.dtype) for head in model.layout.layers
     }
