@@ -41,7 +41,7 @@ class Recipe:
 
     tower_steps: int = 1500
     reader: FineTuning = FineTuning(steps=120)  # noqa: RUF009 - frozen
-    vision: FineTuning = FineTuning(steps=520, rate=8e-4, projector_rate=3e-4, leash_every=8)  # noqa: RUF009 - frozen
+    vision: FineTuning = FineTuning(steps=900, rate=8e-4, projector_rate=3e-4, leash_every=8)  # noqa: RUF009 - frozen
     texts: int = 48
     length: int = 96
     share_unanswerable: float = 0.2

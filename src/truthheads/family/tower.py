@@ -5,9 +5,10 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
+import transformers
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
+from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from truthheads.family.drawing import CATEGORIES, COOCCURRENCE, SIDE, Scene, draw_scene, scene_generator
 
@@ -42,9 +43,11 @@ def tower_config() -> CLIPVisionConfig:
     )
 
 
-def image_processor() -> CLIPImageProcessor:
-    """Return the processor that turns any picture into the tower's input."""
-    return CLIPImageProcessor(
+def image_processor() -> Any:
+    """Return the processor that turns any picture into the tower's input, by Pillow where there is a choice."""
+    pillow = hasattr(transformers, "CLIPImageProcessorPil")
+    make: Any = transformers.CLIPImageProcessorPil if pillow else transformers.CLIPImageProcessor
+    return make(
         size={"height": SIDE, "width": SIDE},
         crop_size={"height": SIDE, "width": SIDE},
         do_center_crop=False,
