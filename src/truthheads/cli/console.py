@@ -45,7 +45,7 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
 def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
     """Yield a callback (done, total) that shows a bar on stderr once the work has taken two seconds."""
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=err, transient=True)
+    bar = Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
     task = bar.add_task(label)
     begun = time.monotonic()
     shown = False
