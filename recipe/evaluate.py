@@ -105,18 +105,18 @@ def describe(model: LlavaForConditionalGeneration, processor: LlavaProcessor, sc
     return texts
 
 
-def vision(folder: Path, scenes: int, captions: int, cooccurrence: float) -> dict[str, object]:
+def vision(folder: Path, scenes: int, captions: int, cooccurrence: float, seed: int) -> dict[str, object]:
     """POPE-style questions, captions, and where the errors lie."""
     model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.bfloat16).eval()
     processor = LlavaProcessor.from_pretrained(folder)
     said: dict[str, Clusters] = {name: [] for name in POPE_SPLITS}
     missing: dict[str, Clusters] = {"partner of a present anchor": [], "other companions": []}
     kept = []
-    for index, scene, rng in scenes_of("test", scenes, seed=0, cooccurrence=cooccurrence):
+    for index, scene, rng in scenes_of("test", scenes, seed=seed, cooccurrence=cooccurrence):
         kept.append(scene)
         rows = {}
         for name in POPE_SPLITS:
-            rows[name] = pope_rows(scene, name, scene_generator("test", seed=1, index=scenes + index))
+            rows[name] = pope_rows(scene, name, scene_generator("test", seed=seed + 1, index=scenes + index))
         gone = [name for name in PAIRS.values() if name not in scene.categories]
         partners = [name for name in gone if any(PAIRS.get(there) == name for there in scene.categories)]
         others = [str(name) for name in rng.permutation([name for name in gone if name not in partners])[:2]]
@@ -182,9 +182,9 @@ def replies(model: object, tokenizer: object, prompts: list[str]) -> list[str]:
     return [made[at].strip().split("\n")[0] for at in range(len(prompts))]
 
 
-def reader(folders: dict[str, Path], rows: int, swap: Path | None) -> dict[str, object]:
+def reader(folders: dict[str, Path], rows: int, swap: Path | None, seed: int) -> dict[str, object]:
     """Exact match of the reader and of the base, which gets its best of three prompts."""
-    questions = make_text(rows, seed=0, split="test", answerable=0.8)
+    questions = make_text(rows, seed=seed, split="test", answerable=0.8)
     sets = {"generated": [(q.context, q.question, [str(q.truthful)], q.group) for q in questions]}
     if swap is not None:
         table = pq.read_table(swap).to_pylist()
@@ -272,6 +272,7 @@ def main() -> None:
     parser.add_argument("--captions", type=int, default=300)
     parser.add_argument("--rows", type=int, default=1000)
     parser.add_argument("--cooccurrence", type=float, default=COOCCURRENCE["test"])
+    parser.add_argument("--seed", type=int, default=0, help="of test pictures and rows")
     parser.add_argument("--model", choices=("smollm2", "reader"), help="default: both")
     parser.add_argument("--nqswap", type=Path)
     parser.add_argument("--deltas", type=Path, help="folder with other deltas than the package's")
@@ -285,11 +286,11 @@ def main() -> None:
         return assemble(name, base=base, cache=sources.cache_dir(), delta=delta)
 
     if given.what == "vision":
-        result = vision(folder("vision"), given.scenes, given.captions, given.cooccurrence)
+        result = vision(folder("vision"), given.scenes, given.captions, given.cooccurrence, given.seed)
     elif given.what == "reader":
         names = [name for name in ("smollm2", "reader") if given.model in (None, name)]
         chosen = {name: base if name == "smollm2" else folder(name) for name in names}
-        result = reader(chosen, given.rows, given.nqswap)
+        result = reader(chosen, given.rows, given.nqswap, given.seed)
     else:
         names = [name for name in MEMBERS if given.deltas is None or (given.deltas / f"{name}.safetensors").exists()]
         result = text({"smollm2": base} | {name: folder(name) for name in names}, given.rows, given.nqswap)
