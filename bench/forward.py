@@ -11,11 +11,12 @@ from bench.inputs import embedded, nqswap, smollm2
 from bench.timing import Outcome, Parts, in_turns, over, timed
 from truthheads.activations import without_prediction
 from truthheads.data import Question
+from truthheads.devices import pick_batch_tokens
 from truthheads.forward import plan_batches
 from truthheads.models import Model
 from truthheads.probes import PROBES
 from truthheads.prompts import encode
-from truthheads.scoring import BATCH_TOKENS, score
+from truthheads.scoring import score
 from truthheads.store import RowStore
 
 NAME = "score-vs-forward"
@@ -63,7 +64,7 @@ def bare_batches(model: Model, questions: Sequence[Question]) -> list[dict[str, 
     """
     encoded = [without_prediction(item) for item in encode(model, questions)]
     inputs = []
-    for batch in plan_batches(encoded, batch_tokens=BATCH_TOKENS):
+    for batch in plan_batches(encoded, batch_tokens=pick_batch_tokens(model.device)):
         rows = [[*encoded[i].prefix, *(token for tail in encoded[i].tails for token in tail)] for i in batch]
         width = max(map(len, rows))
         ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=model.device)

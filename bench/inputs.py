@@ -15,11 +15,11 @@ from truthheads.activations import collect, field_name
 from truthheads.answers import list_answers
 from truthheads.architectures import locate_heads
 from truthheads.data import Question
+from truthheads.devices import pick_batch_tokens
 from truthheads.family.text import make_text
 from truthheads.models import Model, load
 from truthheads.prompts import encode
 from truthheads.readers import read_questions
-from truthheads.scoring import BATCH_TOKENS
 
 NQSWAP = Path(os.environ.get("TRUTHHEADS_DATA", "../shared/data")) / "nqswap.parquet"
 
@@ -70,7 +70,9 @@ def activations(model: Model, questions: Sequence[Question]) -> tuple[Tensor, Te
     encoded = encode(model, questions)
     label = torch.from_numpy(list_answers(questions).label).float()
     with tempfile.TemporaryDirectory() as folder:
-        store = collect(model, encoded, questions, Path(folder), identity="bench", batch_tokens=BATCH_TOKENS)
+        store = collect(
+            model, encoded, questions, Path(folder), identity="bench", batch_tokens=pick_batch_tokens(model.device)
+        )
         layers = [store.read(field_name(head.index)).transpose(0, 1).float() for head in model.layout.layers]
         z = torch.stack(layers)
         store.close()

@@ -15,6 +15,7 @@ from truthheads.answers import Answers, answers_by_kind, describe_data, digests,
 from truthheads.artifacts import dumps, provenance
 from truthheads.attribution import attribute
 from truthheads.data import Question, kind_of
+from truthheads.devices import pick_batch_tokens
 from truthheads.errors import DataError
 from truthheads.form import FormProbe, probe_form
 from truthheads.forward import Progress, shares_prefix
@@ -26,7 +27,6 @@ from truthheads.stats import half_of, layer_bootstrap, mean_figure, pearson, spe
 from truthheads.store import RowStore
 
 MAX_SAMPLES = 20_000
-BATCH_TOKENS = 4096
 NUM_SPLITS = 2
 
 
@@ -42,7 +42,7 @@ def score(
     chat: bool = False,
     truncate: bool = False,
     share_prefix: bool = True,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
     shuffle_labels: bool = False,
     max_samples: int = MAX_SAMPLES,
     work_dir: str | Path | None = None,
@@ -62,7 +62,7 @@ def score(
         chat: Wrap the prompt in the tokenizer's chat template.
         truncate: Drop the start of contexts that are too long.
         share_prefix: Compute what two answers share once. Layers that carry a state instead of keys switch it off.
-        batch_tokens: Padded tokens in a batch, at most.
+        batch_tokens: Padded tokens in a batch, at most; None chooses by device.
         shuffle_labels: Control: swap truthful and untruthful by a coin per question; scores must fall to chance.
         max_samples: Samples kept in the artefact.
         work_dir: Folder for activations; a run that was killed goes on from it. None: a temporary one.
@@ -72,6 +72,7 @@ def score(
         DataError: No question, fewer groups than folds, only one label, or singles with ``attribution``.
         ActivationError: A forward pass gave NaN or infinity, or memory ran out on a single question.
     """
+    batch_tokens = batch_tokens or pick_batch_tokens(model.device)
     if not questions:
         raise DataError("no questions", expected="at least one", got="0", fix="check --limit and the file")
     if method == "attribution" and any(len(question.answers) != 2 for question in questions):

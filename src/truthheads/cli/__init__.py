@@ -65,7 +65,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps …")]
 Dtype = Annotated[str, typer.Option(help="auto (bf16 where the hardware has it), bf16, fp16 or fp32.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Read the first N rows.")]
-BatchTokens = Annotated[int, typer.Option(min=1, help="Padded tokens in a batch, at most.")]
+BatchTokens = Annotated[int | None, typer.Option(min=1, help="Padded tokens in a batch; default by device.")]
 Remote = Annotated[bool, typer.Option("--trust-remote-code", help="Run modelling code that comes with the model.")]
 SkipBadRows = Annotated[bool, typer.Option("--skip-bad-rows", help="Leave bad rows out and count them.")]
 
@@ -136,7 +136,7 @@ def score(
     images: Annotated[Path | None, typer.Option(help="Folder that image paths start from; else the file's.")] = None,
     limit: Limit = None,
     skip_bad_rows: SkipBadRows = False,
-    batch_tokens: BatchTokens = 4096,
+    batch_tokens: BatchTokens = None,
     seed: Seed = 0,
     device: Device = "auto",
     dtype: Dtype = "auto",
