@@ -1,6 +1,5 @@
 """The planted head is the one that tells and the one that counts: shown with hooks, scikit-learn and autograd alone."""
 
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -31,15 +30,6 @@ from planted import (
 from truthheads.data import Question
 
 NUM_QUESTIONS = 150
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Run matrices this small on one thread, which is faster where other work shares the cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class Rows(NamedTuple):

@@ -1,6 +1,6 @@
 """The zoo is what its table says: checked against the modules and against what they compute, without the package."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -24,15 +24,6 @@ every_row = pytest.mark.parametrize("row", EVERY, ids=str)
 
 LENGTHS = (13, 9)  # both longer than the tiny sliding windows
 ANSWERS = (3, 5)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Run matrices this small on one thread: with two of two busy cores the module took 148 s, not 26."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class Sequences(NamedTuple):

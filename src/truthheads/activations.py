@@ -9,7 +9,7 @@ from torch import Tensor
 
 from truthheads.data import Question
 from truthheads.errors import ActivationError
-from truthheads.forward import Progress, backbone, filled, final_values, frozen_mode, prepare_tails
+from truthheads.forward import Progress, backbone, filled, final_values, prepare_tails
 from truthheads.models import Model, intercepted
 from truthheads.prompts import Encoded
 from truthheads.store import Field, RowStore
@@ -81,7 +81,7 @@ def collect(
     def step(batch: Sequence[Encoded]) -> None:
         rows = torch.tensor([answers[item.row] + k for item in batch for k in range(len(item.tails))])
         captured: dict[int, Tensor] = {}
-        with frozen_mode(grad=False):
+        with torch.inference_mode():
             tails = prepare_tails(model, batch)
 
             def capture(layer: int, z: Tensor) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from truthheads.data import Question
 from truthheads.errors import ActivationError
-from truthheads.forward import Progress, answer_logprobs, filled, frozen_mode, prepare_tails
+from truthheads.forward import Progress, answer_logprobs, filled, prepare_tails
 from truthheads.models import Model, intercepted
 from truthheads.prompts import Encoded
 from truthheads.store import Field, RowStore
@@ -57,7 +57,7 @@ def attribute(
             # The product is taken in fp32, so that the gate's gradient is summed in fp32; at 1 no bit of z changes.
             return (z.float() * own[:, None, :, None]).to(z.dtype)
 
-        with frozen_mode(grad=True), intercepted(model, scale):
+        with torch.enable_grad(), intercepted(model, scale):
             logprob = answer_logprobs(model, prepare_tails(model, batch)).view(len(batch), 2)
             margin = logprob[:, 0] - logprob[:, 1]
             (gradient,) = torch.autograd.grad(margin.sum(), gates)

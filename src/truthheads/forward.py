@@ -2,8 +2,7 @@
 
 import gc
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -225,13 +224,6 @@ def answer_logprobs(model: Model, tails: Tails) -> Float[Tensor, " tails"]:
     counted = tails.real[:, 1:] & (position >= tails.start.unsqueeze(1))
     total: Float[Tensor, " tails"] = chosen.masked_fill(~counted, 0.0).sum(1)
     return total
-
-
-@contextmanager
-def frozen_mode(*, grad: bool) -> Iterator[None]:
-    """Run a block with or without gradients."""
-    with torch.enable_grad() if grad else torch.inference_mode():
-        yield
 
 
 def _padded(rows: Sequence[Sequence[int]], *, left: bool, device: torch.device) -> tuple[Tensor, Tensor]:
