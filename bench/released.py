@@ -12,7 +12,8 @@ from bench.inputs import embedded, nqswap, smollm2
 from bench.timing import Outcome, Took, timed
 from truthheads.answers import list_answers
 from truthheads.data import Question
-from truthheads.models import Model, intercepted
+from truthheads.hooks import intercepted
+from truthheads.models import Model
 from truthheads.probes import paper_folds, paper_probe
 from truthheads.prompts import prompt_of
 

@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 from truthheads import models
 from truthheads.devices import pick_device, pick_dtype
 from truthheads.errors import ModelError
-from truthheads.models import Model, inspect, intercepted, load
+from truthheads.hooks import intercepted
+from truthheads.models import Model, inspect, load
 from zoo import MULTIMODAL, ROWS, SPECIAL_TOKENS, VOCAB_SIZE, ZooRow, build, runner, save, text_inputs
 
 ModelOf = Callable[[ZooRow], Model]

@@ -204,14 +204,14 @@ def _discover(layer: nn.Module, width: int | None) -> Iterator[nn.Module]:
             continue
         for path, module in child.named_modules():
             last = path.rpartition(".")[2]
-            widths = _widths(module)
-            if widths is None or not path or INPUT_SIDE.search(last):
+            wide = widths(module)
+            if wide is None or not path or INPUT_SIDE.search(last):
                 continue
-            if width is None or widths[1] == width:
+            if width is None or wide[1] == width:
                 yield module
 
 
-def _widths(module: nn.Module) -> tuple[int, int] | None:
+def widths(module: nn.Module) -> tuple[int, int] | None:
     """Return (input width, output width) of a linear module of any make, else None."""
     if isinstance(module, Conv1D):
         return module.weight.shape[0], module.weight.shape[1]
@@ -224,19 +224,19 @@ def _widths(module: nn.Module) -> tuple[int, int] | None:
 def _measure(
     network: PreTrainedModel, config: PretrainedConfig, index: int, path: str, projection: nn.Module
 ) -> HeadLayer:
-    widths = _widths(projection)
+    wide = widths(projection)
     num_heads = _count(config, "num_attention_heads", index)
-    if widths is None or not num_heads or widths[0] % num_heads:
+    if wide is None or not num_heads or wide[0] % num_heads:
         raise _unknown(
             network,
             f"{path} to be linear, with an input width that is a multiple of num_attention_heads",
-            f"{type(projection).__name__} of widths {widths} and num_attention_heads {num_heads}",
+            f"{type(projection).__name__} of widths {wide} and num_attention_heads {num_heads}",
         )
     return HeadLayer(
         index=index,
         path=path,
         num_heads=num_heads,
-        head_dim=widths[0] // num_heads,
+        head_dim=wide[0] // num_heads,
         num_kv_heads=_kv_heads(config, index, num_heads),
         transposed=isinstance(projection, Conv1D),
     )

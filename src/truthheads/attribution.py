@@ -9,7 +9,8 @@ from torch import Tensor
 from truthheads.data import Question
 from truthheads.errors import ActivationError
 from truthheads.forward import Progress, answer_logprobs, filled, prepare_tails
-from truthheads.models import Model, intercepted
+from truthheads.hooks import intercepted
+from truthheads.models import Model
 from truthheads.prompts import Encoded
 from truthheads.store import Field, RowStore
 

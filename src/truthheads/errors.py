@@ -41,3 +41,7 @@ class ShapeError(TruthHeadsError):
 
 class ActivationError(TruthHeadsError):
     """A forward pass gave values that cannot be used (NaN or infinity), or no memory was left for it."""
+
+
+class GateError(TruthHeadsError):
+    """A gate cannot be used as it is, or not on this model."""

@@ -1,10 +1,10 @@
-"""Load a model, know where its heads are, and read or scale what they put out."""
+"""Load a model and know where its heads are."""
 
 import contextlib
 import hashlib
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,8 +13,6 @@ from typing import Any
 import huggingface_hub
 import torch
 import transformers
-from jaxtyping import Float
-from torch import Tensor, nn
 from transformers import AutoConfig, AutoProcessor, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
@@ -24,9 +22,6 @@ from truthheads.errors import ModelError
 from truthheads.sources import resolve
 
 FINGERPRINT_VALUES = 256
-
-Visit = Callable[[int, Float[Tensor, "batch seq num_heads head_dim"]], Tensor | None]
-"""Called with (layer, z) at every forward pass; returns the z to use instead, or None to leave it."""
 
 
 @dataclass(frozen=True)
@@ -163,33 +158,6 @@ def inspect(name: str, *, trust_remote_code: bool = False) -> Inspection:
         dtype=None if stored is None else str(stored).removeprefix("torch."),
         image=_takes_images(config),
     )
-
-
-@contextmanager
-def intercepted(model: Model, visit: Visit) -> Iterator[None]:
-    """Let ``visit`` read or replace z, the input of every output projection, inside the block.
-
-    This is the one mechanism by which the package touches a model: activations, attribution, gates and learned gates
-    all use it. Hooks are removed on exit, also after an error.
-
-    Args:
-        model: The model.
-        visit: Called with the layer and z as ``[batch, seq, num_heads, head_dim]``.
-    """
-    with ExitStack() as undo:
-        for head in model.layout.layers:
-            projection = model.network.get_submodule(head.path)
-            undo.callback(projection.register_forward_pre_hook(_hook(head.index, head.num_heads, visit)).remove)
-        yield
-
-
-def _hook(layer: int, num_heads: int, visit: Visit) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...] | None]:
-    def before(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        z = inputs[0]
-        changed = visit(layer, z.unflatten(-1, (num_heads, -1)))
-        return None if changed is None else (changed.flatten(-2), *inputs[1:])
-
-    return before
 
 
 def _config(name: str, source: str, trust_remote_code: bool) -> PreTrainedConfig:
