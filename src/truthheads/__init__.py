@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from truthheads.architectures import HeadLayout as HeadLayout
     from truthheads.data import Question as Question
     from truthheads.errors import TruthHeadsError as TruthHeadsError
+    from truthheads.family.scenes import make_scenes as make_scenes
     from truthheads.family.text import make_text as make_text
     from truthheads.models import Model as Model
     from truthheads.models import inspect as inspect
@@ -23,6 +24,7 @@ _HOMES = {
     "TruthHeadsError": "errors",
     "inspect": "models",
     "load": "models",
+    "make_scenes": "family.scenes",
     "make_text": "family.text",
     "read_questions": "readers",
     "score": "scoring",
