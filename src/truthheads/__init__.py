@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from truthheads.readers import read_questions as read_questions
     from truthheads.scores import Scores as Scores
     from truthheads.scoring import score as score
+    from truthheads.tuning import tune as tune
 
 _HOMES = {
     "HeadLayout": "architectures",
@@ -28,6 +29,7 @@ _HOMES = {
     "make_text": "family.text",
     "read_questions": "readers",
     "score": "scoring",
+    "tune": "tuning",
 }
 
 __all__ = sorted(_HOMES)

@@ -179,14 +179,14 @@ def prepare_tails(model: Model, batch: Sequence[Encoded]) -> Tails:
     if batch[0].prefix:
         prefix, past = _padded([item.prefix for item in batch], left=True, device=device)
         prompt = {"input_ids": prefix, **_image_inputs(model, [item.image for item in batch])}
-        cache = backbone(model)(**_positioned(model, prompt, past, past.shape[1]), use_cache=True).past_key_values
+        cache = backbone(model)(**positioned(model, prompt, past, past.shape[1]), use_cache=True).past_key_values
         cache.reorder_cache(owner)
         inputs |= {"past_key_values": cache, "use_cache": True}
     else:
         inputs |= _image_inputs(model, [item.image for item in batch for _ in item.tails])
     seen = torch.cat([past[owner], real], dim=1)
     last = real.sum(1) - 1
-    return Tails(ids, real, owner, last, starts, _positioned(model, inputs, seen, ids.shape[1]))
+    return Tails(ids, real, owner, last, starts, positioned(model, inputs, seen, ids.shape[1]))
 
 
 def _image_inputs(model: Model, paths: Sequence[str | None]) -> dict[str, Tensor]:
@@ -238,7 +238,7 @@ def _padded(rows: Sequence[Sequence[int]], *, left: bool, device: torch.device) 
     return ids.to(device), real.to(device)
 
 
-def _positioned(model: Model, inputs: dict[str, Any], seen: Tensor, width: int) -> dict[str, Any]:
+def positioned(model: Model, inputs: dict[str, Any], seen: Tensor, width: int) -> dict[str, Any]:
     """Add the mask over everything seen and, where the network takes them, the positions of the new tokens."""
     inputs = {**inputs, "attention_mask": seen.long()}
     if "position_ids" in inspect.signature(backbone(model).forward).parameters:

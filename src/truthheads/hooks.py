@@ -103,22 +103,28 @@ class Scaling:
 
 
 class _Scale:
-    """The hook of one layer; its class is how a model at work under a gate is known."""
+    """The hook of one layer; its class is how a model at work under a gate is known.
 
-    def __init__(self, factors: Float[Tensor, " num_heads"], width: int, like: Tensor) -> None:
-        place = torch.device("cpu") if like.device.type == "meta" else like.device  # weights that are offloaded
-        kind = like.dtype if like.is_floating_point() else torch.float32
-        self.vector = factors.repeat_interleave(width // len(factors)).to(place, kind)
+    The product is taken in fp32 and rounded once: bf16 knows nothing between 1 and 1.0078.
+    """
+
+    def __init__(self, factors: Float[Tensor, " num_heads"], width: int, projection: nn.Module) -> None:
+        weight = getattr(projection, "weight", None)
+        place = "cpu" if weight is None or weight.device.type == "meta" else weight.device  # meta: offloaded
+        self.vector = factors.repeat_interleave(width // len(factors)).to(place)
+
+    def scaled(self, values: Tensor) -> Tensor:
+        return (values * self.vector.to(values.device)).to(values.dtype)
 
 
 class _ScaleInput(_Scale):
     def __call__(self, _: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        return inputs[0] * self.vector.to(inputs[0]), *inputs[1:]
+        return self.scaled(inputs[0]), *inputs[1:]
 
 
 class _ScaleOutput(_Scale):
     def __call__(self, _: nn.Module, __: Any, output: Tensor) -> Tensor:
-        return output * self.vector.to(output)
+        return self.scaled(output)
 
 
 def scale(
@@ -126,7 +132,7 @@ def scale(
 ) -> Scaling:
     """Multiply every head by its factor at every position, prompt and new tokens alike, until removed.
 
-    A layer whose factors are all 1 gets no hook. Factors are rounded to the type of the activations.
+    A layer whose factors are all 1 gets no hook.
 
     Args:
         model: A Model, or any transformers model with a text decoder.
@@ -154,14 +160,13 @@ def scale(
             own = factors[head.index, : head.num_heads]
             if bool((own == 1).all()):
                 continue
-            like = getattr(projection, "weight", None)
-            like = like if isinstance(like, Tensor) else torch.zeros(0)
             handle: Any
             if site == "z":
-                hook: Any = _ScaleInput(own, head.num_heads * head.head_dim, like)
+                hook: Any = _ScaleInput(own, head.num_heads * head.head_dim, projection)
                 handle = projection.register_forward_pre_hook(hook)
             else:
-                handle = projection.register_forward_hook(_ScaleOutput(own, check_blocks(projection, head), like))
+                hook = _ScaleOutput(own, check_blocks(projection, head), projection)
+                handle = projection.register_forward_hook(hook)
             undo.callback(handle.remove)
         scaling._undo = undo.pop_all()
     return scaling

@@ -62,6 +62,46 @@ def heat_map(
     return chart.configure_view(fill="#d9d9d9", stroke=None).configure_axis(grid=False)
 
 
+def frontier_chart(path: list[dict[str, Any]], *, guard: float, chosen: int | None) -> Any:
+    """Return an Altair chart of margin gained against nats lost, with both intervals, one point per candidate.
+
+    Args:
+        path: Candidates as in ``tuning.json``.
+        guard: Most harm allowed, in nats a token; drawn as a line.
+        chosen: Which candidate was chosen, or None.
+    """
+    import altair as alt
+
+    rows = []
+    for at, entry in enumerate(path):
+        harm, gain = entry["harm"]["kl"], entry["effect"]["margin"]
+        state = "chosen" if at == chosen else "within the guard" if harm["high"] <= guard else "beyond the guard"
+        rows.append(
+            {
+                "name": entry["name"],
+                "state": state,
+                **{f"harm_{end}": max(float(harm[end]), 1e-5) for end in ("value", "low", "high")},
+                **{f"gain_{end}": float(gain[end]) for end in ("value", "low", "high")},
+            }
+        )
+    x = alt.X("harm_value:Q", title="KL on neutral text (nats a token)", scale=alt.Scale(type="log"))
+    y = alt.Y("gain_value:Q", title="margin gained (nats)")
+    states = ["chosen", "within the guard", "beyond the guard"]
+    colour = alt.Color("state:N", title=None, scale=alt.Scale(domain=states, range=["#d55e00", "#0072b2", "#8c8c8c"]))
+    base = alt.Chart(alt.Data(values=rows))
+    tooltip = [
+        alt.Tooltip("name:N"),
+        alt.Tooltip("harm_value:Q", title="harm", format=".4f"),
+        alt.Tooltip("gain_value:Q", title="margin gained", format=".2f"),
+    ]
+    points = base.mark_circle(size=90, opacity=1).encode(x=x, y=y, color=colour, tooltip=tooltip)
+    up = base.mark_rule(opacity=0.5).encode(x="harm_value:Q", y="gain_low:Q", y2="gain_high:Q", color=colour)
+    across = base.mark_rule(opacity=0.5).encode(x="harm_low:Q", x2="harm_high:Q", y="gain_value:Q", color=colour)
+    line = alt.Chart(alt.Data(values=[{"guard": guard}])).mark_rule(strokeDash=[4, 4], color="#555").encode(x="guard:Q")
+    chart = alt.layer(line, up, across, points)
+    return chart.properties(width=460, height=300, title="What a gate gains and what it costs (95 % intervals)")
+
+
 def save_chart(chart: Any, path: Path) -> None:
     """Write a chart as one self-contained ``.html``, ``.png`` or ``.svg``.
 

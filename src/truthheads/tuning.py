@@ -1,0 +1,354 @@
+"""The stage behind ``truthheads tune``: questions in, a gate and the path that led to it out."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+
+from truthheads.answers import describe_data
+from truthheads.artifacts import provenance, write_json
+from truthheads.data import Question
+from truthheads.devices import pick_batch_tokens
+from truthheads.errors import DataError, GateError
+from truthheads.forward import Progress, shares_prefix
+from truthheads.gates import Gate, Norm
+from truthheads.hooks import Site, check_factors
+from truthheads.learning import Schedule, learn
+from truthheads.margins import check_pairs, group_numbers, pair_effects, pair_figures, pair_logprobs
+from truthheads.models import Model
+from truthheads.neutral import measure_harm, neutral_ids
+from truthheads.plots import frontier_chart
+from truthheads.prompts import Encoded, encode
+from truthheads.scores import Scores
+
+GUARD = 0.02
+LEVELS = (0.003, 0.01, 0.03, 0.1)
+"""Harm in nats a token at which a frontier is read."""
+STRENGTHS = (0.25, 0.5, 1.0, 2.0, 4.5)
+NORMS: tuple[Norm, ...] = ("centred", "minmax")
+SITES: tuple[Site, ...] = ("z", "output")
+TEXTS = 96
+PATIENCE = 3
+"""Stops without a better margin on dev questions, beyond the guard, after which learning ends."""
+FAR = 5.0
+"""Learning ends where the harm is so many guards."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tuning:
+    """A gate and the path that led to it.
+
+    Attributes:
+        gate: The chosen gate; all ones where none helps within the guard.
+        result: The JSON result: settings, the ungated figures, every candidate with its effect and harm, the frontier,
+            which candidate was chosen and why.
+    """
+
+    gate: Gate
+    result: dict[str, Any]
+
+    def save(self, path: str | Path) -> None:
+        """Write the gate, and ``tuning.json`` beside it.
+
+        Raises:
+            ArtifactError: A file could not be written.
+        """
+        self.gate.save(path)
+        write_json(Path(path).with_name("tuning.json"), self.result)
+
+    def chart(self) -> Any:
+        """Return margin gained against nats lost, one point per candidate, as an Altair chart."""
+        return frontier_chart(self.result["path"], guard=self.result["guard"], chosen=self.result["chosen"])
+
+
+class _Candidate(NamedTuple):
+    name: str
+    gate: Gate
+    notes: dict[str, Any]
+
+
+class _Judge:
+    """Measures candidates on dev questions and on neutral text that nothing is learned from."""
+
+    def __init__(self, model: Model, questions: Sequence[Question], settings: dict[str, Any], neutral: list[list[int]]):
+        self.model, self.neutral, self.seed = model, neutral, int(settings["seed"])
+        self.batch_tokens = int(settings["batch_tokens"])
+        self.groups = group_numbers(questions)
+        self.encoded = encode_questions(model, questions, settings)
+        self.plain = pair_logprobs(model, self.encoded, batch_tokens=self.batch_tokens)
+        self.path: list[dict[str, Any]] = []
+        self.gates: list[Gate] = []
+
+    def measure(self, candidate: _Candidate) -> dict[str, Any]:
+        harm = measure_harm(self.model, self.neutral, candidate.gate).figures(seed=self.seed)
+        after = pair_logprobs(self.model, self.encoded, batch_tokens=self.batch_tokens, gate=candidate.gate)
+        effect = pair_effects(self.plain, after, self.groups, seed=self.seed)
+        entry = {
+            "name": candidate.name,
+            **candidate.notes,
+            "gate": candidate.gate.describe(),
+            "effect": {name: figure.json() for name, figure in effect.items()},
+            "harm": {name: figure.json() for name, figure in harm.items()},
+        }
+        self.path.append(entry)
+        self.gates.append(candidate.gate)
+        return entry
+
+
+def tune(
+    model: Model,
+    questions: Sequence[Question],
+    *,
+    method: Literal["grid", "learn"] = "learn",
+    scores: Scores | None = None,
+    target: Gate | None = None,
+    neutral: str | Path | None = None,
+    guard: float = GUARD,
+    site: Site = "z",
+    strengths: Sequence[float] = STRENGTHS,
+    norms: Sequence[Norm] = NORMS,
+    sites: Sequence[Site] = SITES,
+    standardise: bool = False,
+    schedule: Schedule | None = None,
+    dev_share: float = 0.25,
+    chat: bool = False,
+    truncate: bool = False,
+    batch_tokens: int | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Tuning:
+    """Find a gate that makes truthful answers more likely and leaves neutral text where it was.
+
+    The rule: of all candidates whose harm (mean KL on held-out neutral text, upper end of its 95 % interval) is at
+    most ``guard``, the one with the largest mean gain in margin on the dev questions, if the lower end of that gain's
+    paired interval is above 0; else a gate of ones.
+
+    Args:
+        model: From :func:`truthheads.load`.
+        questions: Pairs. ``grid`` judges on all of them; ``learn`` keeps ``dev_share`` of the groups to judge on.
+        method: ``grid``: gates from ``scores``, every strength, norm and site. ``learn``: one factor per head by
+            gradient (:mod:`truthheads.learning`), points of the path and weaker versions of those beyond the guard.
+        scores: For ``grid``: of this model or of a relative of the same shape.
+        target: For ``learn``: the gate to start from and to be pulled towards; None: all ones.
+        neutral: File of neutral text; None: the questions' contexts and the model's own samples. Half of it is
+            learned from, the other half only judged on.
+        guard: Most harm, in nats a token.
+        site: For ``learn``: what a factor scales.
+        strengths: For ``grid``.
+        norms: For ``grid``.
+        sites: For ``grid``.
+        standardise: For ``grid``; see :meth:`Gate.from_scores`.
+        schedule: For ``learn``; None: the defaults.
+        dev_share: For ``learn``: share of the groups that is judged on.
+        chat: Put the prompt into the chat template.
+        truncate: Drop the start of contexts that are too long.
+        batch_tokens: Padded tokens in a batch, at most; None chooses by device.
+        seed: Of split, order, neutral samples and bootstraps.
+        progress: Told steps done and in all.
+
+    Raises:
+        DataError: Rows without both answers, or fewer than two groups.
+        GateError: ``grid`` without scores, a guard that is no positive number, or bounds that exclude 1.
+        ShapeError: Scores or target of another shape than the model.
+        ActivationError: A forward pass or gradient is not finite.
+    """
+    check_pairs(questions, purpose="tuning")
+    schedule = schedule or Schedule()
+    start = target or Gate(torch.ones(model.layout.shape), site)
+    _check(model, method, scores, start, guard, schedule)
+    settings: dict[str, Any] = {
+        "chat": chat,
+        "truncate": truncate,
+        "batch_tokens": batch_tokens or pick_batch_tokens(model.device),
+        "seed": seed,
+    }
+    dev, train = list(questions), list(questions)
+    if method == "learn":
+        dev, train = _split(questions, dev_share, seed)
+    texts = neutral_ids(model, questions, path=Path(neutral) if neutral else None, texts=TEXTS, seed=seed)
+    held, taught = texts[: len(texts) // 2], texts[len(texts) // 2 :]
+    judge = _Judge(model, dev, settings, held)
+    if method == "grid":
+        assert scores is not None
+        candidates = list(_grid(scores, strengths, norms, sites, standardise))
+        for done, candidate in enumerate(candidates, start=1):
+            judge.measure(candidate)
+            if progress is not None:
+                progress(done, len(candidates))
+    else:
+        _learn(model, train, taught, start, judge, settings, schedule, guard, progress)
+    chosen = _choose(judge.path, guard)
+    meta = {
+        "method": method,
+        "model": {"name": model.name, "fingerprint": model.fingerprint, "architecture": model.layout.architecture},
+        "data": describe_data(questions),
+        "settings": {
+            **settings,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "guard": guard,
+            "neutral": Path(neutral).name if neutral else None,
+            "schedule": {name: getattr(schedule, name) for name in Schedule.__slots__} if method == "learn" else None,
+            "target": start.digest if target else None,
+            "scores": scores.meta.get("model") if scores is not None else None,
+        },
+        **provenance(),
+    }
+    evidence: dict[str, Any] = {}
+    gate = Gate(torch.ones(model.layout.shape), site)
+    if chosen is not None:
+        gate = judge.gates[chosen]
+        entry = judge.path[chosen]
+        evidence = {f"{name} gained (dev)": value for name, value in entry["effect"].items()}
+        evidence |= {f"{name} on neutral text, nats a token": value for name, value in entry["harm"].items()}
+    absent = tuple(sorted(_absent(model)))
+    gate = Gate(gate.gate, gate.site, absent, gate.clipped, {**meta, "evidence": evidence})
+    ungated = pair_figures(judge.plain, judge.groups, seed=seed)
+    result = {
+        **meta,
+        "guard": guard,
+        "rows": {"dev": len(dev), "train": len(train) if method == "learn" else 0},
+        "neutral": {"learned from": len(taught), "held out": len(held)},
+        "ungated": {name: figure.json() for name, figure in ungated.items()},
+        "path": judge.path,
+        "frontier": frontier(judge.path),
+        "chosen": chosen,
+        "why": _why(judge.path, chosen, guard),
+    }
+    return Tuning(gate, result)
+
+
+def encode_questions(model: Model, questions: Sequence[Question], settings: dict[str, Any]) -> list[Encoded]:
+    """Return token ids of questions as the settings say."""
+    chat, truncate = bool(settings["chat"]), bool(settings["truncate"])
+    return encode(model, questions, chat=chat, truncate=truncate, share_prefix=shares_prefix(model))
+
+
+def frontier(path: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return for each level of harm the candidate with the largest gain in margin whose mean KL is no higher."""
+    rows = []
+    for level in LEVELS:
+        within = [entry for entry in path if entry["harm"]["kl"]["value"] <= level]
+        best = max(within, key=lambda entry: entry["effect"]["margin"]["value"], default=None)
+        rows.append({"harm": level, "name": best["name"] if best else None, "effect": best["effect"] if best else None})
+    return rows
+
+
+def _grid(
+    scores: Scores, strengths: Sequence[float], norms: Sequence[Norm], sites: Sequence[Site], standardise: bool
+) -> Iterator[_Candidate]:
+    for site in sites:
+        for norm in norms:
+            for strength in strengths:
+                gate = Gate.from_scores(scores, strength=strength, norm=norm, site=site, standardise=standardise)
+                notes = {"norm": norm, "strength": strength, "site": site}
+                yield _Candidate(f"{norm} {strength:g} at {site}", gate, notes)
+
+
+def _learn(
+    model: Model,
+    train: Sequence[Question],
+    taught: list[list[int]],
+    start: Gate,
+    judge: _Judge,
+    settings: dict[str, Any],
+    schedule: Schedule,
+    guard: float,
+    progress: Progress | None,
+) -> None:
+    """Walk the path; judge its points, and weaker versions of those that harm more than the guard allows."""
+    margin = judge.plain[:, 0] - judge.plain[:, 1]
+    points = learn(
+        model,
+        encode_questions(model, train, settings),
+        taught,
+        start.gate,
+        site=start.site,
+        temperature=max(1.0, float(np.abs(margin).mean()) / 2),
+        schedule=schedule,
+        batch_tokens=int(settings["batch_tokens"]),
+        seed=int(settings["seed"]),
+        progress=progress,
+    )
+    best, waited = -np.inf, 0
+    for point in points:
+        gate = Gate(point.factors, start.site)
+        notes = {"epoch": point.epoch, "loss": point.loss, "kl_taught": point.kl}
+        entry = judge.measure(_Candidate(f"epoch {point.epoch:.2g}", gate, notes))
+        harm, gain = entry["harm"]["kl"], entry["effect"]["margin"]["value"]
+        if harm["high"] > guard:
+            share = float(np.sqrt(0.8 * guard / harm["high"]))  # near 1, the KL grows with the square of the distance
+            weaker = Gate(start.gate + share * (point.factors - start.gate), start.site)
+            judge.measure(_Candidate(f"epoch {point.epoch:.2g} x {share:.2f}", weaker, {**notes, "share": share}))
+            waited = 0 if gain > best else waited + 1
+        best = max(best, gain)
+        if waited >= PATIENCE or harm["value"] > FAR * guard:
+            return
+
+
+def _choose(path: Sequence[dict[str, Any]], guard: float) -> int | None:
+    allowed = [
+        at
+        for at, entry in enumerate(path)
+        if entry["harm"]["kl"]["high"] <= guard and entry["effect"]["margin"]["low"] > 0
+    ]
+    return max(allowed, key=lambda at: path[at]["effect"]["margin"]["value"], default=None)
+
+
+def _why(path: Sequence[dict[str, Any]], chosen: int | None, guard: float) -> str:
+    safe = sum(entry["harm"]["kl"]["high"] <= guard for entry in path)
+    if chosen is not None:
+        return (
+            f"largest gain in margin on dev questions among the {safe} of {len(path)} candidates whose harm "
+            f"(KL on held-out neutral text, upper end) is at most {guard:g} nats a token"
+        )
+    return (
+        f"no gate: of the {safe} of {len(path)} candidates within {guard:g} nats a token "
+        "none has a gain in margin whose interval lies above 0"
+    )
+
+
+def _split(questions: Sequence[Question], share: float, seed: int) -> tuple[list[Question], list[Question]]:
+    """Return dev and train questions; a group is never on both sides."""
+    groups = group_numbers(questions)
+    members = np.random.default_rng(seed).permutation(np.unique(groups))
+    count = max(1, round(share * len(members)))
+    if not 0 < share < 1 or count >= len(members):
+        raise DataError(
+            "questions cannot be split into dev and train",
+            expected="two groups or more, and a dev share between 0 and 1",
+            got=f"{len(members)} groups, share {share:g}",
+            fix="give more questions",
+        )
+    chosen = set(members[:count].tolist())
+    dev = [question for question, group in zip(questions, groups, strict=True) if group in chosen]
+    return dev, [question for question, group in zip(questions, groups, strict=True) if group not in chosen]
+
+
+def _check(model: Model, method: str, scores: Scores | None, start: Gate, guard: float, schedule: Schedule) -> None:
+    if method not in ("grid", "learn"):
+        raise GateError("unknown method", expected="grid or learn", got=repr(method), fix="choose one of the two")
+    if method == "grid" and scores is None:
+        raise GateError(
+            "a grid is made from scores", expected="--scores FILE", got="none", fix="run `truthheads score` first"
+        )
+    if not (np.isfinite(guard) and guard > 0):
+        raise GateError("the guard is no guard", expected="a number above 0", got=str(guard), fix="try 0.02")
+    if not schedule.low <= 1 <= schedule.high:
+        raise GateError(
+            "the bounds exclude 1",
+            expected="low <= 1 <= high",
+            got=f"[{schedule.low:g}, {schedule.high:g}]",
+            fix="try 0 and 2",
+        )
+    check_factors(start.gate, model.layout)
+    if scores is not None:
+        check_factors(torch.ones(scores.values.shape), model.layout)
+
+
+def _absent(model: Model) -> Iterator[tuple[int, int]]:
+    there = {(head.index, number) for head in model.layout.layers for number in range(head.num_heads)}
+    layers, heads = model.layout.shape
+    return ((layer, head) for layer in range(layers) for head in range(heads) if (layer, head) not in there)
