@@ -29,7 +29,8 @@ class Schedule:
         kl_first: Weight of the KL on neutral text in the first epoch, in nats of margin per nat a token.
         kl_last: The same in the last epoch; in between it falls by equal ratios, so that the path runs from harmless
             to strong.
-        pull: Weight of the mean squared distance from the target gate, in nats.
+        pull: Nats of margin that a factor at distance 1 from the target costs; grows with the square. Adam moves heads
+            that do not matter as far as those that do, unless something holds them.
         low: Least factor.
         high: Largest factor.
         texts: Neutral texts in a step.
@@ -40,7 +41,7 @@ class Schedule:
     rate: float = 0.03
     kl_first: float = 60.0
     kl_last: float = 4.0
-    pull: float = 0.0
+    pull: float = 0.05
     low: float = 0.0
     high: float = 2.0
     texts: int = 4
@@ -127,7 +128,7 @@ def learn(
                 margin = (logprob[:, 0] - logprob[:, 1]) / temperature
                 loss = temperature * torch.nn.functional.softplus(-margin).mean()
                 kl = divergence(model, texts, under)[0].mean()
-                pull = schedule.pull * (gate - goal).square().mean()
+                pull = schedule.pull * (gate - goal).square().sum()
                 (gate.grad,) = torch.autograd.grad(loss + weight * kl + pull, gate)
             if not bool(torch.isfinite(gate.grad).all()):
                 raise ActivationError(

@@ -78,13 +78,15 @@ def own_text(model: Model, texts: int, *, length: int = LENGTH, seed: int = 0) -
     Args:
         model: The model, ungated.
         texts: How many.
-        length: New tokens of each.
+        length: New tokens of each; fewer where the model has not so many positions.
         seed: Of the samples. transformers draws from torch's global generator, whose state is put back.
     """
     tokenizer = model.tokenizer
     starts = [list(tokenizer(OPENINGS[at % len(OPENINGS)])["input_ids"]) for at in range(texts)]
     ends = {tokenizer.eos_token_id, tokenizer.sep_token_id} - {None}
     starts = [ids[:-1] if len(ids) > 1 and ids[-1] in ends else ids for ids in starts]
+    longest = max(map(len, starts))
+    length = length if model.layout.max_positions is None else min(length, model.layout.max_positions - longest)
     written: list[list[int]] = []
     devices = [model.device] if model.device.type == "cuda" else []
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
