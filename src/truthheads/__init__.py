@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from truthheads.errors import TruthHeadsError as TruthHeadsError
     from truthheads.family.scenes import make_scenes as make_scenes
     from truthheads.family.text import make_text as make_text
+    from truthheads.gates import Gate as Gate
+    from truthheads.gates import gated as gated
     from truthheads.models import Model as Model
     from truthheads.models import inspect as inspect
     from truthheads.models import load as load
@@ -18,11 +20,13 @@ if TYPE_CHECKING:
     from truthheads.tuning import tune as tune
 
 _HOMES = {
+    "Gate": "gates",
     "HeadLayout": "architectures",
     "Model": "models",
     "Question": "data",
     "Scores": "scores",
     "TruthHeadsError": "errors",
+    "gated": "gates",
     "inspect": "models",
     "load": "models",
     "make_scenes": "family.scenes",

@@ -219,14 +219,17 @@ class Gate:
             shape = tuple(factors.shape)
             if any(not (0 <= place < size) for pair in absent for place, size in zip(pair, shape, strict=True)):
                 raise ValueError(f"absent heads outside {shape}")
+            site = artifact.meta.get("site", "z")
+            if site not in ("z", "output"):
+                raise ValueError(f"site {site!r}")
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(
                 f"{path} is not whole",
-                expected="a tensor gate [layers, heads], and absent as pairs",
+                expected="a tensor gate [layers, heads], site z or output, and absent as pairs",
                 got=f"{type(error).__name__}: {error}",
                 fix="write it again with `truthheads gate` or `truthheads tune`",
             ) from error
-        return cls(factors, artifact.meta.get("site", "z"), absent, clipped, meta)
+        return cls(factors, site, absent, clipped, meta)
 
     def table(self, count: int = 10) -> list[dict[str, Any]]:
         """Return the heads whose factors are farthest from 1 as rows: head, factor."""
@@ -271,7 +274,8 @@ class Gate:
 def gated(model: Model | PreTrainedModel, gate: Gate) -> Iterator[Scaling]:
     """Put a gate to work inside the block; on exit, also after an error, the model is bit for bit itself.
 
-    Generation, batches, caches, multimodal wrappers and ``torch.compile`` work inside. Gates do not nest.
+    Generation, batches, caches, multimodal wrappers and ``torch.compile`` work inside; compiled models are compiled anew
+    at both ends of the block. Gates do not nest.
 
     Raises:
         ShapeError: The gate is of another shape.

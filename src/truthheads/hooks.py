@@ -94,6 +94,7 @@ class Scaling:
     def remove(self) -> None:
         """Take the factors off; the model is bit for bit what it was. A second call does nothing."""
         self._undo.close()
+        forget_compiled()
 
     def __enter__(self) -> "Scaling":
         return self
@@ -169,7 +170,17 @@ def scale(
                 handle = projection.register_forward_hook(hook)
             undo.callback(handle.remove)
         scaling._undo = undo.pop_all()
+    forget_compiled()
     return scaling
+
+
+def forget_compiled() -> None:
+    """Have what ``torch.compile`` made compiled anew when it is next called.
+
+    Compiled code does not look for hooks that came or went later (``skip_nnmodule_hook_guards``): without this, a model
+    that was compiled before would go on as if there were no gate, or as if it were still there.
+    """
+    torch.compiler.reset()
 
 
 def check_factors(factors: Float[Tensor, "num_layers num_heads"], layout: HeadLayout) -> None:

@@ -39,10 +39,10 @@ class Schedule:
         stops: Points of the path in each epoch.
     """
 
-    epochs: int = 4
-    rate: float = 0.03
+    epochs: int = 5
+    rate: float = 0.05
     kl_first: float = 60.0
-    kl_last: float = 4.0
+    kl_last: float = 2.0
     pull: float = 0.05
     low: float = 0.0
     high: float = 2.0

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from truthheads.cli import console as console
-from truthheads.cli import making, measuring, tuning
+from truthheads.cli import gating, making, measuring, tuning
 
 app = typer.Typer(
     name="truthheads",
@@ -38,6 +38,7 @@ def root(
 
 app.command("inspect")(measuring.inspect_model)
 app.command("score")(measuring.score)
+app.command("gate")(gating.gate)
 app.command("tune")(tuning.tune)
 app.command("demo")(measuring.demo)
 data_app.command("make")(making.make)

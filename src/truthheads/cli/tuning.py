@@ -60,9 +60,11 @@ def tune(
     standardise: Annotated[
         bool, typer.Option("--standardise", help="grid: strengths in standard deviations of the scores.")
     ] = False,
-    epochs: Annotated[int, typer.Option(min=1, help="learn: passes over the questions, at most.")] = 4,
-    rate: Annotated[float, typer.Option(help="learn: step size, in units of a factor.")] = 0.03,
-    pull: Annotated[float, typer.Option(min=0, help="learn: weight of the distance from the gate it starts at.")] = 0.05,
+    epochs: Annotated[int, typer.Option(min=1, help="learn: passes over the questions, at most.")] = 5,
+    rate: Annotated[float, typer.Option(help="learn: step size, in units of a factor.")] = 0.05,
+    pull: Annotated[
+        float, typer.Option(min=0, help="learn: weight of the distance from the gate it starts at.")
+    ] = 0.05,
     low: Annotated[float, typer.Option(help="learn: least factor.")] = 0.0,
     high: Annotated[float, typer.Option(help="learn: largest factor.")] = 2.0,
     dev_share: Annotated[float, typer.Option(help="learn: share of the questions that is judged on.")] = 0.25,
