@@ -43,7 +43,7 @@ class Schedule:
     rate: float = 0.05
     kl_first: float = 60.0
     kl_last: float = 2.0
-    pull: float = 0.05
+    pull: float = 0.01
     low: float = 0.0
     high: float = 2.0
     texts: int = 4

@@ -266,7 +266,7 @@ def _learn(
         taught,
         start.gate,
         site=start.site,
-        temperature=max(1.0, float(np.abs(margin).mean()) / 2),
+        temperature=max(1.0, 0.75 * float(np.abs(margin).mean())),
         schedule=schedule,
         batch_tokens=int(settings["batch_tokens"]),
         seed=int(settings["seed"]),

@@ -64,7 +64,7 @@ def tune(
     rate: Annotated[float, typer.Option(help="learn: step size, in units of a factor.")] = 0.05,
     pull: Annotated[
         float, typer.Option(min=0, help="learn: weight of the distance from the gate it starts at.")
-    ] = 0.05,
+    ] = 0.01,
     low: Annotated[float, typer.Option(help="learn: least factor.")] = 0.0,
     high: Annotated[float, typer.Option(help="learn: largest factor.")] = 2.0,
     dev_share: Annotated[float, typer.Option(help="learn: share of the questions that is judged on.")] = 0.25,
