@@ -14,11 +14,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from bench import dtype, forward, growth, probing, released
+from bench import drift, dtype, forward, growth, probing, released
 from bench.timing import Outcome
 from truthheads.plots import save_chart
 
-BENCHMARKS = {module.NAME: module for module in (forward, probing, released, growth, dtype)}
+BENCHMARKS = {module.NAME: module for module in (forward, probing, released, growth, dtype, drift)}
 
 
 def main() -> None:

@@ -83,7 +83,7 @@ class Bench:
         }
 
     def at_level(self, gate: Gate, level: float) -> Gate:
-        """Return the gate along this direction whose KL is within a twentieth of the level; at most 4 times the gate."""
+        """Return the gate this way whose KL is within a twentieth of the level; 4 times the gate at most."""
 
         def search() -> float:
             low, high = SHARES
@@ -150,6 +150,37 @@ def learned(model: Model, rows: Sequence[Question], path: Path, **settings: Any)
     return Gate.load(path)
 
 
+def unrelated(layers_of: Model, rows: Sequence[Question], folder: Path) -> Gate:
+    """Return the attribution gate of a model of the same shape with random weights: a stranger by birth."""
+    from transformers import AutoModelForCausalLM
+
+    path = folder / "unrelated.safetensors"
+    if not path.exists():
+        config = layers_of.network.config.get_text_config(decoder=True)
+        with torch.random.fork_rng(devices=[]):
+            torch.random.manual_seed(1)
+            network = AutoModelForCausalLM.from_config(config)
+        network.save_pretrained(folder / "unrelated")
+        layers_of.tokenizer.save_pretrained(folder / "unrelated")
+        th.score(th.load(str(folder / "unrelated")), rows[:60], method="attribution").save(path)
+    return Gate.from_scores(Scores.load(path), strength=1.0, norm="signed", floor=None)
+
+
+def family(model: Model, bench: Bench, train: Sequence[Question], given: argparse.Namespace) -> None:
+    """Measure a descendant: gates learned here, gates of its base, shuffled ones of the same size, a stranger's."""
+    levels = (0.03, LEVELS[-1])
+    sets = list(bench.encoded)
+    own = learned(model, train, given.out / "own" / "gate.safetensors", guard=0.1)
+    report(bench, "learned here", own, sets, levels)
+    for path in given.relatives:
+        base = Gate.load(path)
+        report(bench, f"learned on {path.parent.name}", base, sets, levels)
+        at = bench.at_level(base, levels[-1])
+        for seed in range(given.shuffled):
+            report(bench, f"its shuffle {seed}", at.control("shuffled", seed=seed), sets, levels[-1:])
+    report(bench, "of a stranger", unrelated(model, train, given.out), sets, levels)
+
+
 def main() -> None:
     """Measure what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -162,6 +193,8 @@ def main() -> None:
     )
     parser.add_argument("--rows", type=int, default=500, help="test rows of each set")
     parser.add_argument("--shuffled", type=int, default=20)
+    parser.add_argument("--family", action="store_true", help="a descendant: only generated rows, and --questions")
+    parser.add_argument("--questions", type=Path, help="with --family: more test rows, scenes for instance")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
@@ -174,12 +207,19 @@ def main() -> None:
         "nqswap": swap_rest[: given.rows],
         "halueval": th.read_questions(given.halueval, limit=given.rows),
     }
-    taken = {row.question for rows in (swap_train, sets["nqswap"]) for row in rows}
+    if given.family:
+        sets = {"generated": sets["generated"]}
+        if given.questions is not None:
+            sets["more"] = th.read_questions(given.questions, limit=given.rows)
+    taken = {row.question for rows in (swap_train, sets.get("nqswap", ())) for row in rows}
     bench = Bench(model, exact, sets, passages_of(given.nqswap, taken), given.out / "figures.json")
     for name in sets:
         figures = pair_figures(bench.logprobs(None, name), bench.groups[name], seed=0)
         bench.known[f"ungated {name}"] = {key: figure.json() for key, figure in figures.items()}
         print(f"ungated {name}: " + ", ".join(f"{key} {figure}" for key, figure in figures.items()), flush=True)
+    if given.family:
+        family(model, bench, train, given)
+        return
     own = learned(model, train, given.out / "learned.safetensors", guard=0.02)
     bench.effect(own, "generated")
     print("own gate as shipped:", bench.harm(own), bench.effect(own, "generated"), flush=True)

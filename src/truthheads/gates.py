@@ -274,8 +274,8 @@ class Gate:
 def gated(model: Model | PreTrainedModel, gate: Gate) -> Iterator[Scaling]:
     """Put a gate to work inside the block; on exit, also after an error, the model is bit for bit itself.
 
-    Generation, batches, caches, multimodal wrappers and ``torch.compile`` work inside; compiled models are compiled anew
-    at both ends of the block. Gates do not nest.
+    Generation, batches, caches, multimodal wrappers and ``torch.compile`` work inside; compiled models are compiled
+    anew at both ends of the block. Gates do not nest.
 
     Raises:
         ShapeError: The gate is of another shape.

@@ -274,11 +274,11 @@ def _within(generator: np.random.Generator, layer: Int[np.ndarray, " heads"]) ->
 
 
 def _overlap(x: Float[np.ndarray, " heads"], y: Float[np.ndarray, " heads"], share: float) -> Overlap:
-    """Return the overlap of the best heads; heads that tie at the border are in by their share of the places left."""
+    """Return the overlap of the best heads; heads that tie at the border share the places left."""
     count = max(1, round(share * len(x)))
     best = []
     for values in (x, y):
         border = np.sort(values)[-count]
         above, tied = values > border, values == border
         best.append(above + tied * (count - above.sum()) / tied.sum())
-    return Overlap(share, float((best[0] * best[1]).sum() / count), count / len(x))
+    return Overlap(share, float(np.minimum(*best).sum() / count), count / len(x))

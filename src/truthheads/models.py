@@ -16,7 +16,7 @@ import transformers
 from transformers import AutoConfig, AutoProcessor, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
-from truthheads.architectures import HeadLayout, locate_heads
+from truthheads.architectures import HeadLayout, locate_heads, widths
 from truthheads.devices import pick_device, pick_dtype
 from truthheads.errors import ModelError
 from truthheads.sources import resolve
@@ -108,12 +108,16 @@ class Inspection:
         parameters: Number of parameters, tied ones counted once.
         dtype: Type that the configuration names, or None.
         image: True where the model takes images.
+        sites: What a gate may scale: ``output`` only where the projection's width is a multiple of the heads.
+        exports: What a gate may become: no ``checkpoint`` of quantised weights, ``gguf`` only of a ``.gguf`` model.
     """
 
     layout: HeadLayout
     parameters: int
     dtype: str | None
     image: bool
+    sites: tuple[str, ...]
+    exports: tuple[str, ...]
 
     def json(self) -> dict[str, Any]:
         """Return the JSON result of ``truthheads inspect``."""
@@ -129,6 +133,8 @@ class Inspection:
             "parameters": self.parameters,
             "dtype": self.dtype,
             "image": self.image,
+            "sites": list(self.sites),
+            "exports": list(self.exports),
         }
 
 
@@ -143,21 +149,39 @@ def inspect(name: str, *, trust_remote_code: bool = False) -> Inspection:
         ModelError: There is no usable configuration.
         ArchitectureError: Its heads could not be located.
     """
+    network = skeleton(name, trust_remote_code=trust_remote_code)
+    config = network.config
+    layout = locate_heads(network)
+    stored = getattr(config.get_text_config(decoder=True), "dtype", None) or getattr(config, "dtype", None)
+    quantised = any(getattr(one, "quantization_config", None) for one in (config, config.get_text_config(decoder=True)))
+    blocks = [widths(network.get_submodule(head.path)) for head in layout.layers]
+    even = all(wide and wide[1] % head.num_heads == 0 for wide, head in zip(blocks, layout.layers, strict=True))
+    gguf = name.lower().endswith(".gguf") or name == "smollm2"
+    return Inspection(
+        layout=layout,
+        parameters=sum(parameter.numel() for parameter in network.parameters()),
+        dtype=None if stored is None else str(stored).removeprefix("torch."),
+        image=_takes_images(config),
+        sites=("z", "output") if even else ("z",),
+        exports=("adapter", *(() if quantised else ("checkpoint",)), *(("gguf",) if gguf else ())),
+    )
+
+
+def skeleton(name: str, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """Return a model's network without weights, on the meta device, from its configuration alone.
+
+    Raises:
+        ModelError: There is no usable configuration.
+    """
     source = resolve(name)
     config = _config(name, source, trust_remote_code)
     with _quiet(source), _explained(name, "a configuration that its class accepts"), torch.device("meta"):
         network_class = _network_class(config, trust_remote_code)
         config = getattr(config, "thinker_config", config)
         make = getattr(network_class, "_from_config", None) or network_class.from_config
-        network = make(config)
+        network: PreTrainedModel = make(config)
     network.tie_weights()
-    stored = getattr(config.get_text_config(decoder=True), "dtype", None) or getattr(config, "dtype", None)
-    return Inspection(
-        layout=locate_heads(network),
-        parameters=sum(parameter.numel() for parameter in network.parameters()),
-        dtype=None if stored is None else str(stored).removeprefix("torch."),
-        image=_takes_images(config),
-    )
+    return network
 
 
 def _config(name: str, source: str, trust_remote_code: bool) -> PreTrainedConfig:

@@ -1,0 +1,103 @@
+"""A checkpoint with its heads located: nothing but configuration and headers is read."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import huggingface_hub
+from transformers import AutoConfig
+
+from truthheads.architectures import HeadLayout
+from truthheads.errors import ModelError
+from truthheads.models import inspect
+from truthheads.projections import PARTS, LayerParts, locate_parts
+from truthheads.shards import INDEX, SINGLE, Shards
+from truthheads.sources import resolve
+
+WANTED = ["config.json", SINGLE, INDEX, "model-*.safetensors"]
+
+
+class Checkpoint(NamedTuple):
+    """Where the heads of one model's weights lie on disk.
+
+    Attributes:
+        name: What the user called it.
+        layout: Its heads, from the configuration.
+        shards: Its tensors.
+        layers: The slices of every head, for the layers that have heads.
+    """
+
+    name: str
+    layout: HeadLayout
+    shards: Shards
+    layers: tuple[LayerParts, ...]
+
+    def describe(self) -> dict[str, Any]:
+        """Return what an artefact says about the checkpoint."""
+        first = self.layers[0].parts
+        return {
+            "name": self.name,
+            "architecture": self.layout.architecture,
+            "dtype": self.shards.entries[first["o"].tensor].dtype,
+            "layers": [layer.index for layer in self.layers],
+            "tensors": {part: first[part].tensor for part in PARTS},
+        }
+
+    def shapes(self, part: str) -> list[tuple[int, int, int, int]]:
+        """Return the axis, the slices, their width and their length of one part, in every layer that has heads."""
+        found = []
+        for layer in self.layers:
+            one = layer.parts[part]
+            found.append((one.axis, len(one.starts), one.width, self.length(layer, part)))
+        return found
+
+    def count(self, part: str) -> int:
+        """Return the number of weights in one part, over all layers."""
+        return sum(heads * width * length for _, heads, width, length in self.shapes(part))
+
+    def length(self, layer: LayerParts, part: str) -> int:
+        """Return the length of one row of a slice: the width of what the projection reads, or writes for ``o``."""
+        one = layer.parts[part]
+        return self.shards.entries[one.tensor].shape[1 - one.axis]
+
+    def in_words(self) -> str:
+        """Return the shape of its attention."""
+        first = self.layers[0]
+        q, k = first.parts["q"], first.parts["k"]
+        return (
+            f"{len(self.layers)} layers with {len(q.starts)} heads of {q.width}, {len(k.starts)} key-value heads, "
+            f"on a width of {self.length(first, 'q')}"
+        )
+
+
+def open_checkpoint(name: str) -> Checkpoint:
+    """Return a checkpoint by its name, as for ``load``.
+
+    Raises:
+        ModelError: There is no such model, or its weights are missing, damaged, quantised, or not safetensors.
+        ArchitectureError: Its heads or their projections could not be located.
+    """
+    folder = checkpoint_folder(name)
+    layout = inspect(str(folder)).layout
+    shards = Shards.open(folder)
+    config = AutoConfig.from_pretrained(folder).get_text_config(decoder=True)
+    return Checkpoint(name, layout, shards, locate_parts(shards, layout, getattr(config, "model_type", "")))
+
+
+def checkpoint_folder(name: str) -> Path:
+    """Return the folder with a model's configuration and safetensors files, downloaded where ``name`` is a hub id.
+
+    Raises:
+        ModelError: There is no such model.
+    """
+    source = resolve(name)
+    if Path(source).is_dir():
+        return Path(source)
+    try:
+        return Path(huggingface_hub.snapshot_download(source, allow_patterns=WANTED))
+    except Exception as error:  # a bad id, no network, no such model: the library has an exception for each
+        raise ModelError(
+            f"{name} could not be loaded",
+            expected="a folder, or a hub id that can be reached",
+            got=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
+            fix="check the spelling, or the network; a model that is at hand loads by its folder",
+        ) from error
