@@ -14,11 +14,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from bench import drift, dtype, forward, growth, probing, released
+from bench import drift, dtype, exporting, forward, generating, growth, probing, released
 from bench.timing import Outcome
 from truthheads.plots import save_chart
 
-BENCHMARKS = {module.NAME: module for module in (forward, probing, released, growth, dtype, drift)}
+BENCHMARKS = {
+    module.NAME: module for module in (forward, probing, released, growth, dtype, drift, exporting, generating)
+}
 
 
 def main() -> None:

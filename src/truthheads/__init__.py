@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from truthheads.architectures import HeadLayout as HeadLayout
     from truthheads.data import Question as Question
     from truthheads.errors import TruthHeadsError as TruthHeadsError
+    from truthheads.exports import export as export
     from truthheads.family.scenes import make_scenes as make_scenes
     from truthheads.family.text import make_text as make_text
     from truthheads.gates import Gate as Gate
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from truthheads.models import Model as Model
     from truthheads.models import inspect as inspect
     from truthheads.models import load as load
+    from truthheads.pairing import make_pairs as make_pairs
     from truthheads.readers import read_questions as read_questions
     from truthheads.scores import Scores as Scores
     from truthheads.scoring import score as score
@@ -26,9 +28,11 @@ _HOMES = {
     "Question": "data",
     "Scores": "scores",
     "TruthHeadsError": "errors",
+    "export": "exports",
     "gated": "gates",
     "inspect": "models",
     "load": "models",
+    "make_pairs": "pairing",
     "make_scenes": "family.scenes",
     "make_text": "family.text",
     "read_questions": "readers",

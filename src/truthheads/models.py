@@ -19,7 +19,7 @@ from transformers.models.auto import modeling_auto
 from truthheads.architectures import HeadLayout, locate_heads, widths
 from truthheads.devices import pick_device, pick_dtype
 from truthheads.errors import ModelError
-from truthheads.sources import resolve
+from truthheads.sources import resolve, smollm2_gguf
 
 FINGERPRINT_VALUES = 256
 
@@ -108,8 +108,9 @@ class Inspection:
         parameters: Number of parameters, tied ones counted once.
         dtype: Type that the configuration names, or None.
         image: True where the model takes images.
-        sites: What a gate may scale: ``output`` only where the projection's width is a multiple of the heads.
-        exports: What a gate may become: no ``checkpoint`` of quantised weights, ``gguf`` only of a ``.gguf`` model.
+        sites: What a gate may scale.
+        exports: What a gate may become.
+        refused: The sites and exports that are not among them, and why.
     """
 
     layout: HeadLayout
@@ -118,6 +119,7 @@ class Inspection:
     image: bool
     sites: tuple[str, ...]
     exports: tuple[str, ...]
+    refused: dict[str, str]
 
     def json(self) -> dict[str, Any]:
         """Return the JSON result of ``truthheads inspect``."""
@@ -135,6 +137,7 @@ class Inspection:
             "image": self.image,
             "sites": list(self.sites),
             "exports": list(self.exports),
+            "refused": self.refused,
         }
 
 
@@ -153,26 +156,39 @@ def inspect(name: str, *, trust_remote_code: bool = False) -> Inspection:
     config = network.config
     layout = locate_heads(network)
     stored = getattr(config.get_text_config(decoder=True), "dtype", None) or getattr(config, "dtype", None)
-    quantised = any(getattr(one, "quantization_config", None) for one in (config, config.get_text_config(decoder=True)))
-    blocks = [widths(network.get_submodule(head.path)) for head in layout.layers]
-    even = all(wide and wide[1] % head.num_heads == 0 for wide, head in zip(blocks, layout.layers, strict=True))
-    gguf = name.lower().endswith(".gguf") or name == "smollm2"
+    refused = _refused(name, config, network, layout)
     return Inspection(
         layout=layout,
         parameters=sum(parameter.numel() for parameter in network.parameters()),
         dtype=None if stored is None else str(stored).removeprefix("torch."),
         image=_takes_images(config),
-        sites=("z", "output") if even else ("z",),
-        exports=("adapter", *(() if quantised else ("checkpoint",)), *(("gguf",) if gguf else ())),
+        sites=tuple(site for site in ("z", "output") if site not in refused),
+        exports=tuple(target for target in ("adapter", "checkpoint", "gguf") if target not in refused),
+        refused=refused,
     )
 
 
-def skeleton(name: str, *, trust_remote_code: bool = False) -> PreTrainedModel:
-    """Return a model's network without weights, on the meta device, from its configuration alone.
+def _refused(name: str, config: PreTrainedConfig, network: PreTrainedModel, layout: HeadLayout) -> dict[str, str]:
+    """Return what a gate of this model cannot scale or become, and why."""
+    refused = {}
+    outs = [(widths(network.get_submodule(head.path)), head) for head in layout.layers]
+    if not all(wide and wide[1] % head.num_heads == 0 for wide, head in outs):
+        refused["output"] = "the projections' width is no multiple of the heads"
+    parts = (config, config.get_text_config(decoder=True))
+    found = next((part.quantization_config for part in parts if getattr(part, "quantization_config", None)), None)
+    if found is not None:
+        how = found.get("quant_method") if isinstance(found, dict) else getattr(found, "quant_method", None)
+        how = str(getattr(how, "value", how) or "unknown")
+        refused["checkpoint"] = f"a factor merged into quantised weights ({how}) would be rounded away"
+        if how != "bitsandbytes":
+            refused["adapter"] = f"PEFT's IA³ does not wrap {how} layers; the hook (`gated`) works"
+    if not (name.lower().endswith(".gguf") or (name == "smollm2" and smollm2_gguf() is not None)):
+        refused["gguf"] = "the model is no .gguf file"
+    return refused
 
-    Raises:
-        ModelError: There is no usable configuration.
-    """
+
+def skeleton(name: str, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """Return a model's network without weights, on the meta device; ModelError without a usable configuration."""
     source = resolve(name)
     config = _config(name, source, trust_remote_code)
     with _quiet(source), _explained(name, "a configuration that its class accepts"), torch.device("meta"):

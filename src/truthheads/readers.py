@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,7 +30,12 @@ class BadField(ValueError):
 
 
 def read_questions(
-    path: str | Path, *, limit: int | None = None, skip_bad_rows: bool = False, images: str | Path | None = None
+    path: str | Path,
+    *,
+    limit: int | None = None,
+    skip_bad_rows: bool = False,
+    images: str | Path | None = None,
+    halves: bool = False,
 ) -> Questions:
     """Read questions from a JSONL, JSON, CSV or Parquet file of any known layout.
 
@@ -39,6 +44,8 @@ def read_questions(
         limit: Read the first so many good rows; None reads all.
         skip_bad_rows: Leave bad rows out and count them instead of raising.
         images: Folder that image paths start from; None: the file's own.
+        halves: Accept rows with a truthful answer alone (``truthful``, or ``answer`` without ``label``), for
+            :func:`truthheads.make_pairs`.
 
     Returns:
         A list of :class:`Question`; ``.layout`` names the layout found, ``.skipped`` counts the bad rows.
@@ -62,7 +69,7 @@ def read_questions(
                 raise BadField("", "one row", row.fault)
             if layout is None:
                 try:
-                    layout = _recognise(path, row)
+                    layout = _recognise(path, row, LAYOUTS + HALVES if halves else LAYOUTS)
                 except DataError as error:
                     if not skip_bad_rows:
                         raise
@@ -98,15 +105,15 @@ def read_questions(
     return Questions(questions, layout=layout.name, path=str(path), sha256=file_sha256(path), skipped=skipped)
 
 
-def _recognise(path: Path, row: Row) -> Layout:
+def _recognise(path: Path, row: Row, layouts: Sequence[Layout]) -> Layout:
     columns = set(row.fields or {})
-    for layout in LAYOUTS:
+    for layout in layouts:
         if layout.columns <= columns:
             return layout
-    near = min(LAYOUTS, key=lambda layout: len(layout.columns - columns) / len(layout.columns))
+    near = min(layouts, key=lambda layout: len(layout.columns - columns) / len(layout.columns))
     raise DataError(
         f"{path}:{row.place}: column {sorted(near.columns - columns)[0]!r} is missing",
-        expected=" or ".join(f"{layout.name} ({', '.join(sorted(layout.columns))})" for layout in LAYOUTS),
+        expected=" or ".join(f"{layout.name} ({', '.join(sorted(layout.columns))})" for layout in layouts),
         got=", ".join(sorted(map(str, columns))) or "no columns",
         fix="rename the columns, or add the missing one",
     )
@@ -281,3 +288,12 @@ LAYOUTS = (
     Layout("singles", frozenset({"question", "answer", "label"}), _native),
 )
 """Known layouts, the most telling columns first."""
+
+
+def _half(row: dict[str, Any], place: str) -> Question:
+    answer = row.get("truthful") if row.get("truthful") is not None else row.get("answer")
+    return _native({**row, "answer": answer, "label": 1, "truthful": None, "untruthful": None}, place)
+
+
+HALVES = tuple(Layout("answers", frozenset({"question", column}), _half) for column in ("truthful", "answer"))
+"""Rows with a truthful answer alone."""

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from truthheads.cli import console as console
-from truthheads.cli import gating, making, measuring, tuning
+from truthheads.cli import exporting, gating, making, measuring, tuning
 
 app = typer.Typer(
     name="truthheads",
@@ -40,8 +40,10 @@ app.command("inspect")(measuring.inspect_model)
 app.command("score")(measuring.score)
 app.command("gate")(gating.gate)
 app.command("tune")(tuning.tune)
+app.command("export")(exporting.export)
 app.command("demo")(measuring.demo)
 data_app.command("make")(making.make)
+data_app.command("pairs")(making.pairs)
 
 
 def main() -> None:

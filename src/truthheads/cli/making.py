@@ -8,7 +8,7 @@ import typer
 
 from truthheads.cli import console
 from truthheads.cli.console import guarded
-from truthheads.cli.options import Json, Seed
+from truthheads.cli.options import Device, Dtype, Json, Limit, Remote, Seed, SkipBadRows
 
 
 class Generated(StrEnum):
@@ -58,3 +58,59 @@ def make(
     else:
         for path in written:
             console.written(path)
+
+
+class StrategyName(StrEnum):
+    """Where untruthful answers come from."""
+
+    closed_book = "closed-book"
+    swap = "swap"
+    both = "both"
+
+
+@guarded
+def pairs(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Rows with question, truthful (or answer), context.")],
+    out: Annotated[Path, typer.Option(help="The question file (.jsonl).")],
+    model: Annotated[str | None, typer.Option(help="Whose closed-book answers are taken; not for swap.")] = None,
+    strategy: Annotated[
+        StrategyName, typer.Option(help="The model's answer without the context, another of its form, or either.")
+    ] = StrategyName.both,
+    images: Annotated[Path | None, typer.Option(help="Folder that image paths start from; else the file's.")] = None,
+    limit: Limit = None,
+    skip_bad_rows: SkipBadRows = False,
+    seed: Seed = 0,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    trust_remote_code: Remote = False,
+    json: Json = False,
+) -> None:
+    """Make the untruthful side of rows that have a context, a question and an answer."""
+    from truthheads.artifacts import check_target, dumps
+    from truthheads.data import write_questions
+    from truthheads.models import load
+    from truthheads.pairing import make_pairs
+    from truthheads.readers import read_questions
+
+    check_target(out)
+    questions = read_questions(file, limit=limit, skip_bad_rows=skip_bad_rows, images=images, halves=True)
+    asked = strategy is not StrategyName.swap and model is not None
+    loaded = load(str(model), device=device, dtype=dtype, trust_remote_code=trust_remote_code) if asked else None
+    with console.progress_bar(f"{len(questions)} questions without their contexts") as progress:
+        made = make_pairs(questions, loaded, strategy=strategy.value, seed=seed, progress=progress)
+    write_questions(out, made.questions)
+    form = (
+        None if made.form is None else {"accuracy": made.form.accuracy.json(), "best_feature": made.form.best_feature}
+    )
+    if json:
+        typer.echo(dumps({"counts": made.counts, "form": form, "out": str(out)}))
+        return
+    console.out.print(", ".join(f"{count} {kind}" for kind, count in made.counts.items()))
+    if made.form is not None:
+        console.out.print(f"form probe {made.form.accuracy}; chance is 0.5")
+        if made.form.warns:
+            console.warn(
+                f"the form of the answers alone tells {made.form.accuracy.value:.0%} of them apart "
+                f"(most: {made.form.best_feature}); scores on this data measure form, too"
+            )
+    console.written(out)

@@ -1,0 +1,123 @@
+"""Folders that appear under their name whole, or not at all."""
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from truthheads.artifacts import unwritable
+from truthheads.errors import ArtifactError
+
+OURS = ("config.json", "adapter_config.json")
+"""A folder with one of these is a model or an adapter: nothing else is ever replaced, whatever ``--force`` says."""
+
+
+def check_folder(out: Path, *, force: bool, source: Path | None = None) -> None:
+    """Raise where a folder cannot be written under this name, before any work is done for it.
+
+    Args:
+        out: The final name.
+        force: Allow a model or adapter folder of that name, which is to be replaced.
+        source: Folder that is read from: it may not be ``out``, nor lie in it, nor hold it.
+
+    Raises:
+        ArtifactError: Something of that name is there, or the folder around it cannot be written to.
+    """
+    if source is not None:
+        ours, theirs = out.resolve(), source.resolve()
+        if ours == theirs or ours in theirs.parents or theirs in ours.parents:
+            raise ArtifactError(
+                f"{out} and the model it is made from overlap",
+                expected="a folder beside the model's, not the same, around or inside",
+                got=f"the model in {source}",
+                fix="choose another --out",
+            )
+    if os.path.lexists(out) and not force:
+        raise ArtifactError(
+            f"{out} exists already",
+            expected="a name that is not taken: old and new files are never mixed",
+            got="a folder" if out.is_dir() else "a file",
+            fix="choose another --out, or pass --force to replace it as a whole",
+        )
+    if os.path.lexists(out) and not _replaceable(out):
+        raise ArtifactError(
+            f"{out} is not replaced",
+            expected=f"an empty folder, or one with {' or '.join(OURS)}",
+            got="a folder of another kind" if out.is_dir() else "a file",
+            fix="choose another --out, or move it away yourself",
+        )
+    around = next(parent for parent in out.absolute().parents if parent.exists())
+    if not around.is_dir() or not os.access(around, os.W_OK):
+        raise unwritable(out, PermissionError(f"{around} cannot be written to"))
+
+
+@contextlib.contextmanager
+def replaced_folder(out: Path) -> Iterator[Path]:
+    """Yield a new folder beside ``out``; rename it to ``out`` only if the block succeeds.
+
+    A folder that is there keeps its name until the new one is whole and on the disk. It is then moved aside, and
+    back again where the new one cannot take its name.
+
+    Args:
+        out: The final name. The folder around it is made where it is missing.
+
+    Raises:
+        ArtifactError: The folder cannot be written to, or the disk is full.
+    """
+    temporary: Path | None = None
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as written:
+                    os.fsync(written.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o777 & ~umask)
+        _swap(temporary, out)
+        temporary = None
+    except OSError as error:
+        raise unwritable(out, error) from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_space(out: Path, size: int) -> None:
+    """Raise ArtifactError where the disk has less than ``size`` bytes left: sooner than a long copy would find out."""
+    around = next(parent for parent in out.absolute().parents if parent.exists())
+    free = shutil.disk_usage(around).free
+    if free < size:
+        raise ArtifactError(
+            f"{out} could not be written",
+            expected=f"{size / 1e9:.2f} GB of free space",
+            got=f"{free / 1e9:.2f} GB",
+            fix="free some space, or choose an --out on another disk",
+        )
+
+
+def _replaceable(out: Path) -> bool:
+    if not out.is_dir():
+        return False
+    return not any(out.iterdir()) or any((out / name).is_file() for name in OURS)
+
+
+def _swap(new: Path, out: Path) -> None:
+    if not os.path.lexists(out):
+        new.rename(out)
+        return
+    aside = new.with_suffix(".old")
+    out.rename(aside)
+    try:
+        new.rename(out)
+    except OSError:
+        aside.rename(out)
+        raise
+    if aside.is_symlink():
+        aside.unlink()
+    else:
+        shutil.rmtree(aside, ignore_errors=True)
