@@ -48,7 +48,7 @@ class Schedule:
     high: float = 2.0
     texts: int = 4
     memory: float = 0.5
-    stops: int = 2
+    stops: int = 1
 
 
 class Point(NamedTuple):
