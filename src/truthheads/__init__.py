@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from truthheads.architectures import HeadLayout as HeadLayout
     from truthheads.data import Question as Question
+    from truthheads.drift import Drift as Drift
+    from truthheads.drift import weight_drift as weight_drift
     from truthheads.errors import TruthHeadsError as TruthHeadsError
     from truthheads.exports import export as export
     from truthheads.family.scenes import make_scenes as make_scenes
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from truthheads.tuning import tune as tune
 
 _HOMES = {
+    "Drift": "drift",
     "Gate": "gates",
     "HeadLayout": "architectures",
     "Model": "models",
@@ -38,6 +41,7 @@ _HOMES = {
     "read_questions": "readers",
     "score": "scoring",
     "tune": "tuning",
+    "weight_drift": "drift",
 }
 
 __all__ = sorted(_HOMES)
