@@ -439,6 +439,11 @@ def test_quantised_weights_are_told_what_to_do_instead(llama: Path, tmp_path: Pa
         export(str(llama), gate, to="checkpoint", out=tmp_path / "out")
     assert "--to adapter" in caught.value.fix and "unquantised" in caught.value.fix
     assert (export(str(llama), gate, to="adapter", out=tmp_path / "adapter") / "adapter_config.json").is_file()
+    assert inspect(str(llama)).exports == ("adapter",)
+    with_config(llama, quantization_config={"quant_method": "gptq", "bits": 4})
+    assert inspect(str(llama)).exports == () and "gptq" in inspect(str(llama)).refused["adapter"]
+    with pytest.raises(ModelError, match="could not be loaded"):
+        export(str(llama), gate, to="adapter", out=tmp_path / "other")
 
 
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:

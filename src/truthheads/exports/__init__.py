@@ -85,6 +85,14 @@ def export(
 def _adapter(
     model: Model | str, name: str, gate: Gate, out: Path, *, force: bool, title: str, trust_remote_code: bool
 ) -> None:
+    refused = inspect(name, trust_remote_code=trust_remote_code).refused
+    if "adapter" in refused:
+        raise ModelError(
+            f"an adapter of {name} could not be loaded",
+            expected="layers that PEFT's IA³ wraps: Linear, Conv1D, or bitsandbytes",
+            got=refused["adapter"],
+            fix="gate the unquantised model and quantise that, or use the hook: `with gated(model, gate)`",
+        )
     source = resolve(name)
     folder = Path(source) if Path(source).is_dir() else None
     check_folder(out, force=force, source=folder)

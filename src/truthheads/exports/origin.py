@@ -86,7 +86,7 @@ def quantised(folder: Path, got: str) -> ModelError:
         f"the weights of {folder} are quantised and cannot be scaled column by column",
         expected="weights in bf16, fp16 or fp32: quantised ones share one scale in a block, which a gate would split",
         got=got,
-        fix="export from the unquantised model and quantise that; `truthheads inspect` says whether an adapter fits",
+        fix="gate the unquantised model and quantise that, or use --to adapter where `truthheads inspect` lists it",
     )
 
 
