@@ -19,12 +19,13 @@ import truthheads as th
 from truthheads.artifacts import write_json
 from truthheads.data import Question
 from truthheads.gates import Gate
+from truthheads.judging import LEVELS
 from truthheads.margins import group_numbers, pair_effects, pair_figures, pair_logprobs
 from truthheads.models import Model
 from truthheads.neutral import measure_harm
 from truthheads.prompts import encode
 from truthheads.scores import Scores
-from truthheads.tuning import LEVELS, Tuning, tune
+from truthheads.tuning import Tuning, tune
 
 BATCH_TOKENS = 1024
 SHARES = (0.0, 4.0)

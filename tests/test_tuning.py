@@ -13,12 +13,13 @@ import torch
 from planted import PLANTED_HEAD, planted_model, planted_questions
 from truthheads.errors import DataError, GateError, ShapeError, TruthHeadsError
 from truthheads.gates import Gate, gated
+from truthheads.judging import frontier
 from truthheads.learning import Schedule, learn
 from truthheads.margins import pair_effects, pair_figures, pair_logprobs, right_pairs
 from truthheads.neutral import divergence, measure_harm, neutral_ids, own_text, read_neutral
 from truthheads.prompts import encode, prompt_of
 from truthheads.scoring import score
-from truthheads.tuning import Tuning, frontier, tune
+from truthheads.tuning import Tuning, tune
 
 if TYPE_CHECKING:
     from truthheads.models import Model

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,20 +13,18 @@ from truthheads.artifacts import provenance, write_json
 from truthheads.data import Question
 from truthheads.devices import pick_batch_tokens
 from truthheads.errors import DataError, GateError
-from truthheads.forward import Progress, shares_prefix
+from truthheads.forward import Progress
 from truthheads.gates import Gate, Norm
 from truthheads.hooks import Site, check_factors
+from truthheads.judging import LEVELS, Candidate, Judge, choose, encode_questions, frontier, why
 from truthheads.learning import Schedule, learn
-from truthheads.margins import check_pairs, group_numbers, pair_effects, pair_figures, pair_logprobs
+from truthheads.margins import check_pairs, group_numbers, pair_figures
 from truthheads.models import Model
-from truthheads.neutral import measure_harm, neutral_ids
+from truthheads.neutral import neutral_ids
 from truthheads.plots import frontier_chart
-from truthheads.prompts import Encoded, encode
 from truthheads.scores import Scores
 
 GUARD = 0.02
-LEVELS = (0.003, 0.01, 0.03, 0.1)
-"""Harm in nats a token at which a frontier is read."""
 STRENGTHS = (0.25, 0.5, 1.0, 2.0, 4.5)
 NORMS: tuple[Norm, ...] = ("centred", "minmax")
 SITES: tuple[Site, ...] = ("z", "output")
@@ -64,40 +62,6 @@ class Tuning:
         return frontier_chart(self.result["path"], guard=self.result["guard"], chosen=self.result["chosen"])
 
 
-class _Candidate(NamedTuple):
-    name: str
-    gate: Gate
-    notes: dict[str, Any]
-
-
-class _Judge:
-    """Measures candidates on dev questions and on neutral text that nothing is learned from."""
-
-    def __init__(self, model: Model, questions: Sequence[Question], settings: dict[str, Any], neutral: list[list[int]]):
-        self.model, self.neutral, self.seed = model, neutral, int(settings["seed"])
-        self.batch_tokens = int(settings["batch_tokens"])
-        self.groups = group_numbers(questions)
-        self.encoded = encode_questions(model, questions, settings)
-        self.plain = pair_logprobs(model, self.encoded, batch_tokens=self.batch_tokens)
-        self.path: list[dict[str, Any]] = []
-        self.gates: list[Gate] = []
-
-    def measure(self, candidate: _Candidate) -> dict[str, Any]:
-        harm = measure_harm(self.model, self.neutral, candidate.gate).figures(seed=self.seed)
-        after = pair_logprobs(self.model, self.encoded, batch_tokens=self.batch_tokens, gate=candidate.gate)
-        effect = pair_effects(self.plain, after, self.groups, seed=self.seed)
-        entry = {
-            "name": candidate.name,
-            **candidate.notes,
-            "gate": candidate.gate.describe(),
-            "effect": {name: figure.json() for name, figure in effect.items()},
-            "harm": {name: figure.json() for name, figure in harm.items()},
-        }
-        self.path.append(entry)
-        self.gates.append(candidate.gate)
-        return entry
-
-
 def tune(
     model: Model,
     questions: Sequence[Question],
@@ -130,7 +94,7 @@ def tune(
         model: From :func:`truthheads.load`.
         questions: Pairs. ``grid`` judges on all of them; ``learn`` keeps ``dev_share`` of the groups to judge on.
         method: ``grid``: gates from ``scores``, every strength, norm and site. ``learn``: one factor per head by
-            gradient (:mod:`truthheads.learning`), points of the path and weaker versions of those beyond the guard.
+            gradient (:mod:`truthheads.learning`), points of the path and weaker versions of the last.
         scores: For ``grid``: of this model or of a relative of the same shape.
         target: For ``learn``: the gate to start from and to be pulled towards; None: all ones.
         neutral: File of neutral text; None: the questions' contexts and the model's own samples. Half of it is
@@ -170,7 +134,7 @@ def tune(
         dev, train = _split(questions, dev_share, seed)
     texts = neutral_ids(model, questions, path=Path(neutral) if neutral else None, texts=TEXTS, seed=seed)
     held, taught = texts[: len(texts) // 2], texts[len(texts) // 2 :]
-    judge = _Judge(model, dev, settings, held)
+    judge = Judge(model, dev, settings, held)
     if method == "grid":
         assert scores is not None
         candidates = list(_grid(scores, strengths, norms, sites, standardise))
@@ -180,7 +144,7 @@ def tune(
                 progress(done, len(candidates))
     else:
         _learn(model, train, taught, start, judge, settings, schedule, guard, progress)
-    chosen = _choose(judge.path, guard)
+    chosen = choose(judge.path, guard)
     meta = {
         "method": method,
         "model": {"name": model.name, "fingerprint": model.fingerprint, "architecture": model.layout.architecture},
@@ -215,36 +179,20 @@ def tune(
         "path": judge.path,
         "frontier": frontier(judge.path),
         "chosen": chosen,
-        "why": _why(judge.path, chosen, guard),
+        "why": why(judge.path, chosen, guard),
     }
     return Tuning(gate, result)
 
 
-def encode_questions(model: Model, questions: Sequence[Question], settings: dict[str, Any]) -> list[Encoded]:
-    """Return token ids of questions as the settings say."""
-    chat, truncate = bool(settings["chat"]), bool(settings["truncate"])
-    return encode(model, questions, chat=chat, truncate=truncate, share_prefix=shares_prefix(model))
-
-
-def frontier(path: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return for each level of harm the candidate with the largest gain in margin whose mean KL is no higher."""
-    rows = []
-    for level in LEVELS:
-        within = [entry for entry in path if entry["harm"]["kl"]["value"] <= level]
-        best = max(within, key=lambda entry: entry["effect"]["margin"]["value"], default=None)
-        rows.append({"harm": level, "name": best["name"] if best else None, "effect": best["effect"] if best else None})
-    return rows
-
-
 def _grid(
     scores: Scores, strengths: Sequence[float], norms: Sequence[Norm], sites: Sequence[Site], standardise: bool
-) -> Iterator[_Candidate]:
+) -> Iterator[Candidate]:
     for site in sites:
         for norm in norms:
             for strength in strengths:
                 gate = Gate.from_scores(scores, strength=strength, norm=norm, site=site, standardise=standardise)
                 notes = {"norm": norm, "strength": strength, "site": site}
-                yield _Candidate(f"{norm} {strength:g} at {site}", gate, notes)
+                yield Candidate(f"{norm} {strength:g} at {site}", gate, notes)
 
 
 def _learn(
@@ -252,13 +200,13 @@ def _learn(
     train: Sequence[Question],
     taught: list[list[int]],
     start: Gate,
-    judge: _Judge,
+    judge: Judge,
     settings: dict[str, Any],
     schedule: Schedule,
     guard: float,
     progress: Progress | None,
 ) -> None:
-    """Walk the path; judge its points, and weaker versions of those that harm more than the guard allows."""
+    """Walk the path and judge its points, then the last one made as weak as the guard and each lower level ask."""
     margin = judge.plain[:, 0] - judge.plain[:, 1]
     points = learn(
         model,
@@ -274,40 +222,20 @@ def _learn(
     )
     best, waited = -np.inf, 0
     for point in points:
-        gate = Gate(point.factors, start.site)
         notes = {"epoch": point.epoch, "loss": point.loss, "kl_taught": point.kl}
-        entry = judge.measure(_Candidate(f"epoch {point.epoch:.2g}", gate, notes))
+        entry = judge.measure(Candidate(f"epoch {point.epoch:.2g}", Gate(point.factors, start.site), notes))
         harm, gain = entry["harm"]["kl"], entry["effect"]["margin"]["value"]
-        if harm["high"] > guard:
-            share = float(np.sqrt(0.8 * guard / harm["high"]))  # near 1, the KL grows with the square of the distance
-            weaker = Gate(start.gate + share * (point.factors - start.gate), start.site)
-            judge.measure(_Candidate(f"epoch {point.epoch:.2g} x {share:.2f}", weaker, {**notes, "share": share}))
-            waited = 0 if gain > best else waited + 1
+        waited = 0 if gain > best or harm["high"] <= guard else waited + 1
         best = max(best, gain)
         if waited >= PATIENCE or harm["value"] > FAR * guard:
-            return
-
-
-def _choose(path: Sequence[dict[str, Any]], guard: float) -> int | None:
-    allowed = [
-        at
-        for at, entry in enumerate(path)
-        if entry["harm"]["kl"]["high"] <= guard and entry["effect"]["margin"]["low"] > 0
-    ]
-    return max(allowed, key=lambda at: path[at]["effect"]["margin"]["value"], default=None)
-
-
-def _why(path: Sequence[dict[str, Any]], chosen: int | None, guard: float) -> str:
-    safe = sum(entry["harm"]["kl"]["high"] <= guard for entry in path)
-    if chosen is not None:
-        return (
-            f"largest gain in margin on dev questions among the {safe} of {len(path)} candidates whose harm "
-            f"(KL on held-out neutral text, upper end) is at most {guard:g} nats a token"
-        )
-    return (
-        f"no gate: of the {safe} of {len(path)} candidates within {guard:g} nats a token "
-        "none has a gain in margin whose interval lies above 0"
-    )
+            break
+    # Later points have been pulled by the KL for longer: weaker versions of the last beat earlier points as they are.
+    for level in sorted({guard, *LEVELS}, reverse=True):
+        if level > guard or harm["value"] <= level:
+            continue
+        share = float(np.sqrt(0.8 * level / harm["high"]))  # near 1, the KL grows with the square of the distance
+        weaker = Gate(start.gate + share * (point.factors - start.gate), start.site)
+        judge.measure(Candidate(f"epoch {point.epoch:.2g} x {share:.2f}", weaker, {**notes, "share": share}))
 
 
 def _split(questions: Sequence[Question], share: float, seed: int) -> tuple[list[Question], list[Question]]:

@@ -168,26 +168,28 @@ def show_path(result: dict[str, Any]) -> None:
     rows = [
         [
             ("* " if at == result["chosen"] else "  ") + entry["name"],
-            console.figure(entry["harm"]["kl"]),
-            console.figure(entry["effect"]["margin"]),
-            console.figure(entry["effect"]["pair_accuracy"]),
-            console.figure(entry["effect"]["logp_truthful"]),
+            f"{entry['harm']['kl']['value']:.3f} ({entry['harm']['kl']['high']:.3f})",
+            *(short(entry["effect"][name]) for name in ("margin", "pair_accuracy")),
         ]
         for at, entry in enumerate(result["path"])
     ]
-    columns = ["", "nats a token lost", "margin gained", "pair accuracy gained", "logP(truthful) gained"]
-    console.out.print(console.grid("\nCandidates (* chosen)", columns, rows))
+    columns = ["", "nats a token", "margin", "pairs"]
+    console.out.print(console.grid("\nCandidates (* chosen): lost on neutral text (upper end), gained", columns, rows))
     levels = [
         [
             f"{row['harm']:g}",
             row["name"] or "–",
-            console.figure(row["effect"]["margin"] if row["effect"] else None),
-            console.figure(row["effect"]["pair_accuracy"] if row["effect"] else None),
+            *(short((row["effect"] or {}).get(n)) for n in ("margin", "pair_accuracy")),
         ]
         for row in result["frontier"]
     ]
-    columns = ["nats a token", "best candidate", "margin gained", "pair accuracy gained"]
-    console.out.print(console.grid("\nFrontier", columns, levels))
+    columns = ["nats a token", "best candidate", "margin", "pairs"]
+    console.out.print(console.grid("\nFrontier: gained at most so many nats a token", columns, levels))
     console.out.print(f"\n{result['why']}")
     if result["chosen"] is None:
         console.warn("the gate written is all ones: it changes nothing")
+
+
+def short(figure: dict[str, Any] | None) -> str:
+    """Return a figure with its interval in two decimals."""
+    return f"{figure['value']:+.2f} [{figure['low']:.2f}, {figure['high']:.2f}]" if figure else "–"
