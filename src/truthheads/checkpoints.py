@@ -1,17 +1,14 @@
 """A checkpoint with its heads located: nothing but configuration and headers is read."""
 
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import huggingface_hub
 from transformers import AutoConfig
 
 from truthheads.architectures import HeadLayout
-from truthheads.errors import ModelError
 from truthheads.models import inspect
 from truthheads.projections import PARTS, LayerParts, locate_parts
 from truthheads.shards import INDEX, SINGLE, Shards
-from truthheads.sources import resolve
+from truthheads.sources import local_folder
 
 WANTED = ["config.json", SINGLE, INDEX, "model-*.safetensors"]
 
@@ -76,28 +73,8 @@ def open_checkpoint(name: str) -> Checkpoint:
         ModelError: There is no such model, or its weights are missing, damaged, quantised, or not safetensors.
         ArchitectureError: Its heads or their projections could not be located.
     """
-    folder = checkpoint_folder(name)
+    folder = local_folder(name, allow_patterns=WANTED)
     layout = inspect(str(folder)).layout
     shards = Shards.open(folder)
     config = AutoConfig.from_pretrained(folder).get_text_config(decoder=True)
     return Checkpoint(name, layout, shards, locate_parts(shards, layout, getattr(config, "model_type", "")))
-
-
-def checkpoint_folder(name: str) -> Path:
-    """Return the folder with a model's configuration and safetensors files, downloaded where ``name`` is a hub id.
-
-    Raises:
-        ModelError: There is no such model.
-    """
-    source = resolve(name)
-    if Path(source).is_dir():
-        return Path(source)
-    try:
-        return Path(huggingface_hub.snapshot_download(source, allow_patterns=WANTED))
-    except Exception as error:  # a bad id, no network, no such model: the library has an exception for each
-        raise ModelError(
-            f"{name} could not be loaded",
-            expected="a folder, or a hub id that can be reached",
-            got=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
-            fix="check the spelling, or the network; a model that is at hand loads by its folder",
-        ) from error

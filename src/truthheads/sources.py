@@ -11,6 +11,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import platformdirs
 
 from truthheads.artifacts import file_sha256
@@ -61,6 +62,30 @@ def resolve(name: str) -> str:
             fix="check the path",
         )
     return name
+
+
+def local_folder(name: str, **patterns: Any) -> Path:
+    """Return the folder with a model's files, downloaded where ``name`` is a hub id.
+
+    Args:
+        name: As for ``load``.
+        patterns: ``allow_patterns`` or ``ignore_patterns`` of ``huggingface_hub.snapshot_download``.
+
+    Raises:
+        ModelError: There is no such model.
+    """
+    source = resolve(name)
+    if Path(source).is_dir():
+        return Path(source)
+    try:
+        return Path(huggingface_hub.snapshot_download(source, **patterns))
+    except Exception as error:  # a bad id, no network, no such model: the library has an exception for each
+        raise ModelError(
+            f"{name} could not be loaded",
+            expected="a folder, or a hub id that can be reached",
+            got=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
+            fix="check the spelling, or the network; a model that is at hand loads by its folder",
+        ) from error
 
 
 def smollm2_gguf() -> Path | None:

@@ -9,7 +9,7 @@ import typer
 
 from truthheads.cli import console
 from truthheads.cli.console import guarded
-from truthheads.cli.options import Json, Remote, Seed
+from truthheads.cli.options import Json, Remote, Seed, SiteName
 
 
 class NormName(StrEnum):
@@ -18,13 +18,6 @@ class NormName(StrEnum):
     centred = "centred"
     minmax = "minmax"
     signed = "signed"
-
-
-class GateSite(StrEnum):
-    """What a factor scales."""
-
-    z = "z"
-    output = "output"
 
 
 class ControlName(StrEnum):
@@ -42,7 +35,7 @@ def gate(
     norm: Annotated[
         NormName, typer.Option(help="centred: less the layer's mean. minmax: 0 to 1 in a layer. signed: by magnitude.")
     ] = NormName.centred,
-    site: Annotated[GateSite, typer.Option(help="Each head's z, or blocks of the projection's output.")] = GateSite.z,
+    site: Annotated[SiteName, typer.Option(help="Each head's z, or blocks of the projection's output.")] = SiteName.z,
     floor: Annotated[str, typer.Option(help="Least factor, or none; factors below 0 turn a head round.")] = "0",
     standardise: Annotated[
         bool, typer.Option("--standardise", help="Strength in standard deviations of the scores (centred).")

@@ -1,5 +1,6 @@
 """The options that commands share."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -17,3 +18,10 @@ Limit = Annotated[int | None, typer.Option(min=1, help="Read the first N rows.")
 BatchTokens = Annotated[int | None, typer.Option(min=1, help="Padded tokens in a batch; default by device.")]
 Remote = Annotated[bool, typer.Option("--trust-remote-code", help="Run modelling code that comes with the model.")]
 SkipBadRows = Annotated[bool, typer.Option("--skip-bad-rows", help="Leave bad rows out and count them.")]
+
+
+class SiteName(StrEnum):
+    """What a factor scales."""
+
+    z = "z"
+    output = "output"

@@ -18,6 +18,7 @@ from truthheads.cli.options import (
     ModelName,
     Remote,
     Seed,
+    SiteName,
     SkipBadRows,
 )
 
@@ -27,13 +28,6 @@ class TuneMethod(StrEnum):
 
     grid = "grid"
     learn = "learn"
-
-
-class SiteName(StrEnum):
-    """What a factor scales."""
-
-    z = "z"
-    output = "output"
 
 
 @guarded

@@ -4,12 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
-
 from truthheads.artifacts import KEY
 from truthheads.errors import ModelError
 from truthheads.exports.headers import read_header
-from truthheads.sources import resolve
+from truthheads.sources import local_folder
 
 OTHER_WEIGHTS = (".bin", ".gguf", ".pth", ".h5", ".msgpack", ".onnx", ".onnx_data", ".ot", ".tflite", ".ckpt")
 """Formats that do not get the gate, and are therefore left behind; ``.pt`` is not among them (Omni keeps its voices in
@@ -18,23 +16,8 @@ NOT_FETCHED = [*(f"*{suffix}" for suffix in OTHER_WEIGHTS), "consolidated*"]
 
 
 def source_folder(name: str) -> Path:
-    """Return the folder with all of a model's files, downloaded where ``name`` is a hub id.
-
-    Raises:
-        ModelError: There is no such model.
-    """
-    source = resolve(name)
-    if Path(source).is_dir():
-        return Path(source)
-    try:
-        return Path(huggingface_hub.snapshot_download(source, ignore_patterns=NOT_FETCHED))
-    except Exception as error:  # a bad id, no network, no such model: the library has an exception for each
-        raise ModelError(
-            f"{name} could not be loaded",
-            expected="a folder, or a hub id that can be reached",
-            got=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
-            fix="check the spelling, or the network; a model that is at hand loads by its folder",
-        ) from error
+    """Return the folder with all of a model's files but other formats' weights; ModelError where there is none."""
+    return local_folder(name, ignore_patterns=NOT_FETCHED)
 
 
 def check_source(folder: Path) -> None:
