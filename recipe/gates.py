@@ -28,7 +28,7 @@ from truthheads.scores import Scores
 from truthheads.tuning import Tuning, tune
 
 BATCH_TOKENS = 1024
-SHARES = (0.0, 4.0)
+SHARES = (0.0, 32.0)
 
 
 class Bench:
@@ -84,7 +84,7 @@ class Bench:
         }
 
     def at_level(self, gate: Gate, level: float) -> Gate:
-        """Return the gate this way whose KL is within a twentieth of the level; 4 times the gate at most."""
+        """Return the gate this way whose KL is within a twentieth of the level; 32 times the gate at most."""
 
         def search() -> float:
             low, high = SHARES

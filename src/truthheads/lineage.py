@@ -17,7 +17,7 @@ over all ways of taking A from some questions and B from others. So
     corrected  (T - N)(A, B) / sqrt((T - N)(A, A) (T - N)(B, B)): the correlation without noise
 """
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -60,7 +60,8 @@ class Relation(NamedTuple):
         corrected_within: The same after centring.
         ceiling: Of both: correlation of each model with itself on as many new questions, raw; geometric mean.
         ceiling_within: The same after centring.
-        p_permutation: Share of permutations of heads within layers that agree as much within layers; two-sided.
+        p_permutation: Share of permutations of heads within layers that agree as much within layers; two-sided. Over
+            shared questions of ``T - N``, so that noise which both files share does not pass for agreement.
         depth_only: Mean raw correlation of those permutations: what a shared depth profile gives.
         overlaps: Of the best heads.
         shared: Questions that both files have.
@@ -108,9 +109,9 @@ def relate(a: Scores, b: Scores, *, seed: int = 0, resamples: int = RESAMPLES) -
         )
     x, y = a.values.double().numpy(), b.values.double().numpy()
     heads = np.isfinite(x) & np.isfinite(y)
-    p, depth = _permuted(x, y, heads, seed)
     overlaps = tuple(_overlap(x[heads], y[heads], share) for share in TOPS)
     first, second, shared = paired_items(a, b, heads)
+    p, depth = _permuted(x, y, heads, (first, second) if shared else None, seed)
     if first is None or second is None:
         masked = [(np.where(heads, x, np.nan), np.where(heads, y, np.nan))]
         centred = [(centre(masked[0][0]), centre(masked[0][1]))]
@@ -252,20 +253,34 @@ def _permuted(
     x: Float[np.ndarray, "num_layers num_heads"],
     y: Float[np.ndarray, "num_layers num_heads"],
     heads: Bool[np.ndarray, "num_layers num_heads"],
+    shared: Any,
     seed: int,
 ) -> tuple[float, float]:
-    """Return the two-sided p of the within-layer correlation, and the mean raw correlation, under permutation."""
+    """Return the two-sided p of the within-layer agreement, and the mean raw correlation, under permutation.
+
+    Args:
+        x: Scores of one model.
+        y: Scores of the other.
+        heads: Those that both have.
+        shared: Both models' means per shared question, or None: what both owe to the same questions is then unknown.
+        seed: Of the permutations.
+    """
     layer = np.nonzero(heads)[0]
     u, v = x[heads], y[heads]
-    cu, cv = (centred(one[None], layer)[0] for one in (u, v))
     generator = np.random.default_rng(seed)
-    order = np.stack([_within(generator, layer) for _ in range(PERMUTATIONS)])
-    seen = abs(cu @ cv)
-    count = int((np.abs(cv[order] @ cu) >= seen - 1e-12).sum())
+    order = np.stack([np.arange(len(layer)), *(_within(generator, layer) for _ in range(PERMUTATIONS))])
+    cu, cv = (centred(one[None], layer)[0] for one in (u, v))
+    agreement = cv[order] @ cu
+    if shared is not None:
+        first, second = (centred(one, layer) for one in shared)
+        count = len(first)
+        noise = (first - first.mean(0)).T @ (second - second.mean(0)) / (count * (count - 1))
+        agreement = first.mean(0) @ second.mean(0)[order].T - noise[np.arange(len(layer)), order].sum(1)
+    as_much = int((np.abs(agreement[1:]) >= abs(agreement[0]) - 1e-12).sum())
     ru, rv = u - u.mean(), v - v.mean()
     scale = np.sqrt((ru @ ru) * (rv @ rv))
-    depth = float((rv[order] @ ru).mean() / scale) if scale > 0 else float("nan")
-    return (count + 1) / (PERMUTATIONS + 1), depth
+    depth = float((rv[order[1:]] @ ru).mean() / scale) if scale > 0 else float("nan")
+    return (as_much + 1) / (PERMUTATIONS + 1), depth
 
 
 def _within(generator: np.random.Generator, layer: Int[np.ndarray, " heads"]) -> Int[np.ndarray, " heads"]:
