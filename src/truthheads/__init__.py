@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from truthheads.architectures import HeadLayout as HeadLayout
+    from truthheads.comparison import Comparison as Comparison
+    from truthheads.comparison import compare as compare
     from truthheads.data import Question as Question
     from truthheads.drift import Drift as Drift
     from truthheads.drift import weight_drift as weight_drift
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from truthheads.tuning import tune as tune
 
 _HOMES = {
+    "Comparison": "comparison",
     "Drift": "drift",
     "Gate": "gates",
     "HeadLayout": "architectures",
@@ -31,6 +34,7 @@ _HOMES = {
     "Question": "data",
     "Scores": "scores",
     "TruthHeadsError": "errors",
+    "compare": "comparison",
     "export": "exports",
     "gated": "gates",
     "inspect": "models",

@@ -150,6 +150,23 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_text(dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
+def read_json(path: Path) -> Any:
+    """Return a JSON result; null comes back as None.
+
+    Raises:
+        ArtifactError: The file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ArtifactError(
+            f"{path} cannot be read",
+            expected="a JSON result of truthheads",
+            got=f"{type(error).__name__}: {error}",
+            fix="check the path, or write the file again",
+        ) from error
+
+
 def dumps(value: Any, *, indent: int | None = None) -> str:
     """Return JSON with sorted keys; a number that is not finite ("not measured") becomes null."""
     return json.dumps(_finite(value), sort_keys=True, ensure_ascii=False, allow_nan=False, indent=indent)

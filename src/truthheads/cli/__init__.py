@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
+from truthheads.cli import comparing, exporting, gating, making, measuring, tuning
 from truthheads.cli import console as console
-from truthheads.cli import exporting, gating, making, measuring, tuning
 
 app = typer.Typer(
     name="truthheads",
@@ -38,6 +38,7 @@ def root(
 
 app.command("inspect")(measuring.inspect_model)
 app.command("score")(measuring.score)
+app.command("compare")(comparing.compare)
 app.command("gate")(gating.gate)
 app.command("tune")(tuning.tune)
 app.command("export")(exporting.export)

@@ -1,0 +1,310 @@
+"""The stage behind ``truthheads compare``: models side by side, by their Truth Scores, by their weights, or by both."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from truthheads.alignment import align as align_heads
+from truthheads.alignment import resampled
+from truthheads.artifacts import provenance, read_json, write_json
+from truthheads.drift import Drift, weight_drift
+from truthheads.errors import ArtifactError, DataError, ShapeError
+from truthheads.foretelling import foretell
+from truthheads.lineage import Relation, relate
+from truthheads.scores import Scores
+from truthheads.sidebyside import matrix_chart, pair_chart
+from truthheads.stats import pearson
+from truthheads.triples import middle
+from truthheads.verdicts import judge
+
+Progress = Callable[[int, int], None]
+NOTHING: dict[str, Any] = {
+    "pearson": None,
+    "spearman": None,
+    "pearson_within_layer": None,
+    "p_permutation": None,
+    "noise_ceiling": None,
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Comparison:
+    """Models side by side.
+
+    Attributes:
+        result: The JSON result, ``comparison.json``: ``pairs``, ``models`` with their scores, ``triples``, ``meta``.
+        drifts: Weight drift of each pair that was compared by weights; saved beside the JSON.
+    """
+
+    result: dict[str, Any]
+    drifts: dict[tuple[str, str], Drift] = field(default_factory=dict)
+
+    @property
+    def pairs(self) -> list[dict[str, Any]]:
+        """Every pair of models."""
+        found: list[dict[str, Any]] = self.result["pairs"]
+        return found
+
+    def save(self, path: str | Path) -> None:
+        """Write ``comparison.json``, and each pair's drift per head to ``drift-A-B.safetensors`` beside it.
+
+        Raises:
+            ArtifactError: A file could not be written.
+        """
+        for (a, b), drift in self.drifts.items():
+            drift.save(Path(path).with_name(drift_file(a, b)))
+        write_json(Path(path), self.result)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Comparison":
+        """Read what :meth:`save` wrote; drifts from the files beside it, where they are.
+
+        Raises:
+            ArtifactError: The file is missing or is not a comparison.
+        """
+        path = Path(path)
+        result = read_json(path)
+        if not isinstance(result, dict) or not {"pairs", "models", "meta"} <= set(result):
+            raise ArtifactError(
+                f"{path} is not a comparison",
+                expected="an object with pairs, models and meta",
+                got=f"{type(result).__name__}",
+                fix="write it again with `truthheads compare`",
+            )
+        files = {(p["a"], p["b"]): path.with_name(p["drift_file"]) for p in result["pairs"] if "drift_file" in p}
+        return cls(result, {pair: Drift.load(file) for pair, file in files.items() if file.exists()})
+
+    def table(self) -> list[dict[str, Any]]:
+        """Return one row per pair: names, figures, verdicts."""
+        kept = ("a", "b", "pearson", "pearson_within_layer", "p_permutation", "noise_ceiling", "verdict")
+        return [{name: pair.get(name) for name in kept} for pair in self.pairs]
+
+    def chart(self) -> Any:
+        """Return the pair as scatter, profile, heat maps and difference, or several models as a matrix (Altair).
+
+        Raises:
+            DataError: No scores were compared.
+        """
+        values = {m["name"]: np.array(m["values"], dtype=float) for m in self.result["models"] if m.get("values")}
+        scored = [pair for pair in self.pairs if pair["pearson"] is not None]
+        if not scored:
+            raise DataError(
+                "there is nothing to draw",
+                expected="two score files of one shape",
+                got="a comparison without scores" if not values else "scores of different shape",
+                fix="give score files, or leave --plot out",
+            )
+        if len(scored) == 1:
+            pair = scored[0]
+            return pair_chart(pair, values[pair["a"]], values[pair["b"]], unit=self.result["models"][0]["unit"])
+        return matrix_chart(self.pairs, [model["name"] for model in self.result["models"]])
+
+    def _repr_html_(self) -> str:
+        return str(self.chart().to_html(inline=True))
+
+
+def compare(
+    *scores: Scores | str | Path,
+    weights: Sequence[str] = (),
+    names: Sequence[str] | None = None,
+    reference: Scores | str | Path | None = None,
+    align: bool = False,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Compare models pair by pair: was one made from the other, or both from a third?
+
+    Args:
+        scores: Truth Scores, or files of them; none where only weights are compared.
+        weights: Models as for ``load``, base first; with scores, as many and in the same order.
+        names: Of the models; by default the files' paths, or the models' names.
+        reference: Scores of one of the models on other data: how well a model agrees with itself.
+        align: Bring heads of different places or shapes onto each other, too.
+        seed: Of resamples and permutations.
+        progress: Told the layers done and in all, while weights are read.
+
+    Raises:
+        DataError: Fewer than two models, or scores and weights that do not pair up.
+        ShapeError: Scores of different shape, without ``align``; or weights of different shape.
+        ArtifactError: A score file cannot be read.
+        ModelError: Weights cannot be read.
+    """
+    loaded = [one if isinstance(one, Scores) else Scores.load(one) for one in scores]
+    called = _names(scores, loaded, weights, names)
+    found, drifts = [], {}
+    for i, j in combinations(range(len(called)), 2):
+        pair: dict[str, Any] = {"a": called[i], "b": called[j], **NOTHING}
+        if loaded:
+            pair |= _scores_side(loaded[i], loaded[j], align=align, seed=seed)
+        if weights:
+            drift = weight_drift(weights[i], weights[j], progress=progress)
+            drifts[called[i], called[j]] = drift
+            pair |= _weights_side(drift, loaded[i] if loaded else None, loaded[j] if loaded else None, seed)
+            pair["drift_file"] = drift_file(called[i], called[j])
+        found.append(pair)
+    known = reference if reference is None or isinstance(reference, Scores) else Scores.load(reference)
+    models = [_model(name, loaded[at] if loaded else None) for at, name in enumerate(called)]
+    result: dict[str, Any] = {
+        "pairs": found,
+        "models": models,
+        "triples": [middle(trio, drifts, seed=seed).json() for trio in combinations(called, 3)] if weights else [],
+        "reference": None if known is None else _reference(known, loaded, called, seed),
+        "meta": {"seed": seed, **provenance()},
+    }
+    return Comparison(result, drifts)
+
+
+def drift_file(a: str, b: str) -> str:
+    """Return the name of the file of a pair's drift."""
+    plain = ["".join(c if c.isalnum() or c in "._" else "_" for c in Path(name).name) for name in (a, b)]
+    return f"drift-{plain[0]}-{plain[1]}.safetensors"
+
+
+def _names(
+    scores: Sequence[Scores | str | Path],
+    loaded: Sequence[Scores],
+    weights: Sequence[str],
+    names: Sequence[str] | None,
+) -> list[str]:
+    if len(scores or weights) < 2 or (scores and weights and len(scores) != len(weights)):
+        raise DataError(
+            "there are no pairs to compare",
+            expected="two or more score files, or models with --weights; where both, one model for each file",
+            got=f"{len(scores)} score files and {len(weights)} models",
+            fix="for instance: truthheads compare base.safetensors tuned.safetensors --weights BASE TUNED",
+        )
+    own = [
+        Path(given).stem if not isinstance(given, Scores) else str((one.meta.get("model") or {}).get("name", "scores"))
+        for given, one in zip(scores, loaded, strict=True)
+    ]
+    found = list(names or own or weights)
+    if len(found) != len(scores or weights):
+        raise DataError(
+            "names and models differ in number",
+            expected=str(len(scores or weights)),
+            got=str(len(found)),
+            fix="name each",
+        )
+    return [name if found.count(name) == 1 else f"{name} ({at + 1})" for at, name in enumerate(found)]
+
+
+def _model(name: str, scores: Scores | None) -> dict[str, Any]:
+    if scores is None:
+        return {"name": name}
+    data = scores.meta.get("data") or {}
+    return {
+        "name": name,
+        "model": (scores.meta.get("model") or {}).get("name"),
+        "rows": data.get("rows"),
+        "data_sha256": data.get("sha256"),
+        "unit": scores.unit,
+        "values": scores.values.double().tolist(),
+    }
+
+
+def _scores_side(a: Scores, b: Scores, *, align: bool, seed: int) -> dict[str, Any]:
+    """Return what scores say of a pair."""
+    side: dict[str, Any] = {"notes": _notes(a, b)}
+    if a.values.shape == b.values.shape:
+        relation = relate(a, b, seed=seed)
+        word, evidence = judge(relation)
+        side |= {**_figures(relation), "verdict": word, "evidence": evidence}
+    elif not align:
+        relate(a, b, seed=seed)  # raises ShapeError
+    else:
+        side |= {
+            "verdict": "can't tell",
+            "evidence": "the shapes differ, so no head of one stands for a head of the other; alignment and depth "
+            "profile say how alike two models are, not where one comes from",
+            "depth_profile": _profile(a, b),
+        }
+    if align:
+        aligned = align_heads(a, b, seed=seed)
+        side |= {"alignment": aligned.json(), "alignment_in_words": aligned.in_words()}
+    return side
+
+
+def _figures(relation: Relation) -> dict[str, Any]:
+    def json(name: str) -> Any:
+        found = getattr(relation, name)
+        return None if found is None else found.json()
+
+    return {
+        "pearson": json("pearson"),
+        "spearman": json("spearman"),
+        "pearson_within_layer": json("within"),
+        "p_permutation": relation.p_permutation,
+        "noise_ceiling": relation.ceiling,
+        "noise_ceiling_within_layer": relation.ceiling_within,
+        **{name: json(name) for name in ("disjoint", "disjoint_within", "corrected", "corrected_within")},
+        "depth_only": relation.depth_only,
+        "overlaps": [overlap._asdict() for overlap in relation.overlaps],
+        "shared_questions": relation.shared,
+        "basis": relation.basis,
+    }
+
+
+def _notes(a: Scores, b: Scores) -> list[str]:
+    """Return what two files differ in that a reader must know of."""
+    notes = []
+    if a.method != b.method:
+        notes.append(
+            f"the files hold different measures, {a.method} and {b.method}: agreement is of heads, not of units"
+        )
+    data = [(one.meta.get("data") or {}).get("sha256") for one in (a, b)]
+    if all(data) and data[0] != data[1]:
+        notes.append("the files are of different data: disagreement may come from the data as well as from the models")
+    model = [(one.meta.get("model") or {}).get("fingerprint") for one in (a, b)]
+    if all(model) and model[0] == model[1]:
+        notes.append("both files are of the same model: this compares data, not models")
+    if not len(a.sample) or not len(b.sample):
+        notes.append("no samples in at least one file: intervals resample layers, and noise is not taken off")
+    return notes
+
+
+def _profile(a: Scores, b: Scores) -> float:
+    """Return the correlation of both models' layer means over relative depth."""
+    means = [np.nanmean(one.values.double().numpy(), axis=1)[:, None] for one in (a, b)]
+    return pearson(resampled(means[0], len(means[1])).ravel(), means[1].ravel())
+
+
+def _weights_side(drift: Drift, a: Scores | None, b: Scores | None, seed: int) -> dict[str, Any]:
+    """Return what weights say of a pair, and where there are scores, whether drift foretells their change."""
+    word, evidence = drift.verdict()
+    side: dict[str, Any] = {
+        "drift": {part: figure.json() for part, figure in drift.figures(seed=seed).items()},
+        "kinship": {part: figure.json() for part, figure in drift.kinship(seed=seed).items()},
+        "weights_verdict": word,
+        "weights_evidence": evidence,
+    }
+    if a is None or b is None:
+        return {**side, "verdict": word, "evidence": evidence}
+    shape = tuple(next(iter(drift.parts.values())).shape)
+    if tuple(a.values.shape) != shape or tuple(b.values.shape) != shape:
+        raise ShapeError(
+            "scores and weights are not of the same models",
+            expected=f"scores of {shape[0]} x {shape[1]} heads, as in {drift.base}",
+            got=f"{tuple(a.values.shape)} and {tuple(b.values.shape)}",
+            fix="give the models after --weights in the order of their score files",
+        )
+    change = (a.values.double() - b.values.double()).abs().numpy()
+    return {**side, "drift_foretells_change": foretell(drift, change, seed=seed)}
+
+
+def _reference(reference: Scores, loaded: Sequence[Scores], called: Sequence[str], seed: int) -> dict[str, Any]:
+    """Return how well the model of the reference agrees with itself on the compared data."""
+    wanted = (reference.meta.get("model") or {}).get("fingerprint")
+    same = [at for at, one in enumerate(loaded) if (one.meta.get("model") or {}).get("fingerprint") == wanted]
+    same = [at for at in same if loaded[at].values.shape == reference.values.shape]
+    if not same:
+        raise DataError(
+            "the reference is of none of the models",
+            expected="scores of one of the compared models, on other data",
+            got=str((reference.meta.get("model") or {}).get("name", "scores without a model's name")),
+            fix="score one of these models on other questions, and give that file as --reference",
+        )
+    return {"of": called[same[0]], **_figures(relate(loaded[same[0]], reference, seed=seed))}
