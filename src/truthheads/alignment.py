@@ -22,6 +22,7 @@ from truthheads.stats import Figure, half_of, interval, pearson
 PERMUTATIONS = 200
 Heads = Float[np.ndarray, "num_layers num_heads"]
 Profiles = Float[np.ndarray, "features num_layers num_heads"]
+Others = Float[np.ndarray, "features other_layers other_heads"]
 
 
 class Fit(NamedTuple):
@@ -182,7 +183,7 @@ def paired_layers(first: int, second: int) -> tuple[int, ...]:
     return tuple(int(layer) for layer in np.rint(np.linspace(0, second - 1, first)))
 
 
-def profiles_of(a: Scores, b: Scores) -> tuple[Profiles, Profiles] | None:
+def profiles_of(a: Scores, b: Scores) -> tuple[Profiles, Others] | None:
     """Return what each shared question adds to each head, or None where there are no such samples.
 
     Returns:
@@ -210,19 +211,21 @@ def _filled(values: Heads) -> Heads:
     return result
 
 
-def _same_width(x: Heads, y: Heads) -> tuple[Heads, Heads]:
+def _same_width(
+    x: Heads, y: Float[np.ndarray, "num_layers other_heads"]
+) -> tuple[Float[np.ndarray, "num_layers width"], Float[np.ndarray, "num_layers width"]]:
     width = max(x.shape[1], y.shape[1])
     first, second = (np.pad(_filled(one), ((0, 0), (0, width - one.shape[1]))) for one in (x, y))
     return first, second
 
 
-def _rotated(x: Heads, y: Heads) -> float:
+def _rotated(x: Heads, y: Float[np.ndarray, "num_layers other_heads"]) -> float:
     first, second = _same_width(x, y)
     turn, _ = orthogonal_procrustes(first, second)
     return pearson((first @ turn).ravel(), second.ravel())
 
 
-def _held_out(x: Heads, y: Heads) -> float:
+def _held_out(x: Heads, y: Float[np.ndarray, "num_layers other_heads"]) -> float:
     first, second = _same_width(x, y)
     found = []
     for start in (0, 1):
@@ -233,7 +236,7 @@ def _held_out(x: Heads, y: Heads) -> float:
 
 
 def _pairs(
-    a: Profiles, b: Profiles, layers: tuple[int, ...]
+    a: Profiles, b: Others, layers: tuple[int, ...]
 ) -> list[tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]]:
     """Return for each layer of A its heads and their partners."""
     found = []
@@ -245,7 +248,7 @@ def _pairs(
 
 
 def _likeness(
-    a: Profiles, b: Profiles, layers: tuple[int, ...], pairs: list[tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]]
+    a: Profiles, b: Others, layers: tuple[int, ...], pairs: list[tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]]
 ) -> float:
     """Return the mean correlation of paired heads over questions; with one feature, the correlation of the scores."""
     first = [_directions(a[:, layer])[:, own] for layer, (own, _) in enumerate(pairs)]

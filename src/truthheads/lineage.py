@@ -23,6 +23,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from truthheads.errors import ShapeError
+from truthheads.products import jackknifed, products, ratio
 from truthheads.samples import paired_items
 from truthheads.scores import Scores
 from truthheads.stats import Figure, interval, layer_bootstrap, pearson, spearman
@@ -98,7 +99,8 @@ def relate(a: Scores, b: Scores, *, seed: int = 0, resamples: int = RESAMPLES) -
 
     Source:
         Correction for attenuation: Spearman (1904), The American Journal of Psychology 15(1), 72-101. Intervals:
-        bootstrap over questions, the draws' own noise taken off, so that they lie around the figure (module docstring).
+        of plain figures, bootstrap over questions, the draws' own noise taken off, so that they lie around the figure;
+        of disjoint and corrected ones, jackknife over questions.
     """
     if a.values.shape != b.values.shape:
         raise ShapeError(
@@ -182,58 +184,24 @@ def _figures(
     shared: bool,
     values: tuple[Float[np.ndarray, " heads"], Float[np.ndarray, " heads"]],
 ) -> _Figures:
-    """Return the figures of the module docstring; draws lose N once more, since resampling adds it once more."""
+    """Return the figures of the module docstring."""
     a, b = centred(first, layer), centred(second, layer)
-    point = [np.full((1, len(one)), 1 / len(one)) for one in (a, b)]
-    t, n = _sums(a, b, point, shared)
-    drawn_t, drawn_n = _sums(a, b, weights, shared)
-    around = drawn_t - drawn_n
+    drawn_t, drawn_n = products(a, b, weights, shared=shared)
     x, y = (centred(value[None], layer)[0] for value in values)
     plain = float((x * y).sum() / np.sqrt((x * x).sum() * (y * y).sum()))
-
-    def figure(at: float, draws: Float[np.ndarray, "parts resamples"]) -> Figure:
-        found = _ratio(draws)
-        low, high = interval(found[np.isfinite(found)]) if np.isfinite(found).any() else (np.nan, np.nan)
-        return Figure(at, float(low), float(high))
-
-    sign = np.array([[-1.0], [1.0], [1.0]])  # the cross term loses N, the squares gain it: half the questions each
-    disjoint = float(_ratio(t + sign * n)[0])
-    corrected = float(_ratio(t - n)[0])
+    found = ratio(drawn_t - drawn_n)  # once, since resampling adds N once more
+    low, high = interval(found[np.isfinite(found)]) if np.isfinite(found).any() else (np.nan, np.nan)
+    point = [np.full((1, len(one)), 1 / len(one)) for one in (a, b)]
+    t, n = products(a, b, point, shared=shared)
     reliability = np.clip((t - n)[1:, 0] / t[1:, 0], 0, None)
+    # The cross term loses N, the squares gain it: half the questions each.
+    halves = np.array([[-1.0], [1.0], [1.0]])
     return _Figures(
-        figure(plain, around),
-        figure(disjoint, around + sign * drawn_n),
-        figure(corrected, around - drawn_n),
+        Figure(plain, float(low), float(high)),
+        jackknifed(a, b, halves, shared=shared),
+        jackknifed(a, b, -np.ones((3, 1)), shared=shared),
         float(np.sqrt(reliability[0] * reliability[1])),
     )
-
-
-def _sums(
-    a: Float[np.ndarray, "groups heads"],
-    b: Float[np.ndarray, "others heads"],
-    weights: list[Float[np.ndarray, "resamples groups"]],
-    shared: bool,
-) -> tuple[Float[np.ndarray, "3 resamples"], Float[np.ndarray, "3 resamples"]]:
-    """Return T and N of (A, B), (A, A) and (B, B), one column for each row of the weights."""
-    means = weights[0] @ a, weights[1] @ b
-
-    def noise(x: int, y: int) -> Float[np.ndarray, " resamples"]:
-        parts = (a, b)
-        each = (parts[x] * parts[y]).sum(1)
-        count = len(parts[x])
-        result: Float[np.ndarray, " resamples"] = (weights[x] @ each - (means[x] * means[y]).sum(1)) / (count - 1)
-        return result
-
-    t = np.stack([(means[x] * means[y]).sum(1) for x, y in ((0, 1), (0, 0), (1, 1))])
-    cross = noise(0, 1) if shared else np.zeros(len(weights[0]))
-    return t, np.stack([cross, noise(0, 0), noise(1, 1)])
-
-
-def _ratio(parts: Float[np.ndarray, "3 resamples"]) -> Float[np.ndarray, " resamples"]:
-    """Return the correlation of (A, B), (A, A), (B, B); NaN where a square is not positive."""
-    product = np.where((parts[1] > 0) & (parts[2] > 0), parts[1] * parts[2], np.nan)
-    result: Float[np.ndarray, " resamples"] = parts[0] / np.sqrt(product)
-    return result
 
 
 def centred(

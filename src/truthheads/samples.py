@@ -16,8 +16,8 @@ class Paired(NamedTuple):
 
     Attributes:
         first: Of the first file; None where no samples were kept.
-        second: Of the second; where questions are shared, row by row the same questions.
-        shared: How many questions are shared and paired.
+        second: Of the second; where questions are shared, row by row the same groups.
+        shared: How many questions are shared.
     """
 
     first: Float[np.ndarray, "groups heads"] | None
@@ -48,29 +48,37 @@ def paired_items(a: Scores, b: Scores, heads: Bool[np.ndarray, "num_layers num_h
     if len(found) < 2:
         return Paired(None, None, 0)
     ids = a.sample_id.numpy(), b.sample_id.numpy()
-    common = np.intersect1d(ids[0], ids[1])
-    shared = [np.isin(one, common) for one in ids]
-    enough = len(common) >= ENOUGH
+    usable = [np.isfinite(item[:, heads]).all(1) for item in found]
+    common = np.intersect1d(ids[0][usable[0]], ids[1][usable[1]])
+    if len(common) < ENOUGH:
+        first, second = (
+            _group_means(item[rows][:, heads], scores.sample_group.numpy()[rows])
+            for scores, item, rows in zip((a, b), found, usable, strict=True)
+        )
+        return Paired(first, second, 0)
+    # A shared question belongs to the group that the first file puts it in.
+    named, where = np.unique(ids[0], return_index=True)
+    group = a.sample_group.numpy()[where]
     means = []
-    for scores, item, own, keep in zip((a, b), found, ids, shared, strict=True):
-        rows = keep if enough else np.ones(len(own), dtype=bool)
-        flat = item[rows][:, heads]
-        usable = np.isfinite(flat).all(1)
-        # Shared questions are paired by their identity; own ones are grouped as the file groups them.
-        key = own[rows][usable] if enough else scores.sample_group.numpy()[rows][usable]
-        means.append((np.unique(key), _group_means(flat[usable], key)))
-    if not enough:
-        return Paired(means[0][1], means[1][1], 0)
-    both = np.intersect1d(means[0][0], means[1][0])
-    first, second = (mean[np.isin(keys, both)] for keys, mean in means)
-    return Paired(first, second, len(both))
+    for item, own, rows in zip(found, ids, usable, strict=True):
+        keep = rows & np.isin(own, common)
+        key = group[np.searchsorted(named, own[keep])]
+        means.append(_group_means(item[keep][:, heads], key))
+    return Paired(means[0], means[1], len(common))
 
 
 def _group_means(
     values: Float[np.ndarray, "samples heads"], key: Int[np.ndarray, " samples"]
 ) -> Float[np.ndarray, "groups heads"]:
+    """Return for each group a row such that the rows' mean is that of all samples, and their spread its noise.
+
+    A group of n samples of mean m counts as ``M + n / n̄ (m - M)``, M being the mean of all: the linear form of a mean
+    over clusters of different size (Cochran 1977, Sampling Techniques, 9A.3).
+    """
     members, index = np.unique(key, return_inverse=True)
     sums = np.zeros((len(members), values.shape[1]))
     np.add.at(sums, index, values)
-    result: Float[np.ndarray, "groups heads"] = sums / np.bincount(index)[:, None]
+    sizes = np.bincount(index)[:, None]
+    mean = values.mean(0)
+    result: Float[np.ndarray, "groups heads"] = mean + (sums - sizes * mean) / sizes.mean()
     return result

@@ -82,18 +82,20 @@ def _scatter(pair: Mapping[str, Any], a: Heads, b: Heads, unit: str) -> Any:
         for layer, head in known
     ]
     ends = [min(min(row["a"], row["b"]) for row in rows), max(max(row["a"], row["b"]) for row in rows)]
-    scale = alt.Scale(domain=ends, nice=True, zero=False)
+    x, y = (alt.Scale(domain=[min(r[n] for r in rows), max(r[n] for r in rows)], nice=True) for n in ("a", "b"))
     points = (
         alt.Chart(alt.Data(values=rows))
         .mark_circle(size=45, opacity=0.8)
         .encode(
-            x=alt.X("a:Q", title=f"{unit}, {pair['a']}", scale=scale),
-            y=alt.Y("b:Q", title=f"{unit}, {pair['b']}", scale=scale),
+            x=alt.X("a:Q", title=f"{unit}, {pair['a']}", scale=x),
+            y=alt.Y("b:Q", title=f"{unit}, {pair['b']}", scale=y),
             color=alt.Color("layer:Q", scale=alt.Scale(scheme="viridis")),
             tooltip=["id:N", alt.Tooltip("a:Q", format=".3f"), alt.Tooltip("b:Q", format=".3f")],
         )
     )
-    line = alt.Chart(alt.Data(values=[{"v": end} for end in ends])).mark_line(color="#777", strokeDash=[4, 4])
+    line = alt.Chart(alt.Data(values=[{"v": end} for end in ends])).mark_line(
+        color="#777", strokeDash=[4, 4], clip=True
+    )
     p = pair["p_permutation"]
     raw, within, ceiling = pair["pearson"], pair["pearson_within_layer"], pair["noise_ceiling_within_layer"]
     figures = [
