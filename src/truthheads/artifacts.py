@@ -150,6 +150,12 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_text(dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    with replaced(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def read_json(path: Path) -> Any:
     """Return a JSON result; null comes back as None.
 
