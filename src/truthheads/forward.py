@@ -11,8 +11,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from truthheads.errors import ActivationError
-from truthheads.images import load_image
 from truthheads.models import Model
+from truthheads.pictured import beside
 from truthheads.prompts import Encoded
 from truthheads.store import RowStore
 
@@ -178,28 +178,24 @@ def prepare_tails(model: Model, batch: Sequence[Encoded]) -> Tails:
     past = torch.zeros(len(batch), 0, dtype=torch.bool, device=device)
     if batch[0].prefix:
         prefix, past = _padded([item.prefix for item in batch], left=True, device=device)
-        prompt = {"input_ids": prefix, **_image_inputs(model, [item.image for item in batch])}
+        prompt = {"input_ids": prefix, **beside(model, prefix, past, [item.image for item in batch])}
         cache = backbone(model)(**positioned(model, prompt, past, past.shape[1]), use_cache=True).past_key_values
         cache.reorder_cache(owner)
-        inputs |= {"past_key_values": cache, "use_cache": True}
+        inputs |= {"past_key_values": cache, "use_cache": True, **_after(prompt, past, real, owner)}
     else:
-        inputs |= _image_inputs(model, [item.image for item in batch for _ in item.tails])
+        inputs |= beside(model, ids, real, [item.image for item in batch for _ in item.tails], starts)
     seen = torch.cat([past[owner], real], dim=1)
     last = real.sum(1) - 1
     return Tails(ids, real, owner, last, starts, positioned(model, inputs, seen, ids.shape[1]))
 
 
-def _image_inputs(model: Model, paths: Sequence[str | None]) -> dict[str, Tensor]:
-    """Return what the network takes for images (``pixel_values`` and the like); nothing for questions without one."""
-    images = [load_image(path) for path in paths if path is not None]
-    if not images:
+def _after(prompt: dict[str, Any], past: Tensor, real: Tensor, owner: Tensor) -> dict[str, Tensor]:
+    """Return the tails' positions where those of the prefix have three axes: an image takes up less than its tokens."""
+    if "position_ids" not in prompt:
         return {}
-    made = model.processor.image_processor(images=images, return_tensors="pt")
-    return {
-        name: value.to(model.device, model.dtype if value.is_floating_point() else None)
-        for name, value in made.items()
-        if isinstance(value, Tensor)
-    }
+    used = prompt["position_ids"].masked_fill(~past, -1).amax((0, 2)) + 1
+    position = used[owner, None] + (real.long().cumsum(1) - 1).clamp(min=0)
+    return {"position_ids": position.expand(3, *position.shape)}
 
 
 def backbone(model: Model) -> Any:
@@ -241,6 +237,6 @@ def _padded(rows: Sequence[Sequence[int]], *, left: bool, device: torch.device) 
 def positioned(model: Model, inputs: dict[str, Any], seen: Tensor, width: int) -> dict[str, Any]:
     """Add the mask over everything seen and, where the network takes them, the positions of the new tokens."""
     inputs = {**inputs, "attention_mask": seen.long()}
-    if "position_ids" in inspect.signature(backbone(model).forward).parameters:
+    if "position_ids" not in inputs and "position_ids" in inspect.signature(backbone(model).forward).parameters:
         inputs["position_ids"] = (seen.long().cumsum(1) - 1).clamp(min=0)[:, -width:]
     return inputs

@@ -8,6 +8,7 @@ from truthheads.data import Question
 from truthheads.errors import DataError, ModelError
 from truthheads.images import load_image
 from truthheads.models import Model
+from truthheads.pictured import PREFIX_FIRST, kind_of, placeholder, shares_with_image
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,8 @@ def encode(
     encoded = []
     for row, question in enumerate(questions):
         prompt, *answers = tokens.get(row) or _tokens_with_image(model, texts[row], question, special=not chat)
-        one = _encode_one(row, question, prompt, answers, share_prefix=share_prefix)
+        shares = share_prefix and shares_with_image(model)
+        one = _encode_one(row, question, prompt, answers, share_prefix=shares)
         if shows_image(model, question):
             one = replace(one, image=question.image)
         limit = model.layout.max_positions
@@ -145,7 +147,7 @@ def _framed(model: Model, question: Question, *, chat: bool) -> str:
     if image and not question.context.strip() and not chat:
         prompt = f"{question.question.strip()}\nASSISTANT:"
     if not chat:
-        return f"{model.processor.image_token}\n{prompt}" if image else prompt
+        return f"{placeholder(model)}\n{prompt}" if image else prompt
     if not getattr(model.tokenizer, "chat_template", None):
         raise ModelError(
             f"{model.name} has no chat template",
@@ -166,8 +168,13 @@ def _framed(model: Model, question: Question, *, chat: bool) -> str:
 def _tokens_with_image(model: Model, texts: list[str], question: Question, *, special: bool) -> list[list[int]]:
     """Return token ids in which the processor has put one token for each of the image's places."""
     image = load_image(str(question.image))
-    made = model.processor(text=texts, images=[image] * len(texts), add_special_tokens=special)
-    return [list(ids) for ids in made["input_ids"]]
+    if kind_of(model) in PREFIX_FIRST:
+        prompt, *answered = texts
+        ends = [None, *(text[len(prompt) :].strip() for text in answered)]
+        made = [model.processor(text=prompt, images=image, suffix=end)["input_ids"] for end in ends]
+        return [list(made[0][0]), *(list(ids[0][:-1]) for ids in made[1:])]  # the processor ends answers with </s>
+    ids = model.processor(text=texts, images=[[image]] * len(texts), add_special_tokens=special)["input_ids"]
+    return [list(row) for row in ids]
 
 
 def _tokens(model: Model, texts: Sequence[str], *, special: bool) -> list[list[int]]:

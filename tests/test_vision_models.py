@@ -1,0 +1,116 @@
+"""Vision-language models: what we compute of an image prompt equals the processor's own call, answer by answer."""
+
+import inspect
+from collections.abc import Callable
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from truthheads.answers import Question
+from truthheads.margins import pair_logprobs
+from truthheads.models import Model
+from truthheads.patches import VIEWS, token_boxes
+from truthheads.pictured import kind_of, placeholder
+from truthheads.prompts import encode
+from vision_zoo import ROWS, seeing
+from zoo import ZooRow
+
+VIDEO = ("qwen2_5_vl", "qwen3_vl", "internvl", "smolvlm")
+"""Their processors carry a video processor, which transformers builds with torchvision alone."""
+
+
+@cache
+def _seeing(name: str) -> Model:
+    return seeing(next(row for row in ROWS if row.name == name))
+
+
+@pytest.fixture(params=[row.name for row in ROWS])
+def model(request: pytest.FixtureRequest) -> Model:
+    if request.param in VIDEO and find_spec("torchvision") is None:
+        pytest.skip("transformers builds this processor with torchvision alone")
+    return _seeing(request.param)
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> list[Question]:
+    """Return questions about images of different sizes, with answers of different length."""
+    found = []
+    for number, size in enumerate([(24, 16), (40, 40), (17, 50), (64, 20)]):
+        pixels = np.random.default_rng(number).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+        path = tmp_path / f"{number}.png"
+        Image.fromarray(pixels).save(path)
+        asked = "Is there a cat?" + " Look closely." * (number % 3)
+        found.append(Question(f"q{number}", "", asked, "yes", "not at all", image=str(path), group=f"g{number}"))
+    return found
+
+
+def plain_logprob(model: Model, question: Question, answer: str) -> float:
+    """Return log P(answer | image, prompt) by one call of the real processor and the real network."""
+    image = Image.open(str(question.image)).convert("RGB")
+    prompt = f"{placeholder(model)}\n{question.question}\nASSISTANT:"
+    call: Any = model.processor
+    if kind_of(model) == "paligemma":
+        made = call(text=prompt, images=image, suffix=answer, return_tensors="pt")
+        made.pop("labels")
+        count = int(made["token_type_ids"].sum()) - 1
+        end = made["input_ids"].shape[1] - 1
+    else:
+        made = call(text=[f"{prompt} {answer}"], images=[[image]], return_tensors="pt")
+        alone = call(text=[prompt], images=[[image]], return_tensors="pt")["input_ids"][0].tolist()
+        end = made["input_ids"].shape[1]
+        ids = made["input_ids"][0].tolist()
+        count = end - next(at for at, (a, b) in enumerate(zip([*alone, -1], ids, strict=False)) if a != b)
+    taken = inspect.signature(model.network.forward).parameters
+    base: Any = model.network.base_model
+    for one in (model.network, base):
+        if hasattr(one, "rope_deltas"):
+            one.rope_deltas = None
+    with torch.no_grad():
+        logits = (
+            model.network(**{name: value for name, value in made.items() if name in taken}).logits[0].log_softmax(-1)
+        )
+    targets = made["input_ids"][0, end - count : end]
+    return float(logits[end - count - 1 : end - 1].gather(1, targets[:, None]).sum())
+
+
+@pytest.mark.parametrize("share_prefix", [True, False], ids=["shared", "whole"])
+def test_answers_are_as_likely_as_in_the_processors_own_call(
+    model: Model, questions: list[Question], share_prefix: bool
+) -> None:
+    encoded = encode(model, questions, share_prefix=share_prefix)
+    found = pair_logprobs(model, encoded, batch_tokens=4096)
+    for row, question in zip(found, questions, strict=True):
+        wanted = [plain_logprob(model, question, answer.text) for answer in question.answers]
+        assert np.abs(row - np.array(wanted)).max() < 1e-4
+
+
+def test_the_processors_image_tokens_are_all_there_and_cover_the_picture(
+    model: Model, questions: list[Question]
+) -> None:
+    config = model.network.config
+    token = getattr(config, "image_token_id", None) or config.image_token_index
+    for item, question in zip(encode(model, questions, share_prefix=False), questions, strict=True):
+        count = list(item.tails[0]).count(token)
+        image = Image.open(str(question.image))
+        made = model.processor(text=[placeholder(model)], images=[[image.convert("RGB")]])["input_ids"][0]
+        assert count == list(made).count(token) > 0
+        if kind_of(model) in VIEWS:
+            boxes = token_boxes(model, image.size, count)
+            assert len(boxes) == count
+
+
+def test_the_last_token_is_the_answers_own(model: Model, questions: list[Question]) -> None:
+    for item, question in zip(encode(model, questions), questions, strict=True):
+        for tail, answer in zip(item.tails, question.answers, strict=True):
+            assert model.tokenizer.decode(tail[-1:]).strip() == answer.text[-1]
+
+
+def test_every_row_of_the_zoo_that_sees_is_here() -> None:
+    names: Callable[[ZooRow], str] = lambda row: row.name  # noqa: E731
+    assert {"llava", "llava_next", "paligemma", "gemma3_vision", "idefics3", "mllama"} <= set(map(names, ROWS))
