@@ -13,12 +13,12 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 import truthheads as th
 from truthheads.activations import collect, field_name
-from truthheads.data import Question
+from truthheads.data import Question, Questions
 from truthheads.errors import DataError
 from truthheads.forward import answer_logprobs, prepare_tails
 from truthheads.images import load_image
 from truthheads.models import Model
-from truthheads.prompts import encode
+from truthheads.prompts import encode, missing_images
 from zoo import MULTIMODAL, ROWS, ZooRow, build, tiny_tokenizer
 
 LLAVA = next(row for row in MULTIMODAL if row.name == "llava")
@@ -177,3 +177,16 @@ def test_a_text_model_reads_the_question_alone(wrap: Callable[..., Model], tmp_p
     text = wrap(build(ROWS[0]))
     (one,) = encode(text, about(tmp_path, 1))
     assert one.image is None
+
+
+def test_missing_images_are_counted_and_left_out_when_asked(seeing: Model, tmp_path: Path) -> None:
+    questions = about(tmp_path)
+    for gone in questions[1:3]:
+        Path(str(gone.image)).unlink()
+    with pytest.raises(DataError, match="images of 2 of 6 rows are missing"):
+        encode(seeing, questions)
+    whole = Questions(questions, layout="pairs", path="", sha256="", skipped=1)
+    left = whole.without(missing_images(seeing, questions))
+    assert [question.id for question in left] == ["q0", "q3", "q4", "q5"]
+    assert left.skipped == 3
+    assert len(encode(seeing, left)) == 4

@@ -589,3 +589,23 @@ def test_occurrences_are_the_answer(words: list[str], answer: str) -> None:
         found = context[start:end]
         assert re.fullmatch(re.escape(answer.strip()), found, re.IGNORECASE)
     assert spans
+
+
+def test_opposite_labels_of_one_answer_are_refused(tmp_path: Path) -> None:
+    row = {"question": "What is on the door?", "answer": "4001", "image_id": "7", "image_file": "7.jpg"}
+    rows = [{**row, "question_id": n, "label": label} for n, label in enumerate(["gold", "gold", "hallucinated"])]
+    path = tmp_path / "mixed.jsonl"
+    path.write_text("\n".join(json.dumps(one) for one in rows[:2]))
+    assert "gold is truthful" in read_questions(path).note
+    path.write_text("\n".join(json.dumps(one) for one in rows))
+    with pytest.raises(DataError, match="opposite labels"):
+        read_questions(path)
+
+
+def test_released_sets_disagree_and_are_not_mixed(reference_data: Path, tmp_path: Path) -> None:
+    folder = reference_data / "probing_sets"
+    both = [(folder / name).read_text() for name in ("setD_images_rlhfv.jsonl", "setE_images_rlhfv_phd.jsonl")]
+    path = tmp_path / "mixed.jsonl"
+    path.write_text("\n".join(both))
+    with pytest.raises(DataError, match="opposite labels"):
+        read_questions(path, skip_bad_rows=True)

@@ -62,6 +62,7 @@ def describe_data(questions: Sequence[Question]) -> dict[str, Any]:
         "rows_sha256": rows,
         "rows": len(questions),
         "skipped": getattr(questions, "skipped", 0),
+        "note": getattr(questions, "note", ""),
     }
 
 

@@ -68,11 +68,26 @@ class Questions(list[Question]):
         path: The file as given.
         sha256: Digest of its bytes.
         skipped: Bad rows left out.
+        note: What a reader must know of such files.
     """
 
-    def __init__(self, rows: Iterable[Question], *, layout: str, path: str, sha256: str, skipped: int) -> None:
+    def __init__(
+        self, rows: Iterable[Question], *, layout: str, path: str, sha256: str, skipped: int, note: str = ""
+    ) -> None:
         super().__init__(rows)
-        self.layout, self.path, self.sha256, self.skipped = layout, path, sha256, skipped
+        self.layout, self.path, self.sha256, self.skipped, self.note = layout, path, sha256, skipped, note
+
+    def without(self, gone: "list[Question]") -> "Questions":
+        """Return the questions but for some, which count as skipped."""
+        names = {question.id for question in gone}
+        return Questions(
+            [question for question in self if question.id not in names],
+            layout=self.layout,
+            path=self.path,
+            sha256=self.sha256,
+            skipped=self.skipped + len(names),
+            note=self.note,
+        )
 
 
 def normalised(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from truthheads.data import Question
@@ -77,6 +78,7 @@ def encode(
         DataError: A row is too long for the model's positions, or an answer has no token.
         ModelError: ``chat`` with a tokenizer that has no chat template.
     """
+    _check_images(missing_images(model, questions), len(questions))
     prompts = [_framed(model, question, chat=chat) for question in questions]
     texts = [
         [prompt, *(_answered(prompt, answer.text) for answer in question.answers)]
@@ -134,6 +136,21 @@ def _common(sequences: Sequence[Sequence[int]]) -> int:
 def shows_image(model: Model, question: Question) -> bool:
     """Return whether a question's image is put before the model: it has one, and the model takes images."""
     return question.image is not None and model.processor is not None
+
+
+def missing_images(model: Model, questions: Sequence[Question]) -> list[Question]:
+    """Return the questions whose image would be shown and is not there."""
+    return [one for one in questions if shows_image(model, one) and not Path(str(one.image)).is_file()]
+
+
+def _check_images(missing: Sequence[Question], count: int) -> None:
+    if missing:
+        raise DataError(
+            f"images of {len(missing)} of {count} rows are missing",
+            expected="every image where its row says, below --images or else beside the question file",
+            got=f"no {missing[0].image} (row {missing[0].id!r}) and {len(missing) - 1} more",
+            fix="give their folder by --images, or pass --skip-missing where the command has it",
+        )
 
 
 def _answered(prompt: str, answer: str) -> str:

@@ -76,6 +76,8 @@ def warnings_of(result: dict[str, Any]) -> list[str]:
     if len(means) > 1:
         listed = ", ".join(f"{value:.3f} ({name})" for name, value in means.items())
         found.append(f"Means over heads by kind of untruthful answer: {listed}. {OCCURRENCE}")
+    if note := (result["data"] or {}).get("note"):
+        found.append(str(note))
     skipped = (result["data"] or {}).get("skipped", 0)
     if skipped:
         found.append(f"{skipped} bad rows were left out.")
