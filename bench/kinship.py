@@ -41,15 +41,21 @@ def run(*, quick: bool) -> list[Outcome]:
             _write(_made(name), place)
             found.append({"name": name, **_related(home, place, own, score(load(str(place)), rows))})
         found.append(_strangers(Path(folder), rows))
-    kin = sorted(
-        (one for one in found if one["name"] not in ("random weights", "two strangers")), key=lambda f: f["drift"]
+    noisy = [one for one in found if one["name"].startswith("noise")]
+    steps = sum(
+        later["drift"] > earlier["drift"] and later["within_layer"] < earlier["within_layer"]
+        for earlier, later in pairwise(noisy)
     )
-    fall = [one["within_layer"] for one in kin]
-    steps = sum(later < earlier for earlier, later in pairwise(fall))
-    apart = [one["verdict"] == one["weights_verdict"] == "not related" for one in found if one not in kin]
+    strangers = [one for one in found if one["name"] in ("random weights", "two strangers")]
+    apart = [one["verdict"] == one["weights_verdict"] == "not related" for one in strangers]
     return [
         Outcome(
-            f"{NAME}, steps down", [steps], f">= {len(kin) - 1}", f"{len(rows)} rows", detail={"models": found}, unit=""
+            f"{NAME}, steps down",
+            [steps],
+            f">= {len(noisy) - 1}",
+            f"{len(rows)} rows",
+            detail={one["name"]: _in_words(one) for one in found},
+            unit="",
         ),
         Outcome(f"{NAME}, strangers told apart", [sum(apart)], f">= {len(apart)}", f"{len(rows)} rows", unit=""),
     ]
@@ -66,6 +72,15 @@ def _related(home: Path, place: Path, own: Scores, other: Scores) -> dict[str, A
         "corrected": None if judged is None else judged.json(),
         "verdict": judge(relation).word,
     }
+
+
+def _in_words(one: dict[str, Any]) -> str:
+    judged = one["corrected"]
+    clean = f"{judged['value']:.3f} [{judged['low']:.3f}, {judged['high']:.3f}]" if judged else "–"
+    return (
+        f"drift {one['drift']:.4f}, weights {one['weights_verdict']}; scores within layers {one['within_layer']:.3f}, "
+        f"without noise {clean}, {one['verdict']}"
+    )
 
 
 def _made(name: str) -> Any:
@@ -120,7 +135,7 @@ def _strangers(folder: Path, rows: Any) -> dict[str, Any]:
     """Return what scores and weights say of two small models trained from different seeds."""
     places, scores = [], []
     for seed in (0, 1):
-        made = stranger(seed)
+        made = stranger(seed, steps=150, layers=6, heads=8)
         place = folder / f"stranger-{seed}"
         made.network.save_pretrained(place)
         made.tokenizer.save_pretrained(place)

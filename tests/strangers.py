@@ -24,15 +24,15 @@ class Stranger(NamedTuple):
 
 
 @cache
-def stranger(seed: int, *, steps: int = 60) -> Stranger:
-    """Train a Llama of 3 layers and 4 heads on generated contexts, byte by byte; seed decides weights and rows."""
+def stranger(seed: int, *, steps: int = 60, layers: int = 3, heads: int = 4) -> Stranger:
+    """Train a small Llama on generated contexts, byte by byte; seed decides weights and rows."""
     tokenizer = tiny_tokenizer()
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=3,
-        num_attention_heads=4,
+        hidden_size=8 * heads,
+        intermediate_size=16 * heads,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
         num_key_value_heads=2,
         max_position_embeddings=512,
     )

@@ -276,6 +276,8 @@ def _explained(name: str, expected: str) -> Iterator[None]:
         elif "couldn't connect" in text:
             got = "no such folder, and no connection to the hub"
             fix = "check the spelling, or the network; a model that is at hand loads by its folder"
+        elif isinstance(error, ImportError):
+            fix = "install what this model's processor needs: pip install 'truthheads[vision]'"
         raise ModelError(f"{name} could not be loaded", expected=expected, got=got, fix=fix) from error
 
 

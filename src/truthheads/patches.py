@@ -1,8 +1,8 @@
 """Which pixels of the picture each image token stands for.
 
-Every vision-language model cuts its pictures in its own way: one square, a square crop from the middle, tiles of a canvas
-and the whole picture beside them, or a grid that follows the picture's size. Each is a list of views: a grid of tokens
-laid over a region of the original picture.
+Every vision-language model cuts its pictures in its own way: one square, a square crop from the middle, tiles and the
+whole picture beside them, or a grid that follows the picture's size. Each is a list of views: a grid of tokens laid
+over a region of the original picture.
 """
 
 import math
@@ -68,12 +68,12 @@ def token_boxes(model: Model, size: tuple[int, int], count: int | None = None) -
         count: Image tokens that its prompt has; checked where given.
 
     Returns:
-        ``[x0, y0, x1, y1]`` of each token, cut off at the picture's edges; NaN for tokens that stand for no pixels: ends
-        of rows, padding.
+        ``[x0, y0, x1, y1]`` of each token, cut off at the picture's edges; NaN for tokens that stand for no pixels:
+        ends of rows, padding.
 
     Raises:
-        ArchitectureError: The model's way of cutting pictures is not known here, it has no image tokens, or their number
-            is another.
+        ArchitectureError: The way in which the model cuts pictures is not known here, it has no image tokens, or another
+            number of them.
     """
     try:
         return picture_boxes(model.network.config, model.processor, size, count)

@@ -25,6 +25,7 @@ from truthheads.prompts import encode
 from truthheads.scores import Scores
 from truthheads.stats import half_of, layer_bootstrap, mean_figure, pearson, spearman
 from truthheads.store import RowStore
+from truthheads.tracing import trace
 
 MAX_SAMPLES = 20_000
 NUM_SPLITS = 2
@@ -34,7 +35,7 @@ def score(
     model: Model,
     questions: Sequence[Question],
     *,
-    method: Literal["probe", "attribution"] = "probe",
+    method: Literal["probe", "attribution", "evidence"] = "probe",
     probe: Literal["newton", "paper"] = "newton",
     folds: Literal["grouped", "paper"] = "grouped",
     num_folds: int = NUM_FOLDS,
@@ -53,8 +54,9 @@ def score(
     Args:
         model: From :func:`truthheads.load`.
         questions: From :func:`truthheads.read_questions` or :func:`truthheads.make_text`.
-        method: ``probe`` (accuracy of a linear probe on the head's z at the answer's last token) or ``attribution``
-            (mean gradient of the margin with respect to the head's gate at 1; pairs only).
+        method: ``probe`` (accuracy of a linear probe on the head's z at the answer's last token), ``attribution``
+            (mean gradient of the margin with respect to the head's gate at 1; pairs only) or ``evidence`` (AUROC of the
+            head's attention for the evidence, from the truthful answer's last token; see :func:`truthheads.trace`).
         probe: ``newton``, or ``paper`` for the released protocol.
         folds: ``grouped`` by question, or ``paper`` for the released split.
         num_folds: Folds of ``grouped``.
@@ -75,6 +77,27 @@ def score(
     batch_tokens = batch_tokens or pick_batch_tokens(model.device)
     if not questions:
         raise DataError("no questions", expected="at least one", got="0", fix="check --limit and the file")
+    if method == "evidence":
+        if shuffle_labels:
+            raise DataError(
+                "there are no labels to shuffle",
+                expected="--method probe or attribution with --shuffle-labels",
+                got="--method evidence, which looks at truthful answers alone",
+                fix="leave --shuffle-labels out",
+            )
+        found = trace(
+            model,
+            questions,
+            seed=seed,
+            chat=chat,
+            truncate=truncate,
+            batch_tokens=batch_tokens,
+            max_samples=len(questions),
+            work_dir=work_dir,
+            progress=progress,
+        ).as_scores()
+        each = (found.sample.double().numpy(), found.sample_question.numpy(), found.sample_group.numpy())
+        return _mean_scores("evidence", questions, found.values.numpy(), *each, dict(found.meta), max_samples)
     if method == "attribution" and any(len(question.answers) != 2 for question in questions):
         raise DataError(
             "attribution needs pairs",
@@ -196,31 +219,49 @@ def _probe_scores(
 def _attribution_scores(
     questions: Sequence[Question], answers: Answers, store: RowStore, meta: dict[str, Any], max_samples: int
 ) -> Scores:
-    seed = int(meta["seed"])
-    rows = np.arange(len(questions))
     group = answers.group[::2]
     sign = np.where(answers.label[::2], 1.0, -1.0)  # -1 where the control has swapped the answers
     gradient = store.read("gradient").double().numpy() * sign[:, None, None]
     margin = store.read("margin").double().numpy() * sign
-    names = [kind_of(question) for question in questions]
+    rows = np.arange(len(questions))
+    found = mean_figure(margin, group, seed=int(meta["seed"])).json()
+    return _mean_scores(
+        "attribution", questions, gradient.mean(0), gradient, rows, group, meta, max_samples, margin=found
+    )
+
+
+def _mean_scores(
+    method: str,
+    questions: Sequence[Question],
+    values: Float[np.ndarray, "num_layers num_heads"],
+    sample: Float[np.ndarray, "n num_layers num_heads"],
+    rows: Int[np.ndarray, " n"],
+    group: Int[np.ndarray, " n"],
+    meta: dict[str, Any],
+    max_samples: int,
+    **figures: Any,
+) -> Scores:
+    """Return scores that are means over questions of one number per head, row by row of ``questions``."""
+    seed = int(meta["seed"])
+    names = [kind_of(questions[row]) for row in rows]
     kinds = sorted({name for name in names if name is not None})
     halves = [half_of(group, seed=seed + split) for split in range(NUM_SPLITS)]
-    pairs = [(gradient[half].mean(0), gradient[~half].mean(0)) for half in halves if half.any() and not half.all()]
+    pairs = [(sample[half].mean(0), sample[~half].mean(0)) for half in halves if half.any() and not half.all()]
     meta["kinds"] = kinds
     meta["summary"] = {
-        "mean": mean_figure(gradient.mean((1, 2)), group, seed=seed).json(),
-        "margin": mean_figure(margin, group, seed=seed).json(),
+        "mean": mean_figure(np.nanmean(sample, axis=(1, 2)), group, seed=seed).json(),
+        **figures,
         "split_half": _split_half(pairs, seed),
         "form": None,
         "kinds": {name: {"rows": names.count(name)} for name in kinds},
     }
-    by_kind = [gradient[[name == kind for name in names]].mean(0) for kind in kinds]
+    by_kind = [sample[[name == kind for name in names]].mean(0) for kind in kinds]
     kept = kept_samples(rows, max_samples, seed)
     return Scores.of(
-        "attribution",
-        torch.from_numpy(gradient.mean(0)),
-        kind_values=torch.from_numpy(np.stack(by_kind)).float() if kinds else torch.zeros(0, *gradient.shape[1:]),
-        sample=torch.from_numpy(gradient[kept]).half(),
+        method,
+        torch.from_numpy(values),
+        kind_values=torch.from_numpy(np.stack(by_kind)).float() if kinds else torch.zeros(0, *values.shape),
+        sample=torch.from_numpy(sample[kept]).half(),
         sample_label=torch.ones(len(kept), dtype=torch.int64),
         sample_group=torch.from_numpy(group[kept]).long(),
         sample_question=torch.from_numpy(rows[kept]).long(),

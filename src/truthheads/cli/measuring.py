@@ -16,6 +16,7 @@ class Method(StrEnum):
 
     probe = "probe"
     attribution = "attribution"
+    evidence = "evidence"
 
 
 class ProbeName(StrEnum):
@@ -64,7 +65,8 @@ def score(
     data: Data,
     out: Annotated[Path, typer.Option(help="The score file.")] = Path("scores.safetensors"),
     method: Annotated[
-        Method, typer.Option(help="A linear probe, or the margin's gradient at each head's gate.")
+        Method,
+        typer.Option(help="A linear probe, the margin's gradient at each head's gate, or attention to the evidence."),
     ] = Method.probe,
     probe: Annotated[ProbeName, typer.Option(help="newton, or the released protocol for parity.")] = ProbeName.newton,
     folds: Annotated[Folds, typer.Option(help="grouped by question, or the released split.")] = Folds.grouped,
@@ -78,6 +80,9 @@ def score(
     plot: Annotated[Path | None, typer.Option(help="Heat map of the heads: .html, .png or .svg.")] = None,
     top: Annotated[int, typer.Option(min=1, help="Heads in the table.")] = 10,
     images: Annotated[Path | None, typer.Option(help="Folder that image paths start from; else the file's.")] = None,
+    skip_missing: Annotated[
+        bool, typer.Option("--skip-missing", help="Leave rows out whose image is missing, and count them.")
+    ] = False,
     limit: Limit = None,
     skip_bad_rows: SkipBadRows = False,
     batch_tokens: BatchTokens = None,
@@ -93,6 +98,7 @@ def score(
     from truthheads.artifacts import check_target, dumps
     from truthheads.models import load
     from truthheads.plots import check_suffix, save_chart
+    from truthheads.prompts import missing_images
     from truthheads.readers import read_questions
     from truthheads.scoring import score as run
     from truthheads.summaries import summarise
@@ -103,6 +109,8 @@ def score(
         check_target(plot)
     questions = read_questions(data, limit=limit, skip_bad_rows=skip_bad_rows, images=images)
     loaded = load(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    if skip_missing:
+        questions = questions.without(missing_images(loaded, questions))
     work = out.with_name(f"{out.name}.partial")
     with console.progress_bar(f"{len(questions)} questions through {model}") as progress:
         scores = run(

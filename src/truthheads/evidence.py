@@ -1,0 +1,285 @@
+"""How well each head's attention finds the evidence: measures of attention rows, and the artefact that keeps them.
+
+The measures of one query, over the positions it sees that are no sinks:
+
+    lift      share of the attention that falls on the evidence, over the evidence's share of the positions
+    auroc     chance that a token of the evidence gets more attention than another token of the context (ties half)
+    pointing  1 where the largest weight lies in the evidence, else 0; where several are largest, their share
+    sink      attention to sinks, which the other measures leave out
+
+``lift`` and ``pointing`` look at everything before the query, the question and the answer too; ``auroc`` stays inside
+the context (or the image), so that it does not mistake a head that looks nearby for one that knows where not to look.
+By chance ``lift`` is 1, ``auroc`` 0.5, and ``pointing`` the evidence's share of the positions.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from truthheads.artifacts import load_artifact, save_artifact
+from truthheads.errors import ArtifactError, DataError
+from truthheads.plots import heat_map
+from truthheads.scores import Scores
+from truthheads.stats import bootstrap_means, interval
+
+KIND = "trace"
+MEASURES = ("auroc", "lift", "pointing", "sink", "distractor_auroc", "distractor_lift", "distractor_pointing")
+UNITS = {
+    "auroc": "AUROC of the evidence",
+    "lift": "lift of the evidence",
+    "pointing": "pointing rate",
+    "sink": "share on sinks",
+    "distractor_auroc": "AUROC of the distractor",
+    "distractor_lift": "lift of the distractor",
+    "distractor_pointing": "pointing rate, distractor",
+}
+MIDDLES = {"auroc": 0.5, "lift": 1.0}
+LARGEST = 6e4
+"""What a sample is clamped to, so that fp16 can hold it."""
+
+
+def measure(
+    weights: Float[Tensor, "heads seq"],
+    query: int,
+    *,
+    sink: Bool[Tensor, " seq"],
+    context: Bool[Tensor, " seq"],
+    evidence: Bool[Tensor, " seq"],
+    distractor: Bool[Tensor, " seq"],
+) -> Float[Tensor, "measures heads"]:
+    """Return every measure of one query's attention, in the order of ``MEASURES``.
+
+    Args:
+        weights: Attention of the query to every token, for any number of heads.
+        query: Its position; later ones are not seen.
+        sink: Tokens that take attention which is wanted nowhere.
+        context: Tokens among which the evidence is looked for.
+        evidence: Tokens of the evidence; none of them a sink.
+        distractor: Tokens of the distractor, likewise.
+
+    Returns:
+        NaN where there is no evidence (or distractor), or for ``auroc`` nothing else in the context. ``lift`` is 1
+        where all attention goes to sinks.
+    """
+    seen = torch.arange(weights.shape[1], device=weights.device) <= query
+    kept = seen & ~sink
+    sinks = weights[:, sink & seen].sum(1)
+    found = _found(weights, kept, context, evidence)
+    wrong = _found(weights, kept, context, distractor)
+    return torch.stack([*found, sinks, *wrong])
+
+
+def _found(
+    weights: Float[Tensor, "heads seq"], kept: Bool[Tensor, " seq"], context: Bool[Tensor, " seq"], target: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return AUROC, lift and pointing for the tokens of a target."""
+    target = target & kept
+    if not bool(target.any()):
+        nothing = torch.full((len(weights),), torch.nan, device=weights.device)
+        return nothing, nothing, nothing
+    share = target.sum() / kept.sum()
+    total, inside = weights[:, kept].sum(1), weights[:, target].sum(1)
+    lift = torch.where(total > 0, inside / (total * share), 1.0)
+    largest = weights[:, kept].amax(1, keepdim=True)
+    pointing = (weights[:, target] == largest).sum(1) / (weights[:, kept] == largest).sum(1)
+    return auroc(weights[:, target], weights[:, kept & context & ~target]), lift, pointing
+
+
+def auroc(inside: Float[Tensor, "heads some"], outside: Float[Tensor, "heads others"]) -> Float[Tensor, " heads"]:
+    """Return for each head the chance that a weight inside exceeds one outside; ties half, NaN where either is empty.
+
+    Source:
+        Hanley and McNeil (1982), Radiology 143(1), 29-36.
+    """
+    if not inside.shape[1] or not outside.shape[1]:
+        return torch.full((len(inside),), torch.nan, device=inside.device)
+    ordered, inside = outside.sort(1).values, inside.contiguous()
+    below = torch.searchsorted(ordered, inside) + torch.searchsorted(ordered, inside, right=True)
+    result: Float[Tensor, " heads"] = below.float().mean(1) / (2 * outside.shape[1])
+    return result
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trace:
+    """How well each head's attention finds the evidence, for one model on one data set.
+
+    Attributes:
+        values: Means over questions, in the order of ``meta["positions"]`` and ``MEASURES``; NaN where not defined.
+        sample: The measures of each question, fp16: what bootstraps resample.
+        sample_group: Number of the group of each question.
+        sample_question: Its row.
+        sample_id: 64-bit digest of the question, equal for the same row in two files.
+        truth: The Truth Scores that were given, or NaN.
+        meta: Model, data, settings, seed, versions, ``positions``, ``position`` (the main one), ``summary``, ``claim``.
+    """
+
+    values: Float[Tensor, "positions measures num_layers num_heads"]
+    sample: Float[Tensor, "samples positions measures num_layers num_heads"]
+    sample_group: Int[Tensor, " samples"]
+    sample_question: Int[Tensor, " samples"]
+    sample_id: Int[Tensor, " samples"]
+    truth: Float[Tensor, "num_layers num_heads"]
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def positions(self) -> tuple[str, ...]:
+        """Whose attention was read: ``answer``, ``question`` and, where asked for, ``untruthful``."""
+        return tuple(self.meta["positions"])
+
+    @property
+    def position(self) -> str:
+        """The position that is shown where none is named."""
+        return str(self.meta["position"])
+
+    @property
+    def auroc(self) -> Float[Tensor, "num_layers num_heads"]:
+        """AUROC at the main position."""
+        return self.array("auroc")
+
+    @property
+    def lift(self) -> Float[Tensor, "num_layers num_heads"]:
+        """Lift at the main position."""
+        return self.array("lift")
+
+    @property
+    def pointing(self) -> Float[Tensor, "num_layers num_heads"]:
+        """Pointing rate at the main position."""
+        return self.array("pointing")
+
+    @property
+    def sink(self) -> Float[Tensor, "num_layers num_heads"]:
+        """Share of the attention that goes to sinks, at the main position."""
+        return self.array("sink")
+
+    def array(self, measure: str, position: str | None = None) -> Float[Tensor, "num_layers num_heads"]:
+        """Return one measure of every head.
+
+        Args:
+            measure: One of ``MEASURES``.
+            position: One of ``positions``; None for the main one.
+
+        Raises:
+            DataError: There is no such measure or position.
+        """
+        return self.values[self._at(measure, position)]
+
+    def samples(self, measure: str, position: str | None = None) -> Float[Tensor, "samples num_layers num_heads"]:
+        """Return one measure of every question and head, as :meth:`array`."""
+        at, which = self._at(measure, position)
+        return self.sample[:, at, which]
+
+    def intervals(
+        self, measure: str, position: str | None = None
+    ) -> tuple[Float[np.ndarray, "num_layers num_heads"], Float[np.ndarray, "num_layers num_heads"]]:
+        """Return the ends of each head's 95 % interval by bootstrap over groups; NaN where no samples were kept."""
+        flat = self.samples(measure, position).double().flatten(1).numpy()
+        known = np.isfinite(flat).any(1)
+        if not known.any():
+            nothing = np.full(tuple(self.truth.shape), np.nan)
+            return nothing, nothing
+        low, high = interval(bootstrap_means(flat[known], self.sample_group.numpy()[known], seed=0))
+        return low.reshape(self.truth.shape), high.reshape(self.truth.shape)
+
+    def as_scores(self, measure: str = "auroc", position: str | None = None) -> Scores:
+        """Return one measure as a score file of its own, method ``evidence``; its samples are those of each question.
+
+        Questions in which the measure is not defined are left out.
+        """
+        found = self.samples(measure, position)
+        known = torch.isfinite(found).flatten(1).any(1)
+        meta = {key: value for key, value in self.meta.items() if key not in ("claim", "summary", "positions")}
+        return Scores.of(
+            "evidence",
+            self.array(measure, position),
+            sample=found[known],
+            sample_label=torch.ones(int(known.sum()), dtype=torch.int64),
+            sample_group=self.sample_group[known],
+            sample_question=self.sample_question[known],
+            sample_id=self.sample_id[known],
+            meta={**meta, "measure": measure, "position": position or self.position},
+        )
+
+    def top(self, count: int = 10, *, measure: str = "auroc") -> list[tuple[int, int]]:
+        """Return the heads with the largest values, best first; heads without a value are left out."""
+        return self.as_scores(measure).top(count)
+
+    def table(self, count: int = 10) -> list[dict[str, Any]]:
+        """Return the top heads by AUROC as rows: AUROC with interval, lift, pointing rate, sinks, Truth Score."""
+        low, high = self.intervals("auroc")
+        return [
+            {
+                "head": f"L{layer}H{head}",
+                "auroc": float(self.auroc[layer, head]),
+                "low": float(low[layer, head]),
+                "high": float(high[layer, head]),
+                **{name: float(self.array(name)[layer, head]) for name in MEASURES[1:]},
+                "truth_score": float(self.truth[layer, head]),
+            }
+            for layer, head in self.top(count)
+        ]
+
+    def chart(self, measure: str = "auroc", position: str | None = None) -> Any:
+        """Return the heat map of layers × heads as an Altair chart."""
+        model = (self.meta.get("model") or {}).get("name", "")
+        return heat_map(
+            self.array(measure, position).numpy(),
+            title=f"Attention of the {position or self.position}'s last token: {UNITS[measure]} {model}".strip(),
+            unit=UNITS[measure],
+            middle=MIDDLES.get(measure.removeprefix("distractor_")),
+        )
+
+    def _repr_html_(self) -> str:
+        return str(self.chart().to_html(inline=True))  # a notebook may have no network
+
+    def save(self, path: str | Path) -> None:
+        """Write the artefact: one tensor for each measure and position, named ``answer.auroc`` and so on.
+
+        Raises:
+            ArtifactError: The file could not be written.
+        """
+        named = {f"{p}.{m}": self.array(m, p) for p in self.positions for m in MEASURES}
+        kept = {name: getattr(self, name) for name in _KEPT}
+        save_artifact(Path(path), {**named, **kept}, {**self.meta, "kind": KIND})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Trace":
+        """Read a trace.
+
+        Raises:
+            ArtifactError: The file is missing, damaged, or not a trace.
+        """
+        artifact = load_artifact(Path(path), kind=KIND)
+        positions = artifact.meta.get("positions", [])
+        wanted = [f"{position}.{measure}" for position in positions for measure in MEASURES]
+        missing = sorted({*wanted, *_KEPT} - set(artifact.tensors))
+        if missing or not positions:
+            raise ArtifactError(
+                f"{path} is not whole",
+                expected="a tensor for each measure and position, and the samples",
+                got=f"without {', '.join(missing[:4])}" if missing else "no positions",
+                fix="write it again with `truthheads trace`",
+            )
+        arrays = torch.stack([artifact.tensors[name] for name in wanted])
+        kept = {name: artifact.tensors[name] for name in _KEPT}
+        meta = {key: value for key, value in artifact.meta.items() if key not in ("kind", "format_version")}
+        return cls(values=arrays.unflatten(0, (len(positions), -1)), meta=meta, **kept)  # type: ignore[no-untyped-call]
+
+    def _at(self, measure: str, position: str | None) -> tuple[int, int]:
+        place = position or self.position
+        if measure not in MEASURES or place not in self.positions:
+            raise DataError(
+                f"{measure} at {place} is not in the trace",
+                expected=f"one of {', '.join(MEASURES)}, at one of {', '.join(self.positions)}",
+                got=f"{measure} at {place}",
+                fix="choose one of them; attention under the untruthful answer is traced when asked for",
+            )
+        return self.positions.index(place), MEASURES.index(measure)
+
+
+_KEPT = ("sample", "sample_group", "sample_question", "sample_id", "truth")
