@@ -72,8 +72,8 @@ def token_boxes(model: Model, size: tuple[int, int], count: int | None = None) -
         ends of rows, padding.
 
     Raises:
-        ArchitectureError: The way in which the model cuts pictures is not known here, it has no image tokens, or another
-            number of them.
+        ArchitectureError: The model has no image tokens, another number of them, or cuts pictures in a way that is not
+            known here.
     """
     try:
         return picture_boxes(model.network.config, model.processor, size, count)

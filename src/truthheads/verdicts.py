@@ -13,7 +13,7 @@ RELATED = 0.15
 """Below this, agreement is of no use to anyone: a fiftieth of the variance."""
 SURE = 0.01
 """Permutation p from which on agreement is not chance."""
-MEASURED = 0.3
+MEASURED = 0.5
 """Noise ceiling below which scores are mostly chance, and a correlation divided by it means nothing."""
 
 
