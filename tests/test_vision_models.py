@@ -105,6 +105,22 @@ def test_the_processors_image_tokens_are_all_there_and_cover_the_picture(
             assert len(boxes) == count
 
 
+def test_text_rows_in_a_batch_are_as_likely_as_alone(model: Model) -> None:
+    rows = [
+        Question(f"t{n}", "Ann lives in Rome. " * (n + 1), "Where does Ann live?", "Rome", "Lima or so", group=f"g{n}")
+        for n in range(3)
+    ]
+    encoded = encode(model, rows)
+    together = pair_logprobs(model, encoded, batch_tokens=4096)
+    alone = np.concatenate([pair_logprobs(model, [one], batch_tokens=4096) for one in encode_each(model, rows)])
+    assert np.abs(together - alone).max() < 1e-4
+
+
+def encode_each(model: Model, rows: list[Question]) -> list[Any]:
+    """Return each question encoded by itself."""
+    return [encode(model, [row])[0] for row in rows]
+
+
 def test_the_last_token_is_the_answers_own(model: Model, questions: list[Question]) -> None:
     for item, question in zip(encode(model, questions), questions, strict=True):
         for tail, answer in zip(item.tails, question.answers, strict=True):

@@ -1,0 +1,47 @@
+"""The table of docs/models.md, from the models that the suite runs: ``python tests/models_table.py``."""
+
+from truthheads.architectures import locate_heads
+from truthheads.patches import VIEWS
+from truthheads.pictured import CROSSING, PREFIX_FIRST
+from vision_zoo import PROCESSORS
+from zoo import MULTIMODAL, ROWS, build
+
+HEAD = """# Models
+
+Made by `python tests/models_table.py`; a test keeps it true. Every row is a class of transformers that the suite builds
+with a tiny configuration and runs: heads read and scaled, text in padded batches with a shared prefix, hook = adapter =
+checkpoint. Other classes whose layers look like one of these are found by discovery; what cannot be placed is
+refused by name.
+
+`image`: answers to image prompts are as likely as in one call of the model's real processor, to 1e-4
+(tests/test_vision_models.py; ¹ needs torchvision: `pip install 'truthheads[vision]'`). `pixels`: `trace` knows which
+pixels each image token covers (tests/test_patches.py). Prompts: `Context: … Question: … Answer:` with a context,
+`IMAGE question ASSISTANT:` for image rows without one, `--chat` for the model's own template.
+
+| class | heads at | layers left alone | image | pixels |
+|---|---|---|---|---|
+"""
+TORCHVISION = ("qwen2_5_vl", "qwen3_vl", "internvl", "smolvlm")
+
+
+def table() -> str:
+    """Return the page."""
+    lines = []
+    for row in (*ROWS, *MULTIMODAL):
+        network = build(row)
+        layout = locate_heads(network)
+        kind = network.config.model_type
+        image = "–"
+        if row.name in PROCESSORS:
+            whole = kind in (*PREFIX_FIRST, *CROSSING)
+            image = ("yes, prompt computed for each answer" if whole else "yes") + (
+                "¹" if row.name in TORCHVISION else ""
+            )
+        alone = ", ".join(sorted(set(layout.skipped.values()))) or "none"
+        pixels = "yes" if kind in VIEWS else "–"
+        lines.append(f"| {row.model_class} ({row.name}) | `{layout.projection}` | {alone} | {image} | {pixels} |")
+    return HEAD + "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(table(), end="")
