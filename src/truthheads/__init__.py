@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from truthheads.drift import Drift as Drift
     from truthheads.drift import weight_drift as weight_drift
     from truthheads.errors import TruthHeadsError as TruthHeadsError
+    from truthheads.evaluation import evaluate as evaluate
+    from truthheads.evidence import Trace as Trace
     from truthheads.exports import export as export
     from truthheads.family.scenes import make_scenes as make_scenes
     from truthheads.family.text import make_text as make_text
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from truthheads.readers import read_questions as read_questions
     from truthheads.scores import Scores as Scores
     from truthheads.scoring import score as score
+    from truthheads.tracing import trace as trace
     from truthheads.tuning import tune as tune
 
 _HOMES = {
@@ -33,8 +36,10 @@ _HOMES = {
     "Model": "models",
     "Question": "data",
     "Scores": "scores",
+    "Trace": "evidence",
     "TruthHeadsError": "errors",
     "compare": "comparison",
+    "evaluate": "evaluation",
     "export": "exports",
     "gated": "gates",
     "inspect": "models",
@@ -44,6 +49,7 @@ _HOMES = {
     "make_text": "family.text",
     "read_questions": "readers",
     "score": "scoring",
+    "trace": "tracing",
     "tune": "tuning",
     "weight_drift": "drift",
 }

@@ -77,6 +77,8 @@ def _warnings(result: dict[str, Any]) -> list[str]:
             f"{guessed} rows name no evidence; theirs is wherever the truthful answer stands in the context, also "
             "where that place does not answer the question."
         )
+    if note := (result["data"] or {}).get("note"):
+        found.append(str(note))
     skipped = (result["data"] or {}).get("skipped", 0)
     if skipped:
         found.append(f"{skipped} bad rows were left out.")

@@ -14,7 +14,7 @@ from truthheads.errors import DataError, ModelError
 from truthheads.images import load_image
 from truthheads.models import Model
 from truthheads.patches import token_boxes
-from truthheads.prompts import _answered, _framed, _shortened, _tokens_with_image, shows_image
+from truthheads.prompts import answered, framed, shortened, tokens_with_image, shows_image
 
 Source = Literal["spans", "boxes", "occurrences", "none"]
 """Where a row's evidence comes from: its spans, its boxes, or the places where the truthful answer stands."""
@@ -91,15 +91,15 @@ def fitted(model: Model, question: Question, located: Located, *, chat: bool) ->
     """Return a question whose context has lost its start until it fits the model, and its spans in what is left."""
     limit, kept = model.layout.max_positions, question
     while limit is not None:
-        texts = [_answered(_framed(model, kept, chat=chat), answer.text) for answer in kept.answers]
+        texts = [answered(framed(model, kept, chat=chat), answer.text) for answer in kept.answers]
         if shows_image(model, kept):
-            tokens = _tokens_with_image(model, texts, kept, special=not chat)
+            tokens = tokens_with_image(model, texts, kept, special=not chat)
         else:
             tokens = [_tokenised(model, text, special=not chat)[0] for text in texts]
         length = max(map(len, tokens))
         if length <= limit:
             break
-        kept = _shortened(model, kept, limit, length, chat=chat)
+        kept = shortened(model, kept, limit, length, chat=chat)
     lost = len(question.context) - len(kept.context)
 
     def moved(spans: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
@@ -127,7 +127,7 @@ def place(
         ModelError: The tokenizer has no offsets, or a chat template changes the context.
         DataError: A box lies outside the image.
     """
-    text = _answered(_framed(model, question, chat=chat), answer)
+    text = answered(framed(model, question, chat=chat), answer)
     raw, offsets = _tokenised(model, text, special=not chat)
     spans, pictured = _aligned(model, question, raw, offsets, ids)
     start = _context_start(model, question, text)

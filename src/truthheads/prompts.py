@@ -79,9 +79,9 @@ def encode(
         ModelError: ``chat`` with a tokenizer that has no chat template.
     """
     _check_images(missing_images(model, questions), len(questions))
-    prompts = [_framed(model, question, chat=chat) for question in questions]
+    prompts = [framed(model, question, chat=chat) for question in questions]
     texts = [
-        [prompt, *(_answered(prompt, answer.text) for answer in question.answers)]
+        [prompt, *(answered(prompt, answer.text) for answer in question.answers)]
         for prompt, question in zip(prompts, questions, strict=True)
     ]
     plain = [row for row, question in enumerate(questions) if not shows_image(model, question)]
@@ -89,7 +89,7 @@ def encode(
     tokens = {row: [next(ids) for _ in texts[row]] for row in plain}
     encoded = []
     for row, question in enumerate(questions):
-        prompt, *answers = tokens.get(row) or _tokens_with_image(model, texts[row], question, special=not chat)
+        prompt, *answers = tokens.get(row) or tokens_with_image(model, texts[row], question, special=not chat)
         shares = share_prefix and shares_with_image(model)
         one = _encode_one(row, question, prompt, answers, share_prefix=shares)
         if shows_image(model, question):
@@ -98,7 +98,7 @@ def encode(
         if limit is not None and one.length > limit:
             if not truncate:
                 raise _too_long(question, one.length, limit)
-            shorter = _shortened(model, question, limit, one.length, chat=chat)
+            shorter = shortened(model, question, limit, one.length, chat=chat)
             again = encode(model, [shorter], chat=chat, truncate=True, share_prefix=share_prefix)[0]
             one = replace(again, row=row)
         encoded.append(one)
@@ -153,12 +153,12 @@ def _check_images(missing: Sequence[Question], count: int) -> None:
         )
 
 
-def _answered(prompt: str, answer: str) -> str:
+def answered(prompt: str, answer: str) -> str:
     """Return prompt and answer as one text; a blank between them unless the prompt ends with a line of its own."""
     return prompt + ("" if prompt[-1:].isspace() else " ") + answer.strip()
 
 
-def _framed(model: Model, question: Question, *, chat: bool) -> str:
+def framed(model: Model, question: Question, *, chat: bool) -> str:
     prompt = prompt_of(question)
     image = shows_image(model, question)
     if image and not question.context.strip() and not chat:
@@ -182,7 +182,7 @@ def _framed(model: Model, question: Question, *, chat: bool) -> str:
     return str(model.processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
 
 
-def _tokens_with_image(model: Model, texts: list[str], question: Question, *, special: bool) -> list[list[int]]:
+def tokens_with_image(model: Model, texts: list[str], question: Question, *, special: bool) -> list[list[int]]:
     """Return token ids in which the processor has put one token for each of the image's places."""
     image = load_image(str(question.image))
     if kind_of(model) in PREFIX_FIRST:
@@ -210,7 +210,7 @@ def _tokens(model: Model, texts: Sequence[str], *, special: bool) -> list[list[i
     return trimmed
 
 
-def _shortened(model: Model, question: Question, limit: int, length: int, *, chat: bool) -> Question:
+def shortened(model: Model, question: Question, limit: int, length: int, *, chat: bool) -> Question:
     """Return the question with the first tokens of its context dropped, as many as are too many."""
     pieces = _tokens(model, [question.context], special=False)[0]
     over = length - limit

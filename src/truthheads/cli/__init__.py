@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from truthheads.cli import comparing, exporting, gating, making, measuring, tuning
+from truthheads.cli import comparing, evaluating, exporting, gating, making, measuring, tracing, tuning
 from truthheads.cli import console as console
 
 app = typer.Typer(
@@ -39,9 +39,11 @@ def root(
 app.command("inspect")(measuring.inspect_model)
 app.command("score")(measuring.score)
 app.command("compare")(comparing.compare)
+app.command("trace")(tracing.trace)
 app.command("gate")(gating.gate)
 app.command("tune")(tuning.tune)
 app.command("export")(exporting.export)
+app.command("evaluate")(evaluating.evaluate)
 app.command("demo")(measuring.demo)
 data_app.command("make")(making.make)
 data_app.command("pairs")(making.pairs)

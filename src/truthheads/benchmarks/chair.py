@@ -1,0 +1,196 @@
+"""CHAIR: the objects that captions name and the image does not have."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from truthheads.benchmarks.objects import Mention
+from truthheads.benchmarks.rows import benchmark_rows, read_value, text_of
+from truthheads.errors import DataError
+from truthheads.measures import Measured, Metric
+
+PROMPT = "Please describe this image in detail."
+CAPS = (64, 512)
+
+
+class Caption(NamedTuple):
+    """One caption: the key of its image, its text, and whether it came to its end before the cap (None: not known)."""
+
+    image: str
+    text: str
+    finished: bool | None = None
+
+
+def image_key(value: str | int) -> str:
+    """Return what an image is called in every file: COCO's number, else the file's name.
+
+    ``322791``, ``"322791"`` and ``COCO_val2014_000000322791.jpg`` are one image.
+    """
+    name = Path(str(value)).name
+    found = re.fullmatch(r"(?:COCO_\w+_)?0*(\d+)(?:\.\w+)?", name)
+    return found.group(1) if found else name
+
+
+def read_truth(paths: Sequence[Path], mentions: Callable[[str], list[Mention]]) -> dict[str, list[str]]:
+    """Return for each image the categories that it holds.
+
+    Args:
+        paths: ``coco_objects.json.gz`` (image id to names), COCO's instances and captions JSON (any number of files;
+            an image holds what is segmented in it and what its captions name), or our scenes' ``captions.jsonl``.
+        mentions: Finds objects in reference captions.
+
+    Raises:
+        DataError: A file is none of these, or there is no image.
+    """
+    truth: dict[str, set[str]] = {}
+    for path in paths:
+        if path.suffix == ".jsonl":
+            for row in benchmark_rows(path):
+                objects = (row.fields or {}).get("objects")
+                if not isinstance(objects, list):
+                    raise _unknown(path, f"{row.place}: no list under objects")
+                truth.setdefault(image_key(text_of(path, row, "image", "image_id")), set()).update(map(str, objects))
+            continue
+        value = read_value(path)
+        if isinstance(value, dict) and isinstance(value.get("annotations"), list):
+            _coco(path, value, truth, mentions)
+        elif isinstance(value, dict) and all(isinstance(names, list) for names in value.values()):
+            for image, names in value.items():
+                truth.setdefault(image_key(image), set()).update(map(str, names))
+        else:
+            raise _unknown(path, f"a JSON {type(value).__name__}")
+    if not truth:
+        raise _unknown(paths[0], "no image")
+    return {image: sorted(names) for image, names in truth.items()}
+
+
+def _coco(
+    path: Path, value: dict[str, Any], truth: dict[str, set[str]], mentions: Callable[[str], list[Mention]]
+) -> None:
+    try:
+        names = {entry["id"]: str(entry["name"]) for entry in value.get("categories", [])}
+        for image in value.get("images", []):
+            truth.setdefault(image_key(image["id"]), set())
+        for entry in value["annotations"]:
+            held = truth.setdefault(image_key(entry["image_id"]), set())
+            if "caption" in entry:
+                held.update(mention.category for mention in mentions(entry["caption"]))
+            else:
+                held.add(names[entry["category_id"]])
+    except (KeyError, TypeError) as error:
+        raise _unknown(path, f"{type(error).__name__}: {error}") from error
+
+
+def _unknown(path: Path, got: str) -> DataError:
+    return DataError(
+        f"{path} is no ground truth for captions",
+        expected="coco_objects.json.gz, COCO's instances or captions JSON, or captions.jsonl of `data make scenes`",
+        got=got,
+        fix="give one of these as --data",
+    )
+
+
+def read_captions(path: Path, truth: Mapping[str, list[str]], *, limit: int | None = None) -> list[Caption]:
+    """Return the captions of a file: rows of ``image_id`` (or ``image``) and ``caption``, one for each image.
+
+    Raises:
+        DataError: A row lacks a field, an image has two captions, or no ground truth; no row at all.
+    """
+    captions: dict[str, Caption] = {}
+    for row in benchmark_rows(path):
+        if limit is not None and len(captions) >= limit:
+            break
+        key = image_key(text_of(path, row, "image_id", "image"))
+        if key in captions:
+            raise DataError(
+                f"{path}:{row.place}: image {key} has two captions",
+                expected="one caption for each image",
+                got="a second one",
+                fix="remove one of them, or score the two sets in two runs",
+            )
+        captions[key] = Caption(key, text_of(path, row, "caption"), (row.fields or {}).get("finished"))
+    check_images(path, list(captions), truth)
+    return list(captions.values())
+
+
+def check_images(path: Path, images: Sequence[str], truth: Mapping[str, list[str]]) -> None:
+    """Raise DataError where images have no ground truth, or where there is no image."""
+    absent = [image for image in images if image not in truth]
+    if absent or not images:
+        raise DataError(
+            f"{path}: {len(absent)} of {len(images)} images have no ground truth",
+            expected="image ids that --data knows",
+            got=", ".join(absent[:5]) or "no image",
+            fix="give the ground truth of these images (COCO train2014 and val2014 are in coco_objects.json.gz)",
+        )
+
+
+def whole_sentences(text: str, finished: bool | None = None) -> str:
+    """Return a caption without the sentence that the cap has cut off.
+
+    A caption that came to its end, or ends with a full stop, is whole. Where it is not known, the last character
+    decides. A caption of one sentence that was cut off has nothing left.
+    """
+    if finished or re.search(r"[.!?][\"'”’)\]]*\s*$", text) or not text.strip():
+        return text
+    ends = list(re.finditer(r"[.!?][\"'”’)\]]*(?=\s)", text))
+    return text[: ends[-1].end()] if ends else ""
+
+
+def parse_caption(text: str, finished: bool | None, mentions: Callable[[str], list[Mention]]) -> dict[str, Any]:
+    """Return what a prediction keeps of a caption at one cap: text and objects named, with and without the cut end."""
+    kept = whole_sentences(text, finished)
+    return {
+        "text": text,
+        "cut_off": kept != text,
+        "objects": [list(mention) for mention in mentions(text)],
+        "whole": {"words": len(kept.split()), "objects": [list(mention) for mention in mentions(kept)]},
+    }
+
+
+def measure_chair(lines: Sequence[Mapping[str, Any]], *, seed: int = 0) -> Measured:
+    """Return what captions amount to, at each cap, the half sentence counted (as the official procedure) and not.
+
+    Figures without a suffix are those of the lowest cap; ``_at_512`` of another one; ``_whole`` without the sentence
+    that the cap has cut off. Repeated mentions count, as in the official procedure.
+    """
+    del seed
+    caps = sorted(lines[0]["captions"], key=lambda cap: (len(cap), cap))  # numbers of tokens, or one "given"
+    features: dict[str, Any] = {"n": np.ones(len(lines)), "held": np.array([float(len(e["gold"])) for e in lines])}
+    metrics: dict[str, Metric] = {}
+    for number, cap in enumerate(caps):
+        for whole in (False, True):
+            of = f"{cap}{':whole' if whole else ''}"
+            suffix = (f"_at_{cap}" if number else "") + ("_whole" if whole else "")
+            counts = np.array([_counts(line["captions"][cap], line["gold"], whole) for line in lines], dtype=float)
+            names = ("named", "absent", "any", "recalled", "words")
+            features |= {f"{of}:{name}": counts[:, at] for at, name in enumerate(names)}
+            metrics |= {f"{name}{suffix}": metric for name, metric in _metrics(of).items()}
+        features[f"{cap}:cut"] = np.array([float(line["captions"][cap]["cut_off"]) for line in lines])
+        metrics[f"cut_off{f'_at_{cap}' if number else ''}"] = _per_caption(f"{cap}:cut")
+    return Measured(features, [str(line["group"]) for line in lines], metrics, "chair_i", sign=-1)
+
+
+def _counts(parsed: Mapping[str, Any], gold: Sequence[str], whole: bool) -> tuple[int, int, bool, int, int]:
+    objects = parsed["whole"]["objects"] if whole else parsed["objects"]
+    words = parsed["whole"]["words"] if whole else len(parsed["text"].split())
+    named = [category for category, _ in objects]
+    absent = sum(category not in gold for category in named)
+    return len(named), absent, absent > 0, len(set(named) & set(gold)), words
+
+
+def _per_caption(feature: str) -> Metric:
+    return lambda sums: sums[feature] / sums["n"]
+
+
+def _metrics(of: str) -> dict[str, Metric]:
+    return {
+        "chair_i": lambda s: s[f"{of}:absent"] / s[f"{of}:named"],
+        "chair_s": _per_caption(f"{of}:any"),
+        "recall": lambda s: s[f"{of}:recalled"] / s["held"],
+        "objects_per_caption": _per_caption(f"{of}:named"),
+        "words_per_caption": _per_caption(f"{of}:words"),
+    }

@@ -1,0 +1,176 @@
+"""HaluEval recognition: does the answer that is shown contain a hallucination? Yes or no."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from truthheads.benchmarks.rows import benchmark_rows, digest, text_of
+from truthheads.data import normalised
+from truthheads.errors import DataError
+
+Shown = Literal["both", "one"]
+
+
+class Part(NamedTuple):
+    """One part of HaluEval: its columns, and how the benchmark heads them in a prompt."""
+
+    name: str
+    knowledge: str | None
+    asked: str
+    right: str
+    hallucinated: str
+    heading: str
+    answer_heading: str
+    words: tuple[str, str]
+
+
+PARTS = (
+    Part(
+        "qa", "knowledge", "question", "right_answer", "hallucinated_answer",
+        "#Question#", "#Answer#", ("Question", "Answer"),
+    ),
+    Part(
+        "dialogue", "knowledge", "dialogue_history", "right_response", "hallucinated_response",
+        "#Dialogue History#", "#Response#", ("Dialogue", "Response"),
+    ),
+    Part(
+        "summarization", None, "document", "right_summary", "hallucinated_summary",
+        "#Document#", "#Summary#", ("Document", "Summary"),
+    ),
+)  # fmt: skip
+
+INSTRUCTION = (
+    "Judge whether the {answer} below contains a hallucination, that is, something that {source} contradicts or does "
+    "not support. Reply with Yes if it does and with No if it does not."
+)
+"""Our own wording, where no instruction is given."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """One answer that is shown, to be judged.
+
+    Attributes:
+        id: Row and side: ``17:right``.
+        group: Both answers to one question share it.
+        opening: The prompt before the answer, shared by both sides.
+        ending: The answer and what follows.
+        gold: ``yes`` where the answer is the hallucinated one.
+    """
+
+    id: str
+    group: str
+    opening: str
+    ending: str
+    gold: str
+
+    @property
+    def prompt(self) -> str:
+        """The whole prompt."""
+        return self.opening + self.ending
+
+    @property
+    def key(self) -> str:
+        """Equal for equal prompts."""
+        return digest(self.prompt)
+
+
+def read_halueval(
+    path: Path,
+    *,
+    instruction: str | None = None,
+    knowledge: bool = True,
+    shown: Shown = "both",
+    limit: int | None = None,
+    seed: int = 0,
+) -> tuple[str, list[Judged]]:
+    """Read a file of HaluEval and return which part it is and the answers to be judged.
+
+    Args:
+        path: Rows of the QA, dialogue or summarisation part.
+        instruction: The benchmark's own few-shot instruction, put before its own headings; None: our own wording.
+        knowledge: Show the knowledge where a part has it. The benchmark does not; the method's runs do.
+        shown: ``both`` answers of every row, or ``one``, by a coin that ``seed`` and the row throw.
+        limit: Rows, at most.
+        seed: Of the coin.
+
+    Raises:
+        DataError: Columns of no part, an empty text, or a row twice.
+    """
+    part: Part | None = None
+    judged: list[Judged] = []
+    seen: dict[str, str] = {}
+    for number, row in enumerate(benchmark_rows(path)):
+        if limit is not None and number >= limit:
+            break
+        fields = row.fields or {}
+        part = part or _recognised(path, fields)
+        said = [text_of(path, row, name) for name in (part.right, part.hallucinated)]
+        asked = text_of(path, row, part.asked)
+        source = text_of(path, row, part.knowledge) if part.knowledge and knowledge else ""
+        if not asked.strip() or not all(text.strip() for text in said):
+            raise DataError(
+                f"{path}:{row.place}: an empty text",
+                expected=f"{part.asked}, {part.right} and {part.hallucinated} with words in them",
+                got="an empty one",
+                fix="mend the row",
+            )
+        again = digest(asked, source, *said)
+        if again in seen:
+            raise DataError(
+                f"{path}:{row.place}: the row is there twice",
+                expected="each question with its answers once",
+                got=f"the same texts at {seen[again]}",
+                fix="remove one of the two",
+            )
+        seen[again] = row.place
+        name = row.place.rpartition(" ")[2]
+        opening = _opening(part, instruction, source, asked)
+        coin = int(digest(str(seed), again), 16) % 2
+        for side, (gold, text) in enumerate(zip(("no", "yes"), said, strict=True)):
+            if shown == "both" or side == coin:
+                word = ("right", "hallucinated")[side]
+                ending = _ending(part, instruction, text)
+                judged.append(Judged(f"{name}:{word}", normalised(asked) or name, opening, ending, gold))
+    if part is None or not judged:
+        raise DataError(f"{path} holds no row", expected="one row or more", got="none", fix="check the file")
+    return part.name, judged
+
+
+def _recognised(path: Path, fields: dict[str, Any]) -> Part:
+    for part in PARTS:
+        if {part.asked, part.right, part.hallucinated} <= fields.keys():
+            return part
+    raise DataError(
+        f"{path} is no part of HaluEval",
+        expected=" or ".join(f"{part.name} ({part.asked}, {part.right}, {part.hallucinated})" for part in PARTS),
+        got=f"columns {', '.join(map(str, fields))}",
+        fix="give qa, dialogue or summarization data",
+    )
+
+
+def _opening(part: Part, instruction: str | None, source: str, asked: str) -> str:
+    if instruction is not None:
+        # The benchmark's own headings, and the knowledge where the method's runs put it.
+        known = f"\n\n#Knowledge#: {source}" if source else ""
+        return f"{instruction.rstrip()}{known}\n\n{part.heading}: {asked}\n{part.answer_heading}:"
+    told = "the knowledge" if source else "the document" if part.name == "summarization" else "what is known"
+    opening = INSTRUCTION.format(answer=part.words[1].lower(), source=told)
+    return (
+        f"{opening}\n\n" + (f"Knowledge: {source}\n" if source else "") + f"{part.words[0]}: {asked}\n{part.words[1]}:"
+    )
+
+
+def _ending(part: Part, instruction: str | None, text: str) -> str:
+    return f" {text}\n" + ("#Your Judgement#:" if instruction is not None else "Contains a hallucination:")
+
+
+def describe_judged(part: str, judged: Sequence[Judged]) -> dict[str, Any]:
+    """Return what a result says about its items."""
+    return {
+        "part": part,
+        "items": len(judged),
+        "yes_items": sum(item.gold == "yes" for item in judged),
+        "sha256": digest(*sorted(f"{item.id}\x1e{item.key}" for item in judged)),
+    }
