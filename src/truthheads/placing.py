@@ -14,7 +14,7 @@ from truthheads.errors import DataError, ModelError
 from truthheads.images import load_image
 from truthheads.models import Model
 from truthheads.patches import token_boxes
-from truthheads.prompts import answered, framed, shortened, tokens_with_image, shows_image
+from truthheads.prompts import answered, framed, shortened, shows_image, tokens_with_image
 
 Source = Literal["spans", "boxes", "occurrences", "none"]
 """Where a row's evidence comes from: its spans, its boxes, or the places where the truthful answer stands."""

@@ -159,6 +159,11 @@ def answered(prompt: str, answer: str) -> str:
 
 
 def framed(model: Model, question: Question, *, chat: bool) -> str:
+    """Return the prompt's text, with a placeholder where an image is shown.
+
+    Raises:
+        ModelError: ``chat`` with a tokenizer that has no chat template.
+    """
     prompt = prompt_of(question)
     image = shows_image(model, question)
     if image and not question.context.strip() and not chat:
@@ -186,8 +191,8 @@ def tokens_with_image(model: Model, texts: list[str], question: Question, *, spe
     """Return token ids in which the processor has put one token for each of the image's places."""
     image = load_image(str(question.image))
     if kind_of(model) in PREFIX_FIRST:
-        prompt, *answered = texts
-        ends = [None, *(text[len(prompt) :].strip() for text in answered)]
+        prompt, *longer = texts
+        ends = [None, *(text[len(prompt) :].strip() for text in longer)]
         made = [model.processor(text=prompt, images=image, suffix=end)["input_ids"] for end in ends]
         return [list(made[0][0]), *(list(ids[0][:-1]) for ids in made[1:])]  # the processor ends answers with </s>
     ids = model.processor(text=texts, images=[[image]] * len(texts), add_special_tokens=special)["input_ids"]

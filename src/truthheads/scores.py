@@ -139,7 +139,7 @@ class Scores:
     @property
     def unit(self) -> str:
         """What a value is, in words."""
-        names = {"attribution": "mean gradient (nats)", "evidence": "AUROC"}
+        names = {"attribution": "mean gradient (nats)", "evidence": _measure(self.meta)}
         return names.get(self.method, "accuracy")
 
     def intervals(self) -> tuple[Float[np.ndarray, "num_layers num_heads"], Float[np.ndarray, "num_layers num_heads"]]:
@@ -194,6 +194,11 @@ class Scores:
 
     def _repr_html_(self) -> str:
         return str(self.chart().to_html(inline=True))  # a notebook may have no network
+
+
+def _measure(meta: Mapping[str, Any]) -> str:
+    """Return the name of an evidence measure."""
+    return str(meta.get("measure", "auroc")).replace("auroc", "AUROC").replace("_", " ")
 
 
 def _foreign(path: Path) -> Float[np.ndarray, "num_layers num_heads"]:
