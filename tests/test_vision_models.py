@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,12 +13,15 @@ import pytest
 import torch
 from PIL import Image
 
-from truthheads.answers import Question
+from truthheads.data import Question
+from truthheads.exports import export
+from truthheads.gates import Gate
 from truthheads.margins import pair_logprobs
 from truthheads.models import Model
 from truthheads.patches import VIEWS, token_boxes
 from truthheads.pictured import kind_of, placeholder
 from truthheads.prompts import encode
+from truthheads.tracing import trace
 from vision_zoo import ROWS, seeing
 from zoo import ZooRow
 
@@ -130,3 +134,30 @@ def test_the_last_token_is_the_answers_own(model: Model, questions: list[Questio
 def test_every_row_of_the_zoo_that_sees_is_here() -> None:
     names: Callable[[ZooRow], str] = lambda row: row.name  # noqa: E731
     assert {"llava", "llava_next", "paligemma", "gemma3_vision", "idefics3", "mllama"} <= set(map(names, ROWS))
+
+
+def test_hook_and_checkpoint_agree_on_image_prompts(model: Model, questions: list[Question], tmp_path: Path) -> None:
+    shape = model.layout.shape
+    factors = torch.from_numpy(np.random.default_rng(0).uniform(0.3, 1.7, shape)).float()
+    for layer in model.layout.skipped:
+        factors[layer] = 1.0
+    gate = Gate(gate=factors, site="z")
+    model.network.save_pretrained(tmp_path / "plain")
+    model.tokenizer.save_pretrained(tmp_path / "plain")
+    export(str(tmp_path / "plain"), gate, to="checkpoint", out=tmp_path / "gated")
+    shipped = type(model.network).from_pretrained(tmp_path / "gated").eval()
+    encoded = encode(model, questions)
+    hooked = pair_logprobs(model, encoded, batch_tokens=4096, gate=gate)
+    baked = pair_logprobs(replace(model, network=shipped), encoded, batch_tokens=4096)
+    assert np.abs(hooked - pair_logprobs(model, encoded, batch_tokens=4096)).max() > 1e-2
+    assert np.abs(hooked - baked).max() < 1e-4
+
+
+def test_attention_over_boxes_is_traced(model: Model, questions: list[Question]) -> None:
+    if kind_of(model) not in VIEWS:
+        pytest.skip("its layers that see attend to no image tokens")
+    rows = [replace(one, boxes=((2.0, 2.0, 12.0, 12.0),)) for one in questions]
+    found = trace(model, rows)
+    assert torch.isfinite(found.auroc).all()
+    # LLaVA's crop cuts the box off in two of the pictures.
+    assert found.meta["summary"]["sources"] == {"boxes": 2 if kind_of(model) == "llava" else len(rows)}

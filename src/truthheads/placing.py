@@ -3,6 +3,7 @@
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from truthheads.errors import DataError, ModelError
 from truthheads.images import load_image
 from truthheads.models import Model
 from truthheads.patches import token_boxes
+from truthheads.pictured import placeholder
 from truthheads.prompts import answered, framed, shortened, shows_image, tokens_with_image
 
 Source = Literal["spans", "boxes", "occurrences", "none"]
@@ -129,7 +131,7 @@ def place(
     """
     text = answered(framed(model, question, chat=chat), answer)
     raw, offsets = _tokenised(model, text, special=not chat)
-    spans, pictured = _aligned(model, question, raw, offsets, ids)
+    spans, pictured = _aligned(model, question, text, raw, offsets, ids)
     start = _context_start(model, question, text)
     end = start + len(question.context.strip())
     shift = start - (len(question.context) - len(question.context.lstrip()))
@@ -168,27 +170,38 @@ def _tokenised(model: Model, text: str, *, special: bool) -> tuple[list[int], li
 
 
 def _aligned(
-    model: Model, question: Question, raw: list[int], offsets: list[tuple[int, int]], ids: Sequence[int]
+    model: Model, question: Question, text: str, raw: list[int], offsets: list[tuple[int, int]], ids: Sequence[int]
 ) -> tuple[list[tuple[int, int]], list[int]]:
     """Return each token's characters, and the tokens that stand for the image.
 
-    The processor puts many tokens in the place of one; before and after it both sequences are the same. The tokenizer
-    may also end a text by a marker, which was taken off.
+    Processors put image tokens, and marks around them, where the text has a placeholder; all else is the same on both
+    sides. The tokenizer may also end a text by a marker, which was taken off.
     """
-    before, after, pad = len(ids), 0, None
-    if shows_image(model, question):
-        pad = model.tokenizer.convert_tokens_to_ids(model.processor.image_token)
-        before, after = (order.index(pad) if pad in order else len(ids) for order in (raw, raw[::-1]))
-    middle = len(ids) - before - after
-    if middle < 0 or list(ids[:before]) != raw[:before] or list(ids[before + middle :]) != raw[len(raw) - after :]:
+    config = model.network.config
+    pad = getattr(config, "image_token_id", getattr(config, "image_token_index", None))
+    if not shows_image(model, question):
+        pad = None
+    if pad is None and raw[: len(ids)] == list(ids):
+        return offsets[: len(ids)], []
+    spans = [(0, 0)] * len(ids)
+    own = [at for at, token in enumerate(raw) if token != pad]
+    theirs = [at for at, token in enumerate(ids) if token != pad]
+    matcher = SequenceMatcher(None, [raw[at] for at in own], [ids[at] for at in theirs], autojunk=False)
+    lost = set(range(len(own)))
+    for a, b, size in matcher.get_matching_blocks():
+        for step in range(size):
+            spans[theirs[b + step]] = offsets[own[a + step]]
+        lost -= set(range(a, a + size))
+    stand_in = placeholder(model) if pad is not None else ""
+    missing = [text[slice(*offsets[own[at]])] for at in sorted(lost) if own[at] < len(raw) - 1 or pad is not None]
+    if any(piece.strip() and piece.strip() not in stand_in for piece in missing):
         raise ModelError(
             f"row {question.id!r}: the tokens cannot be told apart",
-            expected="an image processor that puts its tokens in the place of one",
-            got=f"{len(raw)} tokens of the text, {len(ids)} with the image",
+            expected="a processor that changes nothing but the image's placeholder",
+            got=f"{len(raw)} tokens of the text, {len(ids)} with the image; {missing[0][:20]!r} is gone",
             fix="trace another model, or rows without images",
         )
-    spans = [*offsets[:before], *[(0, 0)] * middle, *offsets[len(raw) - after :]]
-    return spans, [i for i in range(before, before + middle) if ids[i] == pad]
+    return spans, [at for at, token in enumerate(ids) if token == pad] if pad is not None else []
 
 
 def _context_start(model: Model, question: Question, text: str) -> int:
