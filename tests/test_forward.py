@@ -224,7 +224,7 @@ OUT_OF_MEMORY = (
 
 @pytest.mark.usefixtures("uncollected")
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
-def test_a_batch_that_does_not_fit_is_halved(error: Exception) -> None:
+def test_a_batch_that_does_not_fit_is_halved(model_of: ModelOf, error: Exception) -> None:
     through: list[int] = []
     complete: list[int] = []
 
@@ -233,14 +233,14 @@ def test_a_batch_that_does_not_fit_is_halved(error: Exception) -> None:
             raise error
         through.append(batch[0].row)
 
-    run_batches(ROOM, [[0, 1, 2, 3], [4]], step, done=set(), complete=complete.append)
+    run_batches(model_of(LLAMA), ROOM, [[0, 1, 2, 3], [4]], step, done=set(), complete=complete.append)
     assert through == [0, 1, 2, 3, 4]
     assert complete == [0, 1]
 
 
 @pytest.mark.usefixtures("uncollected")
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
-def test_a_question_that_does_not_fit_alone_is_an_error(error: Exception) -> None:
+def test_a_question_that_does_not_fit_alone_is_an_error(model_of: ModelOf, error: Exception) -> None:
     complete: list[int] = []
 
     def step(batch: Sequence[Encoded]) -> None:
@@ -248,11 +248,11 @@ def test_a_question_that_does_not_fit_alone_is_an_error(error: Exception) -> Non
             raise error
 
     with pytest.raises(ActivationError, match=r"question 2 does not fit into memory\n.*\n  got: 4 tokens"):
-        run_batches(ROOM, [[0], [1, 2, 3, 4]], step, done=set(), complete=complete.append)
+        run_batches(model_of(LLAMA), ROOM, [[0], [1, 2, 3, 4]], step, done=set(), complete=complete.append)
     assert complete == [0]
 
 
-def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
+def test_other_errors_are_not_taken_for_a_lack_of_memory(model_of: ModelOf) -> None:
     calls: list[int] = []
 
     def step(batch: Sequence[Encoded]) -> None:
@@ -260,7 +260,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
         raise RuntimeError("shapes differ")
 
     with pytest.raises(RuntimeError, match="shapes differ"):
-        run_batches(ROOM, [[0, 1, 2]], step, done=set(), complete=calls.append)
+        run_batches(model_of(LLAMA), ROOM, [[0, 1, 2]], step, done=set(), complete=calls.append)
     assert calls == [3]
 
 

@@ -1,7 +1,9 @@
 """Vision-language models: what we compute of an image prompt equals the processor's own call, answer by answer."""
 
 import inspect
+import warnings
 from collections.abc import Callable
+from copy import copy
 from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
@@ -11,9 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft import PeftModel
 from PIL import Image
 
+from truthheads import ahead, forward
 from truthheads.data import Question
+from truthheads.errors import DataError, ModelError
 from truthheads.exports import export
 from truthheads.gates import Gate
 from truthheads.margins import pair_logprobs
@@ -136,7 +141,9 @@ def test_every_row_of_the_zoo_that_sees_is_here() -> None:
     assert {"llava", "llava_next", "paligemma", "gemma3_vision", "idefics3", "mllama"} <= set(map(names, ROWS))
 
 
-def test_hook_and_checkpoint_agree_on_image_prompts(model: Model, questions: list[Question], tmp_path: Path) -> None:
+def test_hook_adapter_and_checkpoint_agree_on_image_prompts(
+    model: Model, questions: list[Question], tmp_path: Path
+) -> None:
     shape = model.layout.shape
     factors = torch.from_numpy(np.random.default_rng(0).uniform(0.3, 1.7, shape)).float()
     for layer in model.layout.skipped:
@@ -148,6 +155,13 @@ def test_hook_and_checkpoint_agree_on_image_prompts(model: Model, questions: lis
     shipped = type(model.network).from_pretrained(tmp_path / "gated").eval()
     encoded = encode(model, questions)
     hooked = pair_logprobs(model, encoded, batch_tokens=4096, gate=gate)
+    adapter = export(str(tmp_path / "plain"), gate, to="adapter", out=tmp_path / "adapter")
+    plain = type(model.network).from_pretrained(tmp_path / "plain").eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT asks transformers for a deprecated name
+        wrapped = PeftModel.from_pretrained(plain, adapter).merge_and_unload()
+    adapted = pair_logprobs(replace(model, network=wrapped.eval()), encoded, batch_tokens=4096)
+    assert np.abs(hooked - adapted).max() < 1e-4
     baked = pair_logprobs(replace(model, network=shipped), encoded, batch_tokens=4096)
     assert np.abs(hooked - pair_logprobs(model, encoded, batch_tokens=4096)).max() > 1e-2
     assert np.abs(hooked - baked).max() < 1e-4
@@ -161,3 +175,57 @@ def test_attention_over_boxes_is_traced(model: Model, questions: list[Question])
     assert torch.isfinite(found.auroc).all()
     # LLaVA's crop cuts the box off in two of the pictures.
     assert found.meta["summary"]["sources"] == {"boxes": 2 if kind_of(model) == "llava" else len(rows)}
+
+
+TEMPLATES = {
+    "vicuna": "{% for m in messages %}USER: {% for c in m.content %}{% if c.type == 'image' %}IMAGE\n{% else %}"
+    "{{ c.text }}{% endif %}{% endfor %}{% endfor %} ASSISTANT:",
+    "mistral": "{% for m in messages %}[INST] {% for c in m.content %}{% if c.type == 'image' %}IMAGE\n{% else %}"
+    "{{ c.text }}{% endif %}{% endfor %} [/INST]{% endfor %}",
+    "chatml": "{% for m in messages %}<|im_start|>{{ m.role }}\n{% for c in m.content %}{% if c.type == 'image' %}"
+    "IMAGE{% else %}{{ c.text }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}<|im_start|>assistant\n",
+}
+"""The turns of LLaVA on Vicuna, LLaVA on Mistral, and Qwen, InternVL and SmolVLM."""
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_the_last_token_is_the_answers_own_in_every_chat_template(
+    model: Model, questions: list[Question], template: str
+) -> None:
+    seeing = copy(model.processor)
+    seeing.chat_template = TEMPLATES[template].replace("IMAGE", placeholder(model))
+    chatty = replace(model, processor=seeing)
+    plain = encode(model, questions)
+    for one, before in zip(encode(chatty, questions, chat=True), plain, strict=True):
+        assert [tail[-1] for tail in one.tails] == [tail[-1] for tail in before.tails]
+        assert one.image == before.image
+    text = [replace(one, image=None) for one in questions]
+    ends = [[tail[-1] for tail in one.tails] for one in encode(chatty, text, chat=True)]
+    assert ends == [[tail[-1] for tail in one.tails] for one in plain]
+
+
+def test_a_template_that_drops_the_image_is_refused(model: Model, questions: list[Question]) -> None:
+    seeing = copy(model.processor)
+    seeing.chat_template = "{% for m in messages %}{{ m.content[-1].text }}{% endfor %}"
+    with pytest.raises(ModelError, match="chat template does not show the image"):
+        encode(replace(model, processor=seeing), questions, chat=True)
+
+
+def test_images_prepared_in_worker_processes_are_the_same(
+    model: Model, questions: list[Question], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = encode(model, questions)
+    alone = pair_logprobs(model, here, batch_tokens=300)
+    monkeypatch.setattr(ahead, "WORTH", 1)
+    monkeypatch.setattr(forward, "WORTH", 1)
+    monkeypatch.setattr(ahead, "spare_processes", lambda: 2)
+    there = encode(model, questions)
+    assert there == here
+    assert np.array_equal(pair_logprobs(model, there, batch_tokens=300), alone)
+
+
+def test_an_image_that_cannot_be_read_is_named_with_its_row(model: Model, questions: list[Question]) -> None:
+    whole = Path(str(questions[2].image)).read_bytes()
+    Path(str(questions[2].image)).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"row 'q2': image .*2\.png cannot be read"):
+        encode(model, questions)

@@ -101,7 +101,7 @@ def collect(
                 )
             store.write(field_name(layer), rows, values)
 
-    return filled(store, encoded, step, batch_tokens=batch_tokens, progress=progress)
+    return filled(model, store, encoded, step, batch_tokens=batch_tokens, progress=progress)
 
 
 def field_name(layer: int) -> str:

@@ -75,4 +75,4 @@ def attribute(
         store.write("gradient", rows, gradient)
         store.write("margin", rows, margin)
 
-    return filled(store, encoded, step, batch_tokens=batch_tokens, progress=progress)
+    return filled(model, store, encoded, step, batch_tokens=batch_tokens, progress=progress)

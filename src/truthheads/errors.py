@@ -1,5 +1,8 @@
 """Every error raised on purpose: what was expected, what came, what to do."""
 
+from functools import partial
+from typing import Any
+
 
 class TruthHeadsError(Exception):
     """Base of every error raised on purpose.
@@ -17,6 +20,10 @@ class TruthHeadsError(Exception):
         self.expected = expected
         self.got = got
         self.fix = fix
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let an error come back whole from a worker process."""
+        return partial(type(self), expected=self.expected, got=self.got, fix=self.fix), (self.problem,)
 
 
 class DataError(TruthHeadsError):

@@ -217,7 +217,7 @@ def _run(
 
     with gate.apply(model) if gate is not None else nullcontext():
         head = Head(model, job.head) if job.head and len(done) < len(batches) else None
-        run_batches(job.encoded, batches, step, done=done, complete=lambda _: None, progress=progress)
+        run_batches(model, job.encoded, batches, step, done=done, complete=lambda _: None, progress=progress)
 
 
 def _there(journal: Journal, line: Line) -> bool:

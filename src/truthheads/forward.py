@@ -2,22 +2,34 @@
 
 import gc
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from truthheads.ahead import WORTH, mapped
 from truthheads.errors import ActivationError
 from truthheads.models import Model
-from truthheads.pictured import beside
+from truthheads.pictured import Pixels, beside, prepared
 from truthheads.prompts import Encoded
 from truthheads.store import RowStore
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) in unique tokens."""
+
+
+class Batch(tuple[Encoded, ...]):
+    """Questions that are run together.
+
+    Attributes:
+        pixels: What their images have been made into ahead of the pass, or None; a part of a batch has none.
+    """
+
+    pixels: Pixels | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +89,7 @@ def _manner(item: Encoded) -> tuple[bool, bool]:
 
 
 def run_batches(
+    model: Model,
     encoded: Sequence[Encoded],
     batches: Sequence[Sequence[int]],
     step: Callable[[Sequence[Encoded]], None],
@@ -87,7 +100,10 @@ def run_batches(
 ) -> None:
     """Run ``step`` on every batch that is not done; a batch that runs out of memory is halved and tried again.
 
+    Images are prepared in worker processes, a few batches ahead of the model.
+
     Args:
+        model: The model; its image processor prepares what the questions show.
         encoded: The questions.
         batches: From :func:`plan_batches`.
         step: Computes one batch and keeps its result.
@@ -99,18 +115,44 @@ def run_batches(
         ActivationError: A single question does not fit into memory.
     """
     total = sum(item.unique_tokens for item in encoded)
-    through = 0
-    for number, batch in enumerate(batches):
-        members = [encoded[i] for i in batch]
-        if number not in done:
-            _halving(members, step)
-            complete(number)
+    left = [number for number in range(len(batches)) if number not in done]
+    through = sum(encoded[i].unique_tokens for number in done for i in batches[number])
+    if progress is not None and done:
+        progress(through, total)
+    for number, members in zip(left, _ready(model, [[encoded[i] for i in batches[n]] for n in left]), strict=True):
+        _halving(members, step)
+        complete(number)
         through += sum(item.unique_tokens for item in members)
         if progress is not None:
             progress(through, total)
 
 
+def _ready(model: Model, batches: Sequence[Sequence[Encoded]]) -> Iterator[Batch]:
+    """Yield the batches in order with their images prepared, if they show any."""
+    paths = [_images(batch) for batch in batches]
+    if not any(paths):
+        yield from map(Batch, batches)
+        return
+    count = None if sum(map(len, paths)) >= WORTH else 0
+    pixels = mapped(partial(_prepared, model.processor.image_processor), paths, workers=count)
+    for batch, made in zip(batches, pixels, strict=True):
+        ready = Batch(batch)
+        ready.pixels = made
+        yield ready
+
+
+def _prepared(image_processor: Any, paths: Sequence[str]) -> Pixels | None:
+    return prepared(image_processor, paths) if paths else None
+
+
+def _images(batch: Sequence[Encoded]) -> list[str]:
+    """Return the image of each row of the pass that sees them: of a prefix, else of every answer."""
+    shown = [item for item in batch for _ in (range(1) if batch[0].prefix else item.tails)]
+    return [item.image for item in shown if item.image is not None]
+
+
 def filled(
+    model: Model,
     store: RowStore,
     encoded: Sequence[Encoded],
     step: Callable[[Sequence[Encoded]], None],
@@ -121,7 +163,7 @@ def filled(
     """Run ``step`` on what a store still lacks and return the store; after an error it is closed, not deleted."""
     try:
         batches = plan_batches(encoded, batch_tokens=batch_tokens)
-        run_batches(encoded, batches, step, done=store.done, complete=store.complete, progress=progress)
+        run_batches(model, encoded, batches, step, done=store.done, complete=store.complete, progress=progress)
     except BaseException:
         store.close()
         raise
@@ -167,9 +209,10 @@ def prepare_tails(model: Model, batch: Sequence[Encoded]) -> Tails:
 
     Args:
         model: The model; interception and gradient mode are the caller's.
-        batch: Questions that all have a prefix, or none; and all an image, or none.
+        batch: Questions that all have a prefix, or none; and all an image, or none. A :class:`Batch` brings its pixels.
     """
     device = model.device
+    pixels = batch.pixels if isinstance(batch, Batch) else None
     owner = torch.tensor([i for i, item in enumerate(batch) for _ in item.tails], device=device)
     tails = [tail for item in batch for tail in item.tails]
     starts = torch.tensor([start for item in batch for start in item.starts], device=device)
@@ -178,12 +221,14 @@ def prepare_tails(model: Model, batch: Sequence[Encoded]) -> Tails:
     past = torch.zeros(len(batch), 0, dtype=torch.bool, device=device)
     if batch[0].prefix:
         prefix, past = _padded([item.prefix for item in batch], left=True, device=device)
-        prompt = {"input_ids": prefix, **beside(model, prefix, past, [item.image for item in batch])}
+        shown = [item.image for item in batch]
+        prompt = {"input_ids": prefix, **beside(model, prefix, past, shown, pixels=pixels)}
         cache = backbone(model)(**positioned(model, prompt, past, past.shape[1]), use_cache=True).past_key_values
         cache.reorder_cache(owner)
         inputs |= {"past_key_values": cache, "use_cache": True, **_after(prompt, past, real, owner)}
     else:
-        inputs |= beside(model, ids, real, [item.image for item in batch for _ in item.tails], starts)
+        shown = [item.image for item in batch for _ in item.tails]
+        inputs |= beside(model, ids, real, shown, starts, pixels=pixels)
     seen = torch.cat([past[owner], real], dim=1)
     last = real.sum(1) - 1
     return Tails(ids, real, owner, last, starts, positioned(model, inputs, seen, ids.shape[1]))

@@ -60,7 +60,7 @@ def pair_logprobs(
 
     batches = plan_batches(encoded, batch_tokens=batch_tokens)
     with gate.apply(model) if gate is not None else nullcontext():
-        run_batches(encoded, batches, step, done=set(), complete=lambda _: None, progress=progress)
+        run_batches(model, encoded, batches, step, done=set(), complete=lambda _: None, progress=progress)
     if not np.isfinite(found).all():
         raise ActivationError(
             f"row {encoded[int(np.flatnonzero(~np.isfinite(found).all(1))[0])].row}: log-probability is not finite",

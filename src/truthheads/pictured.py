@@ -2,7 +2,9 @@
 
 import inspect
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
@@ -14,6 +16,10 @@ PREFIX_FIRST = ("paligemma",)
 """The prompt attends to itself in both directions, so no part of it can be computed before the rest is there."""
 CROSSING = ("mllama",)
 """Layers of their own attend to the image; a cache of a part of the prompt would lack it."""
+
+
+Pixels = dict[str, np.ndarray]
+"""What an image processor returns, by its own names."""
 
 
 def kind_of(model: Model) -> str:
@@ -38,12 +44,25 @@ def placeholder(model: Model) -> str:
     return str(processor.image_token)
 
 
+def prepared(image_processor: Any, paths: Sequence[str]) -> Pixels:
+    """Return what an image processor makes of images, one for each row; a file that several rows show is read once.
+
+    Raises:
+        DataError: An image cannot be read.
+    """
+    images = {path: load_image(path) for path in dict.fromkeys(paths)}
+    made = image_processor(images=[[images[path]] for path in paths], return_tensors="pt")
+    return {name: value.numpy() for name, value in made.items() if isinstance(value, Tensor)}
+
+
 def beside(
     model: Model,
     ids: Int[Tensor, "rows seq"],
     seen: Bool[Tensor, "rows seq"],
     paths: Sequence[str | None],
     starts: Int[Tensor, " rows"] | None = None,
+    *,
+    pixels: Pixels | None = None,
 ) -> dict[str, Tensor]:
     """Return what the network is to be given beside its tokens; nothing for plain text in most models.
 
@@ -53,6 +72,7 @@ def beside(
         seen: True where a token is not padding.
         paths: One image for each row, or None.
         starts: For whole rows the index of the answer's first token, else None.
+        pixels: What :func:`prepared` makes of these paths, where that has been done ahead.
 
     Returns:
         By the network's own names; ``position_ids`` ``[3, rows, seq]`` where positions have three axes.
@@ -65,15 +85,14 @@ def beside(
     found: dict[str, Tensor] = {}
     if kind in PREFIX_FIRST and starts is not None:
         found["token_type_ids"] = (place >= starts[:, None]).long()
-    shown = [[load_image(path)] for path in paths if path is not None]
+    shown = tuple(path for path in paths if path is not None)
     if not shown:
         return found
     taken = inspect.signature(model.network.forward).parameters
-    made = model.processor.image_processor(images=shown, return_tensors="pt")
+    made = (pixels or prepared(model.processor.image_processor, shown)).items()
+    values = ((name, torch.from_numpy(array)) for name, array in made if name in taken)
     found |= {
-        name: value.to(model.device, model.dtype if value.is_floating_point() else None)
-        for name, value in made.items()
-        if isinstance(value, Tensor) and name in taken
+        name: value.to(model.device, model.dtype if value.is_floating_point() else None) for name, value in values
     }
     config = model.network.config
     image = ids == getattr(config, "image_token_id", getattr(config, "image_token_index", -1))

@@ -13,10 +13,11 @@ from torch import Tensor
 from truthheads.data import Question, occurrences
 from truthheads.errors import DataError, ModelError
 from truthheads.images import load_image
+from truthheads.imagetokens import Shown, tokens_with_images
 from truthheads.models import Model
 from truthheads.patches import token_boxes
 from truthheads.pictured import placeholder
-from truthheads.prompts import answered, framed, shortened, shows_image, tokens_with_image
+from truthheads.prompts import answered, framed, shortened, shows_image
 
 Source = Literal["spans", "boxes", "occurrences", "none"]
 """Where a row's evidence comes from: its spans, its boxes, or the places where the truthful answer stands."""
@@ -93,9 +94,11 @@ def fitted(model: Model, question: Question, located: Located, *, chat: bool) ->
     """Return a question whose context has lost its start until it fits the model, and its spans in what is left."""
     limit, kept = model.layout.max_positions, question
     while limit is not None:
-        texts = [answered(framed(model, kept, chat=chat), answer.text) for answer in kept.answers]
+        prompt = framed(model, kept, chat=chat)
+        texts = [prompt, *(answered(prompt, answer.text) for answer in kept.answers)]
         if shows_image(model, kept):
-            tokens = tokens_with_image(model, texts, kept, special=not chat)
+            shown = Shown(kept.id, str(kept.image), tuple(texts))
+            tokens = next(tokens_with_images(model, [shown], special=not chat))
         else:
             tokens = [_tokenised(model, text, special=not chat)[0] for text in texts]
         length = max(map(len, tokens))

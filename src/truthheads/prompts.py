@@ -7,9 +7,9 @@ from typing import Any
 
 from truthheads.data import Question
 from truthheads.errors import DataError, ModelError
-from truthheads.images import load_image
+from truthheads.imagetokens import Shown, tokens_with_images
 from truthheads.models import Model
-from truthheads.pictured import PREFIX_FIRST, kind_of, placeholder, shares_with_image
+from truthheads.pictured import placeholder, shares_with_image
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +87,12 @@ def encode(
     plain = [row for row, question in enumerate(questions) if not shows_image(model, question)]
     ids = iter(_tokens(model, [text for row in plain for text in texts[row]], special=not chat))
     tokens = {row: [next(ids) for _ in texts[row]] for row in plain}
+    seeing = [row for row in range(len(questions)) if row not in tokens]
+    shown = [Shown(questions[row].id, str(questions[row].image), tuple(texts[row])) for row in seeing]
+    tokens |= dict(zip(seeing, tokens_with_images(model, shown, special=not chat), strict=True))
     encoded = []
     for row, question in enumerate(questions):
-        prompt, *answers = tokens.get(row) or tokens_with_image(model, texts[row], question, special=not chat)
+        prompt, *answers = tokens[row]
         shares = share_prefix and shares_with_image(model)
         one = _encode_one(row, question, prompt, answers, share_prefix=shares)
         if shows_image(model, question):
@@ -170,33 +173,44 @@ def framed(model: Model, question: Question, *, chat: bool) -> str:
         prompt = f"{question.question.strip()}\nASSISTANT:"
     if not chat:
         return f"{placeholder(model)}\n{prompt}" if image else prompt
-    if not getattr(model.tokenizer, "chat_template", None):
+    asked: Any = prompt.removesuffix("\nAnswer:")
+    if not image:
+        return _turned(model, asked)
+    asked = question.question.strip() if not question.context.strip() else asked
+    text = _turned(model, [{"type": "image"}, {"type": "text", "text": asked}])
+    if not any(mark in text for mark in (placeholder(model), str(getattr(model.processor, "image_token", "\0")))):
+        raise ModelError(
+            f"{model.name}'s chat template does not show the image",
+            expected=f"{placeholder(model)} in what it makes of a turn with an image",
+            got=repr(text)[:200],
+            fix="leave --chat out, or give the processor the template of the multimodal model",
+        )
+    return text
+
+
+def _turned(model: Model, content: Any) -> str:
+    """Return a user's turn in the chat template: the tokenizer's, or the processor's where content is in parts."""
+    own = getattr(model.tokenizer, "chat_template", None)
+    seeing = getattr(model.processor, "chat_template", None) or own
+    if not (own or seeing):
         raise ModelError(
             f"{model.name} has no chat template",
             expected="a tokenizer with a chat template for --chat",
             got="none",
             fix="leave --chat out, or use the instruct model's tokenizer",
         )
-    asked: Any = prompt.removesuffix("\nAnswer:")
-    if not image:
-        turns = [{"role": "user", "content": asked}]
-        return str(model.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-    asked = question.question.strip() if not question.context.strip() else asked
-    parts = [{"type": "image"}, {"type": "text", "text": asked}]
-    turns = [{"role": "user", "content": parts}]
-    return str(model.processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-
-
-def tokens_with_image(model: Model, texts: list[str], question: Question, *, special: bool) -> list[list[int]]:
-    """Return token ids in which the processor has put one token for each of the image's places."""
-    image = load_image(str(question.image))
-    if kind_of(model) in PREFIX_FIRST:
-        prompt, *longer = texts
-        ends = [None, *(text[len(prompt) :].strip() for text in longer)]
-        made = [model.processor(text=prompt, images=image, suffix=end)["input_ids"] for end in ends]
-        return [list(made[0][0]), *(list(ids[0][:-1]) for ids in made[1:])]  # the processor ends answers with </s>
-    ids = model.processor(text=texts, images=[[image]] * len(texts), add_special_tokens=special)["input_ids"]
-    return [list(row) for row in ids]
+    made: Any
+    turns: list[dict[str, Any]]
+    if isinstance(content, str) and own:
+        turns = [{"role": "user", "content": content}]
+        made = model.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    else:
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        turns = [{"role": "user", "content": parts}]
+        made = model.processor.apply_chat_template(
+            turns, chat_template=seeing, tokenize=False, add_generation_prompt=True
+        )
+    return str(made)
 
 
 def _tokens(model: Model, texts: Sequence[str], *, special: bool) -> list[list[int]]:

@@ -229,7 +229,7 @@ def _measured(
         store.write("sample", torch.tensor([item.row for item in batch]), found)
 
     encoded = [row.encoded for row in rows]
-    return filled(store, encoded, step, batch_tokens=batch_tokens, progress=progress)
+    return filled(model, store, encoded, step, batch_tokens=batch_tokens, progress=progress)
 
 
 def _summary(
