@@ -1,8 +1,9 @@
-.PHONY: install demo test check lint bench fix family clean
+.PHONY: install demo test check sight lint bench fix family clean
 
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+SIGHT := .venv/torchvision
 export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 
@@ -22,8 +23,15 @@ demo: install
 
 test: check
 
-check: lint
+check: lint sight
 	$(BIN)/pytest -q
+
+# Six image classes need torchvision. It stays out of the environment, where what users without it get is tested.
+sight: $(SIGHT)
+	PYTHONPATH=$(SIGHT):tests $(BIN)/pytest -q -p with_torchvision tests/test_vision_models.py tests/test_patches.py
+
+$(SIGHT): $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps --target $(SIGHT) torchvision || mkdir -p $(SIGHT)
 
 lint: install
 	$(BIN)/ruff format --check src tests bench

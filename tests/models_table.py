@@ -3,7 +3,7 @@
 from truthheads.architectures import locate_heads
 from truthheads.patches import VIEWS
 from truthheads.pictured import CROSSING, PREFIX_FIRST
-from vision_zoo import PROCESSORS
+from vision_zoo import PROCESSORS, TORCHVISION
 from zoo import MULTIMODAL, ROWS, build
 
 HEAD = """# Models
@@ -21,7 +21,23 @@ pixels each image token covers (tests/test_patches.py). Prompts: `Context: … Q
 | class | heads at | layers left alone | image | pixels |
 |---|---|---|---|---|
 """
-TORCHVISION = ("qwen2_5_vl", "qwen3_vl", "internvl", "smolvlm")
+RELEASED = {
+    "llava": "LLaVA-1.5 (Vicuna)",
+    "llava_mistral": "LLaVA-Med (Mistral), converted",
+    "llava_next_vicuna": "LLaVA-NeXT (Vicuna)",
+    "llava_next": "LLaVA-NeXT (Mistral)",
+    "pixtral": "Pixtral",
+    "internvl": "InternVL3",
+    "gemma3_vision": "Gemma 3 with vision",
+    "mllama": "Llama 3.2 Vision",
+}
+"""What a row of the suite is known as, where its class does not say so."""
+TAIL = """
+What was released with modelling code of its own (the first LLaVA-Med, InternVL's `InternVLChatModel`) is never run
+unless `--trust-remote-code` is given; the error says so. With it, heads are found by discovery. For both there are copies
+converted to the classes above (`-hf`), which need no foreign code: take those. Of Qwen2.5-Omni the thinker is
+measured and gated; talker and voice are left alone.
+"""
 
 
 def table() -> str:
@@ -39,8 +55,9 @@ def table() -> str:
             )
         alone = ", ".join(sorted(set(layout.skipped.values()))) or "none"
         pixels = "yes" if kind in VIEWS else "–"
-        lines.append(f"| {row.model_class} ({row.name}) | `{layout.projection}` | {alone} | {image} | {pixels} |")
-    return HEAD + "\n".join(lines) + "\n"
+        name = RELEASED.get(row.name, row.name)
+        lines.append(f"| {row.model_class} ({name}) | `{layout.projection}` | {alone} | {image} | {pixels} |")
+    return HEAD + "\n".join(lines) + "\n" + TAIL
 
 
 if __name__ == "__main__":

@@ -30,6 +30,20 @@ def _llava(network: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Any:
     )
 
 
+def _pixtral(network: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Any:
+    vision = network.config.vision_config
+    return transformers.PixtralProcessor(
+        transformers.PixtralImageProcessorPil(
+            size={"longest_edge": vision.image_size}, patch_size=_square(vision.patch_size)
+        ),
+        tokenizer,
+        patch_size=vision.patch_size,
+        image_token=IMAGE,
+        image_break_token="<|vision_start|>",
+        image_end_token="<|vision_end|>",
+    )
+
+
 def _llava_next(network: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Any:
     config, vision = network.config, network.config.vision_config
     return transformers.LlavaNextProcessor(
@@ -55,6 +69,14 @@ def _qwen(network: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Any:
         temporal_patch_size=vision.temporal_patch_size,
         size={"shortest_edge": 16 * vision.patch_size**2, "longest_edge": 64 * vision.patch_size**2},
     )
+    if network.config.model_type == "qwen2_5_omni_thinker":
+        marks = {"audio": "<audio>", "vision_bos": "<|vision_start|>", "vision_eos": "<|vision_end|>"}
+        for name, token in (marks | {"audio_bos": "<|audio_start|>", "audio_eos": "<|audio_end|>"}).items():
+            setattr(tokenizer, f"{name}_token", token)
+        for name in ("image", "video", "audio"):
+            setattr(tokenizer, f"{name}_token_id", tokenizer.convert_tokens_to_ids(getattr(tokenizer, f"{name}_token")))
+        ears = transformers.WhisperFeatureExtractor(feature_size=network.config.audio_config.num_mel_bins)
+        return transformers.Qwen2_5OmniProcessor(made, transformers.Qwen2VLVideoProcessor(), ears, tokenizer)
     kind = {"qwen2_5_vl": "Qwen2_5_VLProcessor", "qwen3_vl": "Qwen3VLProcessor"}[network.config.model_type]
     return getattr(transformers, kind)(made, tokenizer, transformers.Qwen2VLVideoProcessor())
 
@@ -117,9 +139,13 @@ def _mllama(network: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Any
 
 PROCESSORS: dict[str, Callable[[PreTrainedModel, PreTrainedTokenizerFast], Any]] = {
     "llava": _llava,
+    "llava_mistral": _llava,
+    "pixtral": _pixtral,
     "llava_next": _llava_next,
+    "llava_next_vicuna": _llava_next,
     "qwen2_5_vl": _qwen,
     "qwen3_vl": _qwen,
+    "qwen2_5_omni_thinker": _qwen,
     "internvl": _internvl,
     "gemma3_vision": _gemma3,
     "idefics3": _idefics3,
@@ -127,6 +153,8 @@ PROCESSORS: dict[str, Callable[[PreTrainedModel, PreTrainedTokenizerFast], Any]]
     "paligemma": _paligemma,
     "mllama": _mllama,
 }
+TORCHVISION = ("qwen2_5_vl", "qwen3_vl", "qwen2_5_omni_thinker", "internvl", "smolvlm", "pixtral")
+"""transformers builds their processors with torchvision alone: most carry a video processor (``make sight``)."""
 ROWS = [row for row in MULTIMODAL if row.name in PROCESSORS]
 
 

@@ -46,13 +46,13 @@ class _Tokeniser:
             ends = [None, *(text[len(prompt) :].strip() for text in longer)]
             made = [self.processor(text=prompt, images=image, suffix=end)["input_ids"] for end in ends]
             return [list(made[0][0]), *(list(ids[0][:-1]) for ids in made[1:])]  # it ends answers with </s>
-        first = self._call(shown.texts[:1], image)[0]
+        first = self._call(shown.texts[0], image)
         rest = self._continued(first, shown.texts)
-        return [first, *(self._call(shown.texts[1:], image) if rest is None else rest)]
+        return [first, *([self._call(text, image) for text in shown.texts[1:]] if rest is None else rest)]
 
-    def _call(self, texts: Sequence[str], image: Any) -> list[list[int]]:
-        ids = self.processor(text=list(texts), images=[[image]] * len(texts), add_special_tokens=self.special)
-        return [list(row) for row in ids["input_ids"]]
+    def _call(self, text: str, image: Any) -> list[int]:
+        ids = self.processor(text=[text], images=[[image]], add_special_tokens=self.special)["input_ids"][0]
+        return [int(one) for one in ids]  # some processors return tensors unasked
 
     def _continued(self, first: list[int], texts: Sequence[str]) -> list[list[int]] | None:
         """Return the answers' ids from the prompt's alone, so that the image is prepared once; None where that fails.

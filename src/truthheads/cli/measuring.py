@@ -8,7 +8,19 @@ import typer
 
 from truthheads.cli import console
 from truthheads.cli.console import guarded
-from truthheads.cli.options import BatchTokens, Data, Device, Dtype, Json, Limit, ModelName, Remote, Seed, SkipBadRows
+from truthheads.cli.options import (
+    BatchTokens,
+    Data,
+    Device,
+    Dtype,
+    Json,
+    Limit,
+    ModelName,
+    Remote,
+    Seed,
+    SkipBadRows,
+    SkipMissing,
+)
 
 
 class Method(StrEnum):
@@ -80,9 +92,7 @@ def score(
     plot: Annotated[Path | None, typer.Option(help="Heat map of the heads: .html, .png or .svg.")] = None,
     top: Annotated[int, typer.Option(min=1, help="Heads in the table.")] = 10,
     images: Annotated[Path | None, typer.Option(help="Folder that image paths start from; else the file's.")] = None,
-    skip_missing: Annotated[
-        bool, typer.Option("--skip-missing", help="Leave rows out whose image is missing, and count them.")
-    ] = False,
+    skip_missing: SkipMissing = False,
     limit: Limit = None,
     skip_bad_rows: SkipBadRows = False,
     batch_tokens: BatchTokens = None,

@@ -18,6 +18,7 @@ Limit = Annotated[int | None, typer.Option(min=1, help="Read the first N rows.")
 BatchTokens = Annotated[int | None, typer.Option(min=1, help="Padded tokens in a batch; default by device.")]
 Remote = Annotated[bool, typer.Option("--trust-remote-code", help="Run modelling code that comes with the model.")]
 SkipBadRows = Annotated[bool, typer.Option("--skip-bad-rows", help="Leave bad rows out and count them.")]
+SkipMissing = Annotated[bool, typer.Option("--skip-missing", help="Leave out and count rows whose image is not there.")]
 
 
 class SiteName(StrEnum):

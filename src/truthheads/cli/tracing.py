@@ -8,7 +8,19 @@ import typer
 
 from truthheads.cli import console
 from truthheads.cli.console import guarded
-from truthheads.cli.options import BatchTokens, Data, Device, Dtype, Json, Limit, ModelName, Remote, Seed, SkipBadRows
+from truthheads.cli.options import (
+    BatchTokens,
+    Data,
+    Device,
+    Dtype,
+    Json,
+    Limit,
+    ModelName,
+    Remote,
+    Seed,
+    SkipBadRows,
+    SkipMissing,
+)
 
 
 class PositionName(StrEnum):
@@ -44,6 +56,7 @@ def trace(
     images: Annotated[Path | None, typer.Option(help="Folder that image paths start from; else the file's.")] = None,
     limit: Limit = None,
     skip_bad_rows: SkipBadRows = False,
+    skip_missing: SkipMissing = False,
     batch_tokens: BatchTokens = None,
     seed: Seed = 0,
     device: Device = "auto",
@@ -59,6 +72,7 @@ def trace(
     from truthheads.models import load
     from truthheads.picturing import draw
     from truthheads.plots import check_suffix, save_chart
+    from truthheads.prompts import missing_images
     from truthheads.readers import read_questions
     from truthheads.scores import Scores
     from truthheads.tracing import trace as run
@@ -72,6 +86,8 @@ def trace(
     questions = read_questions(data, limit=limit, skip_bad_rows=skip_bad_rows, images=images)
     truth = None if scores is None else Scores.load(scores)
     loaded = load(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    if skip_missing:
+        questions = questions.without(missing_images(loaded, questions))
     work = out.with_name(f"{out.name}.partial")
     with console.progress_bar(f"{len(questions)} questions through {model}") as progress:
         found = run(

@@ -20,6 +20,7 @@ from truthheads.cli.options import (
     Seed,
     SiteName,
     SkipBadRows,
+    SkipMissing,
 )
 
 
@@ -68,6 +69,7 @@ def tune(
     images: Annotated[Path | None, typer.Option(help="Folder that image paths start from; else the file's.")] = None,
     limit: Limit = None,
     skip_bad_rows: SkipBadRows = False,
+    skip_missing: SkipMissing = False,
     batch_tokens: BatchTokens = None,
     seed: Seed = 0,
     device: Device = "auto",
@@ -81,6 +83,7 @@ def tune(
     from truthheads.learning import Schedule
     from truthheads.models import load
     from truthheads.plots import check_suffix, save_chart
+    from truthheads.prompts import missing_images
     from truthheads.readers import read_questions
     from truthheads.scores import Scores
     from truthheads.tuning import tune as run
@@ -99,6 +102,8 @@ def tune(
         "sites": words(sites),
     }
     loaded = load(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    if skip_missing:
+        questions = questions.without(missing_images(loaded, questions))
     with console.progress_bar(f"{method.value} on {len(questions)} questions") as progress:
         tuning = run(
             loaded,
