@@ -14,13 +14,39 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from bench import coverage, drift, dtype, exporting, forward, generating, growth, kinship, probing, released, tracing
+from bench import (
+    coverage,
+    drift,
+    dtype,
+    evaluating,
+    exporting,
+    forward,
+    generating,
+    growth,
+    kinship,
+    probing,
+    released,
+    tracing,
+)
 from bench.timing import Outcome
 from truthheads.plots import save_chart
 
 BENCHMARKS = {
     module.NAME: module
-    for module in (coverage, forward, probing, released, growth, dtype, drift, kinship, exporting, generating, tracing)
+    for module in (
+        coverage,
+        forward,
+        probing,
+        released,
+        growth,
+        dtype,
+        drift,
+        kinship,
+        exporting,
+        generating,
+        tracing,
+        evaluating,
+    )
 }
 
 

@@ -34,8 +34,8 @@ RELEASED = {
 """What a row of the suite is known as, where its class does not say so."""
 TAIL = """
 What was released with modelling code of its own (the first LLaVA-Med, InternVL's `InternVLChatModel`) is never run
-unless `--trust-remote-code` is given; the error says so. With it, heads are found by discovery. For both there are copies
-converted to the classes above (`-hf`), which need no foreign code: take those. Of Qwen2.5-Omni the thinker is
+unless `--trust-remote-code` is given; the error says so. With it, heads are found by discovery. For both there are
+copies converted to the classes above (`-hf`), which need no foreign code: take those. Of Qwen2.5-Omni the thinker is
 measured and gated; talker and voice are left alone.
 """
 

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+import truthheads as th
+from leaning import KNOWS, LEANS, save_leaning, write_rows
 from truthheads.artifacts import dumps
 from truthheads.asking import Asked, ask_questions, ask_texts, beheaded, together, yes_no_tokens
 from truthheads.benchmarks.conflict import best_f1, conflicts, exact_match, measure_conflict
@@ -454,3 +456,20 @@ def test_images_are_asked_about_together_and_described(tmp_path: Path) -> None:
     assert described["rows"] == 4 and described["settings"]["caps"] == [4, 24]
     assert metrics["words_per_caption"]["value"] < metrics["words_per_caption_at_24"]["value"]
     assert metrics["cut_off"]["value"] == 1.0
+
+
+def test_a_gate_on_a_network_that_takes_away_its_lean_is_called_that(tmp_path: Path) -> None:
+    model = th.load(str(save_leaning(tmp_path / "leaning")), dtype="fp32")
+    factors = torch.ones(model.layout.shape)
+    factors[0, LEANS] = 0.0
+    knows = torch.ones(model.layout.shape)
+    knows[0, KNOWS] = 0.0
+    data = write_rows(tmp_path / "rows.jsonl", rows=200)
+    gates = {"unleaned": Gate(factors), "blind": Gate(knows)}
+    summary = evaluate(model, "halueval", data, out=tmp_path / "out", gates=gates, guard_texts=0)
+    runs = {run["name"]: run for run in summary["runs"]}
+    assert runs["unleaned"]["verdict"] == LESS_OFTEN
+    effect = runs["unleaned"]["effect"]
+    assert effect["yes_rate"]["value"] < -0.2 and effect["accuracy"]["low"] > 0
+    assert effect["auroc"]["value"] == pytest.approx(0.0, abs=1e-3)  # no item changed places
+    assert runs["blind"]["verdict"] == "worse"
