@@ -153,14 +153,14 @@ def test_what_cannot_be_paired_is_one_clear_error() -> None:
         make_pairs([question("Ada Lovelace")], strategy="swap")
 
 
-@pytest.mark.parametrize("column", ["truthful", "answer"])
-def test_half_rows_are_read_for_pairs_alone(tmp_path: Path, column: str) -> None:
+@pytest.mark.parametrize(("column", "layout"), [("truthful", "pairs"), ("answer", "answers")])
+def test_half_rows_are_read_for_pairs_alone(tmp_path: Path, column: str, layout: str) -> None:
     path = tmp_path / "half.jsonl"
     path.write_text(json.dumps({"context": "c", "question": "q", column: "a"}) + "\n", encoding="utf-8")
     with pytest.raises(DataError, match="column"):
         read_questions(path)
     found = read_questions(path, halves=True)
-    assert (found[0].truthful, found[0].untruthful, found.layout) == ("a", None, "answers")
+    assert (found[0].truthful, found[0].untruthful, found.layout) == ("a", None, layout)
 
 
 def test_the_command_writes_a_question_file(tmp_path: Path) -> None:

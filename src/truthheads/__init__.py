@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from truthheads.family.text import make_text as make_text
     from truthheads.gates import Gate as Gate
     from truthheads.gates import gated as gated
+    from truthheads.grounding import ground as ground
     from truthheads.models import Model as Model
     from truthheads.models import inspect as inspect
     from truthheads.models import load as load
@@ -42,6 +43,7 @@ _HOMES = {
     "evaluate": "evaluation",
     "export": "exports",
     "gated": "gates",
+    "ground": "grounding",
     "inspect": "models",
     "load": "models",
     "make_pairs": "pairing",

@@ -207,9 +207,15 @@ LAYOUTS = (
 
 
 def _half(row: dict[str, Any], place: str) -> Question:
+    if row.get("truthful") is not None and row.get("untruthful") not in (None, ""):
+        return _native(row, place)
     answer = row.get("truthful") if row.get("truthful") is not None else row.get("answer")
     return _native({**row, "answer": answer, "label": 1, "truthful": None, "untruthful": None}, place)
 
 
-HALVES = tuple(Layout("answers", frozenset({"question", column}), _half) for column in ("truthful", "answer"))
-"""Rows with a truthful answer alone."""
+WITH_HALVES = (
+    Layout("pairs", frozenset({"question", "truthful"}), _half),
+    *LAYOUTS,
+    Layout("answers", frozenset({"question", "answer"}), _half),
+)
+"""As ``LAYOUTS``, but the untruthful answer may be missing, in all rows or in some."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from truthheads.artifacts import file_sha256
 from truthheads.data import Question, Questions
 from truthheads.errors import DataError
-from truthheads.layouts import HALVES, LAYOUTS, BadField, Layout, checked
+from truthheads.layouts import LAYOUTS, WITH_HALVES, BadField, Layout, checked
 from truthheads.tables import Row, read_rows
 
 
@@ -52,7 +52,7 @@ def read_questions(
                 raise BadField("", "one row", row.fault)
             if layout is None:
                 try:
-                    layout = _recognise(path, row, LAYOUTS + HALVES if halves else LAYOUTS)
+                    layout = _recognise(path, row, WITH_HALVES if halves else LAYOUTS)
                 except DataError as error:
                     if not skip_bad_rows:
                         raise

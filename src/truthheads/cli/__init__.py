@@ -4,7 +4,18 @@ from typing import Annotated
 
 import typer
 
-from truthheads.cli import comparing, evaluating, exporting, gating, making, measuring, tracing, tuning
+from truthheads.cli import (
+    comparing,
+    demonstrating,
+    evaluating,
+    exporting,
+    gating,
+    grounding,
+    making,
+    measuring,
+    tracing,
+    tuning,
+)
 from truthheads.cli import console as console
 
 app = typer.Typer(
@@ -44,7 +55,8 @@ app.command("gate")(gating.gate)
 app.command("tune")(tuning.tune)
 app.command("export")(exporting.export)
 app.command("evaluate")(evaluating.evaluate)
-app.command("demo")(measuring.demo)
+app.command("ground")(grounding.ground)
+app.command("demo")(demonstrating.demo)
 data_app.command("make")(making.make)
 data_app.command("pairs")(making.pairs)
 

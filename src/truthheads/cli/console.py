@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ParamSpec, TypeVar
 
 import typer
@@ -62,6 +62,29 @@ def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
     finally:
         if shown:
             bar.stop()
+
+
+@contextlib.contextmanager
+def stepwise(steps: Mapping[str, str]) -> Iterator[tuple[Callable[[str, bool], None], Callable[[int, int], None]]]:
+    """Yield callbacks for a chain of steps: one is told each step as it begins, one its progress (done, total).
+
+    Each step leaves a line on stderr; on a terminal a bar shows how far it is and the time left.
+    """
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
+    task = bar.add_task("", visible=False)
+    names = list(steps)
+
+    def tell(name: str, there: bool) -> None:
+        place = f"{names.index(name) + 1}/{len(names)}"
+        err.print(f"{place} {escape(steps[name])}{' (there already)' if there else ''}", style="dim")
+        bar.reset(task, description=steps[name], visible=not there, total=None)
+
+    def advance(done: int, total: int) -> None:
+        bar.update(task, completed=done, total=total)
+
+    with bar:
+        yield tell, advance
 
 
 def grid(title: str, columns: list[str], rows: list[list[str]]) -> Table:

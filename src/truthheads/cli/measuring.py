@@ -186,27 +186,3 @@ def _show_scores(result: dict[str, Any]) -> None:
     for name in ("out", "plot"):
         if name in result:
             console.written(result[name])
-
-
-@guarded
-def demo(
-    out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("demo"),
-    rows: Annotated[int, typer.Option(min=15, help="Generated questions.")] = 300,
-    seed: Seed = 0,
-    json: Json = False,
-) -> None:
-    """Score SmolLM2 on generated questions and draw its heads."""
-    from truthheads.artifacts import dumps
-    from truthheads.demo import run_demo
-    from truthheads.summaries import summarise
-
-    with console.progress_bar(f"{rows} questions through smollm2") as progress:
-        made = run_demo(out, rows=rows, seed=seed, progress=progress)
-    result = summarise(made.result)
-    files = [str(path) for path in (made.questions, made.scores, *made.plots)]
-    if json:
-        typer.echo(dumps({**result, "files": files}))
-        return
-    _show_scores(result)
-    for file in files:
-        console.written(file)

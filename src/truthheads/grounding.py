@@ -1,0 +1,249 @@
+"""From a user's own rows to a model that stays closer to them: a learned gate, tested on rows it has never seen."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from truthheads.artifacts import provenance, read_json, write_json
+from truthheads.data import Question, write_questions
+from truthheads.effects import BETTER
+from truthheads.errors import DataError
+from truthheads.evaluation import evaluate
+from truthheads.exports import export
+from truthheads.forward import Progress
+from truthheads.gates import Gate
+from truthheads.jobs import Asking
+from truthheads.margins import group_numbers
+from truthheads.models import Model, load
+from truthheads.pairing import make_pairs
+from truthheads.readers import read_questions
+from truthheads.steps import Steps, Tell
+from truthheads.tuning import tune
+
+GATE, RESULT, REPORT = "gate.safetensors", "ground.json", "report.html"
+RUN = "learned"
+TEST_SHARE = 0.6
+"""Of the groups. Few rows are enough to learn from (160 gave as much as 640, docs/log.md), not for an honest test."""
+LEARN_FROM = 400
+"""Rows to learn and choose from, at most; the rest is left to the test."""
+LEAST_TEST_GROUPS = 20
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a model is grounded.
+
+    Attributes:
+        guard: Most harm of the gate on text that it must leave alone, in nats a token.
+        test_share: Share of the groups that are only tested on.
+        controls: Shuffled and random gates that the learned one has to beat, of each so many; and a constant one.
+        neutral: Text that must stay as it is; None: contexts of the rows and the model's own samples.
+        base_gate: A relative's gate to start from.
+        export_anyway: Write the model also where the test gives no evidence.
+        images: Folder that image paths start from; None: the file's own.
+        chat: Use the tokenizer's chat template.
+        truncate: Drop the start of contexts that are too long.
+        limit: Rows, at most.
+        skip_bad_rows: Leave bad rows out and count them.
+        batch_tokens: Padded tokens in a batch, at most; None: by device.
+        seed: Of split, learning, controls and intervals.
+    """
+
+    guard: float = 0.02
+    test_share: float = TEST_SHARE
+    controls: int = 3
+    neutral: Path | None = None
+    base_gate: Path | None = None
+    export_anyway: bool = False
+    images: Path | None = None
+    chat: bool = False
+    truncate: bool = False
+    limit: int | None = None
+    skip_bad_rows: bool = False
+    batch_tokens: int | None = None
+    seed: int = 0
+
+
+def ground(
+    model: str,
+    data: str | Path,
+    *,
+    out: str | Path,
+    settings: Settings | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+    tell: Tell | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Pair, split, learn, test, export and report; every step is done once, also when the run was killed.
+
+    Writes into ``out``: ``pairs.jsonl``, ``dev.jsonl`` and ``test.jsonl`` (no group is in both), ``gate.safetensors``
+    and ``tuning.json`` (learned from dev alone), ``evaluation/`` (test rows, controls), ``model/`` or
+    ``model.gguf`` where the test says so, ``report.html`` and ``ground.json``.
+
+    Args:
+        model: As for :func:`truthheads.load`; a ``.gguf`` file is exported as one.
+        data: Question file; rows without an untruthful answer get one (:func:`truthheads.make_pairs`).
+        out: The folder.
+        settings: None: the defaults.
+        device: As for ``load``.
+        dtype: As for ``load``.
+        trust_remote_code: As for ``load``.
+        tell: Told each step.
+        progress: Told what is done and in all, within a step.
+
+    Returns:
+        What ``ground.json`` holds: ``better``, ``verdict``, the effect on the test rows with intervals, ``exported``.
+
+    Raises:
+        DataError: The file cannot be used, or its rows are too few to be split and tested.
+        ModelError: The model cannot be loaded, or exported (before anything is learned, where that is known).
+        ArtifactError: The folder cannot be written to.
+    """
+    how = settings or Settings()
+    folder = Path(out)
+    steps = Steps(folder, tell)
+    network = _Lazy(lambda: load(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code))
+    rows = read_questions(Path(data), limit=how.limit, skip_bad_rows=how.skip_bad_rows, images=how.images, halves=True)
+    pairs, dev, test = (folder / f"{name}.jsonl" for name in ("pairs", "dev", "test"))
+    base: dict[str, Any] = {"model": model, "rows": rows.sha256, "limit": how.limit, "seed": how.seed}
+    steps.run("pair", base, [pairs], lambda: write_questions(pairs, _paired(rows, network, how.seed, progress)))
+    steps.run(
+        "split",
+        {"pairs": pairs, "share": how.test_share, "seed": how.seed},
+        [dev, test],
+        lambda: _split(read_questions(pairs), how, dev, test),
+    )
+    common = {"model": model, "dtype": dtype, "chat": how.chat, "truncate": how.truncate, "seed": how.seed}
+    gate, tuning = folder / GATE, folder / "tuning.json"
+    steps.run(
+        "learn",
+        {**common, "dev": dev, "guard": how.guard, "base": how.base_gate, "neutral": how.neutral},
+        [gate, tuning],
+        lambda: _learn(network(), dev, gate, how, progress),
+    )
+    tested = folder / "evaluation"
+    steps.run(
+        "test",
+        {**common, "gate": gate, "test": test, "controls": how.controls, "neutral": how.neutral},
+        [tested],
+        lambda: _test(network(), test, gate, tested, how, progress),
+    )
+    result = _judged(read_json(tested / "summary.json"), read_json(tuning))
+    exported = folder / ("model.gguf" if model.endswith(".gguf") else "model")
+    if result["better"] or (how.export_anyway and result["moved"]):
+        steps.run(
+            "export",
+            {"model": model, "gate": gate},
+            [exported],
+            lambda: export(
+                model,
+                gate,
+                to="gguf" if exported.suffix else "checkpoint",
+                out=exported,
+                force=True,
+                trust_remote_code=trust_remote_code,
+                progress=progress,
+            ),
+        )
+        result["exported"] = exported.name
+    result |= {"model": model, "data": str(data), "anyway": how.export_anyway and not result["better"], **provenance()}
+    write_json(folder / RESULT, result)
+    return result
+
+
+class _Lazy:
+    """A model that is loaded when a step first needs it: a run with nothing left to do needs none."""
+
+    def __init__(self, loading: Callable[[], Model]) -> None:
+        self.loading = loading
+        self.model: Model | None = None
+
+    def __call__(self) -> Model:
+        self.model = self.model or self.loading()
+        return self.model
+
+
+def _paired(rows: Sequence[Question], model: _Lazy, seed: int, progress: Progress | None) -> list[Question]:
+    """Return rows with both answers, in their order; what is missing is made."""
+    halves = [row for row in rows if len(row.answers) != 2]
+    if not halves:
+        return list(rows)
+    made = {one.id: one for one in make_pairs(halves, model(), seed=seed, progress=progress).questions}
+    return [one for row in rows if (one := made.get(row.id, row if len(row.answers) == 2 else None)) is not None]
+
+
+def _split(rows: Sequence[Question], how: Settings, dev: Path, test: Path) -> None:
+    """Write the rows to learn from and the rows to test on; a group is on one side."""
+    groups = group_numbers(rows)
+    members = np.random.default_rng(how.seed).permutation(np.unique(groups))
+    share = max(how.test_share, 1 - LEARN_FROM / len(rows)) if rows else how.test_share
+    count = round(share * len(members))
+    if not 0 < how.test_share < 1 or count < LEAST_TEST_GROUPS or len(members) - count < LEAST_TEST_GROUPS / 2:
+        raise DataError(
+            "there are too few questions to learn from and to test on",
+            expected=f"{LEAST_TEST_GROUPS} groups to test on and {LEAST_TEST_GROUPS // 2} to learn from, or more",
+            got=f"{len(members)} groups, test share {how.test_share:g}",
+            fix="give more rows; rows about one text share a group, so give more texts",
+        )
+    tested = set(members[:count].tolist())
+    for path, side in ((dev, False), (test, True)):
+        chosen = [row for row, group in zip(rows, groups, strict=True) if (group in tested) is side]
+        write_questions(path, chosen)
+
+
+def _learn(model: Model, dev: Path, gate: Path, how: Settings, progress: Progress | None) -> None:
+    start = Gate.load(how.base_gate) if how.base_gate is not None else None
+    tune(
+        model,
+        read_questions(dev),
+        method="learn",
+        target=start,
+        neutral=how.neutral,
+        guard=how.guard,
+        chat=how.chat,
+        truncate=how.truncate,
+        batch_tokens=how.batch_tokens,
+        seed=how.seed,
+        progress=progress,
+    ).save(gate)
+
+
+def _test(model: Model, test: Path, gate: Path, out: Path, how: Settings, progress: Progress | None) -> None:
+    evaluate(
+        model,
+        "pairs",
+        test,
+        out=out,
+        gates={RUN: Gate.load(gate)},
+        controls=how.controls,
+        asking=Asking(chat=how.chat, truncate=how.truncate, seed=how.seed),
+        neutral=how.neutral,
+        batch_tokens=how.batch_tokens,
+        seed=how.seed,
+        progress=progress,
+    )
+
+
+def _judged(summary: dict[str, Any], tuning: dict[str, Any]) -> dict[str, Any]:
+    """Return whether the evidence says better: the verdict does, and the gate beats every control."""
+    plain, learned = (next(run for run in summary["runs"] if run["name"] == name) for name in ("none", RUN))
+    beaten = learned.get("controls", {})
+    moved = tuning["chosen"] is not None
+    every = not beaten or beaten["beaten"] == beaten["of"]
+    return {
+        "better": moved and learned["verdict"] == BETTER and every,
+        "moved": moved,
+        "verdict": learned["verdict"] if moved else "no gate helped within the guard",
+        "primary": summary["primary"],
+        "test_rows": summary["rows"],
+        "ungated": plain["metrics"],
+        "effect": learned["effect"],
+        "controls": beaten,
+        "guard": learned.get("guard"),
+        "exported": None,
+    }
