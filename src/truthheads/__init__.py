@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from truthheads.models import load as load
     from truthheads.pairing import make_pairs as make_pairs
     from truthheads.readers import read_questions as read_questions
+    from truthheads.reports import report as report
     from truthheads.scores import Scores as Scores
     from truthheads.scoring import score as score
     from truthheads.tracing import trace as trace
@@ -50,6 +51,7 @@ _HOMES = {
     "make_scenes": "family.scenes",
     "make_text": "family.text",
     "read_questions": "readers",
+    "report": "reports",
     "score": "scoring",
     "trace": "tracing",
     "tune": "tuning",

@@ -1,4 +1,4 @@
-"""The whole chain on the embedded family: scores, lineage, evidence, gates, export, evaluation."""
+"""The whole chain on the embedded family: scores, lineage, evidence, gates, export, evaluation, report."""
 
 import shutil
 from collections.abc import Mapping, Sequence
@@ -18,6 +18,7 @@ from truthheads.models import Model, load
 from truthheads.picturing import draw
 from truthheads.plots import save_chart
 from truthheads.readers import read_questions
+from truthheads.reports import write_report
 from truthheads.scores import Scores
 from truthheads.scoring import score
 from truthheads.steps import Steps, Tell
@@ -199,6 +200,7 @@ def run_demo(
     chart = Scores.load(base).chart()
     for suffix in ("html", "png"):
         save_chart(chart, folder / f"heads.{suffix}")
+    write_report(folder, folder / "report.html")
     return {
         "scores": Scores.load(base),
         "comparison": read_json(comparison),

@@ -20,6 +20,7 @@ from truthheads.margins import group_numbers
 from truthheads.models import Model, load
 from truthheads.pairing import make_pairs
 from truthheads.readers import read_questions
+from truthheads.reports import write_report
 from truthheads.steps import Steps, Tell
 from truthheads.tuning import tune
 
@@ -153,6 +154,7 @@ def ground(
         result["exported"] = exported.name
     result |= {"model": model, "data": str(data), "anyway": how.export_anyway and not result["better"], **provenance()}
     write_json(folder / RESULT, result)
+    write_report(folder, folder / REPORT)
     return result
 
 

@@ -13,6 +13,8 @@ from truthheads.cli import (
     grounding,
     making,
     measuring,
+    reporting,
+    reproducing,
     tracing,
     tuning,
 )
@@ -56,7 +58,9 @@ app.command("tune")(tuning.tune)
 app.command("export")(exporting.export)
 app.command("evaluate")(evaluating.evaluate)
 app.command("ground")(grounding.ground)
+app.command("report")(reporting.report)
 app.command("demo")(demonstrating.demo)
+app.command("reproduce")(reproducing.reproduce)
 data_app.command("make")(making.make)
 data_app.command("pairs")(making.pairs)
 

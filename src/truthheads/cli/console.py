@@ -68,7 +68,7 @@ def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
 def stepwise(steps: Mapping[str, str]) -> Iterator[tuple[Callable[[str, bool], None], Callable[[int, int], None]]]:
     """Yield callbacks for a chain of steps: one is told each step as it begins, one its progress (done, total).
 
-    Each step leaves a line on stderr; on a terminal a bar shows how far it is and the time left.
+    Each step leaves a line on stderr, also one that is not among ``steps``; on a terminal a bar shows how far it is and the time left.
     """
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     bar = Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
@@ -76,9 +76,10 @@ def stepwise(steps: Mapping[str, str]) -> Iterator[tuple[Callable[[str, bool], N
     names = list(steps)
 
     def tell(name: str, there: bool) -> None:
-        place = f"{names.index(name) + 1}/{len(names)}"
-        err.print(f"{place} {escape(steps[name])}{' (there already)' if there else ''}", style="dim")
-        bar.reset(task, description=steps[name], visible=not there, total=None)
+        place = f"{names.index(name) + 1}/{len(names)} " if name in steps else ""
+        what = steps.get(name, name)
+        err.print(f"{place}{escape(what)}{' (there already)' if there else ''}", style="dim")
+        bar.reset(task, description=what, visible=not there, total=None)
 
     def advance(done: int, total: int) -> None:
         bar.update(task, completed=done, total=total)

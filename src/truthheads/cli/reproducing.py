@@ -1,0 +1,95 @@
+"""``truthheads reproduce``: a published experiment, planned or run."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from truthheads.cli import console
+from truthheads.cli.console import guarded
+from truthheads.cli.options import Device, Dtype, Json
+
+
+@guarded
+def reproduce(
+    recipe: Annotated[str | None, typer.Argument(help="A shipped recipe, or a TOML file.")] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Print steps, downloads, memory and time; load nothing.")
+    ] = False,
+    listed: Annotated[bool, typer.Option("--list", help="Print the shipped recipes.")] = False,
+    models_dir: Annotated[
+        Path | None, typer.Option(help="Models as DIR/organisation/name or DIR/name; default: the hub.")
+    ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Data files; default: fetched where there is an address.")
+    ] = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="Rows of each file, at most.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write to. [default: reproduced/RECIPE]")] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    json: Json = False,
+) -> None:
+    """Repeat a published experiment and put its figures beside ours."""
+    from truthheads.artifacts import dumps
+    from truthheads.planning import plan as planned
+    from truthheads.planning import steps_of
+    from truthheads.recipes import read_recipe, shipped
+
+    if listed or recipe is None:
+        found = {name: read_recipe(name).title for name in shipped()}
+        if json:
+            typer.echo(dumps(found))
+        else:
+            console.out.print(console.grid("recipes", ["name", "what"], [[*pair] for pair in found.items()]))
+        return
+    chosen = read_recipe(recipe)
+    if plan:
+        made = planned(chosen, rows=rows, models_dir=models_dir, data_dir=data_dir)
+        typer.echo(dumps(made)) if json else _show_plan(made)
+        return
+    from truthheads.reproduction import Places
+    from truthheads.reproduction import reproduce as run
+
+    folder = out or Path("reproduced") / Path(recipe).stem
+    places = Places(folder, models_dir, data_dir, rows, device, dtype)
+    with console.stepwise({step.name: step.what for step in steps_of(chosen, rows=rows)}) as (tell, progress):
+        result = run(chosen, places, tell=tell, progress=progress)
+    if json:
+        typer.echo(dumps({**result, "out": str(folder)}))
+        return
+    rows_shown = [
+        [
+            f"{one['step']} {one['run']}".strip(),
+            one["figure"],
+            console.figure(one["ours"]),
+            console.number(one["paper"]),
+        ]
+        for one in result["figures"]
+    ]
+    console.out.print(console.grid(result["title"], ["", "figure", "ours [95 %]", "paper"], rows_shown))
+    for note in result["notes"]:
+        console.warn(note)
+    console.written(folder / "reproduction.json")
+
+
+def _show_plan(made: dict[str, Any]) -> None:
+    console.out.print(f"{made['title']} ({made['source']})", markup=False)
+    rows = [[step["name"], step["what"], f"{step['seconds'] / 60:.0f} min"] for step in made["steps"]]
+    console.out.print(console.grid("steps", ["", "what", "about"], rows))
+    rows = [
+        [
+            one["kind"],
+            one["name"],
+            "there" if one["place"] else (f"{one['bytes'] / 1e9:.1f} GB" if one["bytes"] else "missing"),
+            one["origin"],
+        ]
+        for one in made["needs"]
+    ]
+    if rows:
+        console.out.print(console.grid("needs", ["", "name", "", "from"], rows))
+    console.out.print(
+        f"models to download: {made['download_bytes'] / 1e9:.0f} GB; GPU memory: {made['gpu_bytes'] / 1e9:.0f} GB; "
+        f"time: {made['hours']:.1f} h ({made['assumption']})"
+    )
+    for note in made["notes"]:
+        console.warn(note)
