@@ -118,7 +118,9 @@ def pictures(folder: Path, model: str) -> str:
     cells = np.array([[0, 0, 16, 32], [16, 0, 32, 32], *[[np.nan] * 4] * (len(spans) - 2)])
     shown = np.zeros(len(spans), bool)
     shown[:2] = True
-    seen = replace(words, title="What colour?", image=str(picture), cells=cells, pixels=shown, boxes=[(0.0, 0.0, 16.0, 16.0)])
+    seen = replace(
+        words, title="What colour?", image=str(picture), cells=cells, pixels=shown, boxes=[(0.0, 0.0, 16.0, 16.0)]
+    )
     return page(f"{model}: what the 1 best and 1 worst heads by Truth Score look at", [words, seen])
 
 

@@ -97,13 +97,13 @@ def test_markup_in_names_has_not_run(tab: Page, html: Path) -> None:
 def test_hover_shows_the_value_and_colours_follow_it(tab: Page, html: Path, artefacts: Path) -> None:
     tab.open(html)
     values = Scores.load(artefacts / "base.safetensors").values
-    low = divmod(int(values.argmin()), values.shape[1])
-    for layer, head in (BEST, low):
+    high, low = (divmod(int(at), values.shape[1]) for at in (values.argmax(), values.argmin()))
+    for layer, head in (high, low):
         x, y = place(tab, "base", layer, head)
         tab.mouse("mouseMoved", x, y)
         shown = tab.evaluate("document.getElementById('tip').textContent")
         assert shown.startswith(f"L{layer}H{head}: {float(values[layer, head]):.3f} [") and "of 90" in shown
-    best, worst = (pixel(tab, "base", *place(tab, "base", *at)) for at in (BEST, low))
+    best, worst = (pixel(tab, "base", *place(tab, "base", *at)) for at in (high, low))
     assert best[0] > 200 and best[1] > 200 and best[2] < 100, "the best head is yellow"
     assert sum(worst[:3]) < sum(best[:3]), "the worst head is darker"
 
@@ -128,13 +128,8 @@ def test_heads_are_chosen_by_keys_by_name_and_by_the_address(tab: Page, html: Pa
     name = "document.getElementById('head').value"
     assert tab.evaluate(name) == "L2H3"
     tab.evaluate(panel("base", ".querySelector('canvas').focus()"))
-    for key, wanted in {
-        "ArrowUp": "L3H3",
-        "ArrowRight": "L3H4",
-        "ArrowDown": "L2H4",
-        "Home": HEAD,
-        "Escape": "",
-    }.items():
+    moves = {"ArrowUp": "L3H3", "ArrowRight": "L3H4", "ArrowDown": "L2H4", "Home": f"L{layer}H{head}", "Escape": ""}
+    for key, wanted in moves.items():
         tab.press(key)
         assert tab.evaluate(name) == wanted
     tab.evaluate("(() => { field.value = '4 1'; field.dispatchEvent(new Event('change')); })()")
@@ -200,8 +195,11 @@ def test_a_table_is_saved_with_formulas_made_harmless(tab: Page, html: Path) -> 
 
 def test_other_views_of_a_panel_are_drawn_and_read(tab: Page, html: Path) -> None:
     tab.open(html, place=f"#{HEAD}")
-    script = """(() => { const f = figures.find(one => one.item.group === 'drift'), s = f.element.querySelector('select');
-      s.value = '4'; s.dispatchEvent(new Event('change')); return f.reading.textContent; })()"""
+    script = """(() => {
+      const figure = figures.find(one => one.item.group === 'drift'), select = figure.element.querySelector('select');
+      select.value = '4'; select.dispatchEvent(new Event('change'));
+      return figure.reading.textContent;
+    })()"""
     assert tab.evaluate(script) == f"{HEAD}: 0.040 relative drift, 1. of 90"
 
 

@@ -179,7 +179,7 @@ def _draws(generator: np.random.Generator, groups: int, resamples: int) -> Float
 def _figures(
     first: Float[np.ndarray, "groups heads"],
     second: Float[np.ndarray, "others heads"],
-    weights: list[Float[np.ndarray, "resamples groups"]],
+    weights: list[Float[np.ndarray, "resamples _"]],
     layer: Int[np.ndarray, " heads"] | None,
     shared: bool,
     values: tuple[Float[np.ndarray, " heads"], Float[np.ndarray, " heads"]],

@@ -68,7 +68,8 @@ def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
 def stepwise(steps: Mapping[str, str]) -> Iterator[tuple[Callable[[str, bool], None], Callable[[int, int], None]]]:
     """Yield callbacks for a chain of steps: one is told each step as it begins, one its progress (done, total).
 
-    Each step leaves a line on stderr, also one that is not among ``steps``; on a terminal a bar shows how far it is and the time left.
+    Each step leaves a line on stderr, also one that is not among ``steps``; on a terminal a bar shows how far it is
+    and the time left.
     """
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     bar = Progress(*columns, console=err, transient=True, disable=not err.is_terminal)

@@ -36,7 +36,9 @@ class Arrays:
         size = np.floor(np.log10(np.abs(flat, where=known, out=np.ones_like(flat))))
         # An integer over a power of ten is the nearest double to its decimal, so that JSON writes few digits.
         up, down = 10.0 ** np.maximum(DIGITS - 1 - size, 0), 10.0 ** np.maximum(size - DIGITS + 1, 0)
-        rounded = np.where(known, np.rint(np.where(known, flat, 0) * up / down) * down / up, np.where(np.isfinite(flat), 0, np.nan))
+        rounded = np.where(
+            known, np.rint(np.where(known, flat, 0) * up / down) * down / up, np.where(np.isfinite(flat), 0, np.nan)
+        )
         digest = hashlib.sha256(rounded.tobytes()).hexdigest()
         if digest not in self.known:
             self.known[digest] = len(self.lists)

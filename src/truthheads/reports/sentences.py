@@ -43,7 +43,7 @@ def _scores(found: Artefacts) -> str:
         return f"No head of {model} has a Truth Score."
     head, total = f"L{best[0][0]}H{best[0][1]}", int(item.values.isfinite().sum())
     value, interval = float(item.values[best[0]]), one.ends
-    others = f" ({counted(len(found.scores), 'score file')} in all)" if len(found.scores) > 1 else ""
+    others = f"; {counted(len(found.scores) - 1, 'more score file')} can be seen below" if len(found.scores) > 1 else ""
     if interval is None:
         text = f"of {counted(total, 'head')} of {model}, {head} has the highest score, {number(value)} {item.unit}"
         return f"{text[0].upper()}{text[1:]}; no samples were kept, so how sure that is cannot be said{others}."

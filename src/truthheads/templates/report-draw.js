@@ -133,7 +133,7 @@ function axes(sheet, box, xs, ys, names, colours) {
   sheet.line(box.x, box.y + box.h, box.x + box.w, box.y + box.h, colours.line);
   if (names.y) sheet.line(box.x, box.y, box.x, box.y + box.h, colours.line);
   if (!names.log) {
-    const across = ticks(xs[0], xs[1], Math.min(6, box.w / 60));
+    const across = ticks(xs[0], xs[1], Math.max(4, Math.min(8, box.w / 60)));
     for (const value of across.found) {
       sheet.line(spot.x(value), box.y, spot.x(value), box.y + box.h, colours.line, 0.5);
       sheet.write(spot.x(value), box.y + box.h + 14, text(value, across.digits), { fill: colours.soft, anchor: "middle", size: 10 });
@@ -241,7 +241,7 @@ function drawPath(path, room, colours) {
     return { x, y, words: point.words };
   });
   Object.entries({ chosen: "chosen", within: "within the guard", beyond: "beyond the guard" }).forEach(([state, words], at) => {
-    const x = box.x + at * Math.min(120, box.w / 3);
+    const x = 8 + at * Math.min(130, (size - 16) / 3);
     sheet.circle(x + 4, box.y + box.h + 48, 4, STATES[state]);
     sheet.write(x + 12, box.y + box.h + 52, words, { fill: colours.soft, size: 10 });
   });
