@@ -64,6 +64,8 @@ def test_a_model_that_can_be_made_better_is(grounded: tuple[Path, dict[str, Any]
     assert result["controls"]["beaten"] == result["controls"]["of"] == 3
     gated = load(str(folder / "out" / "model"), dtype="fp32")
     assert gated.layout.num_heads == 4
+    page = (folder / "out" / "report.html").read_text(encoding="utf-8")
+    assert "The gated model was written to model" in page
     assert json.loads((folder / "out" / "ground.json").read_text(encoding="utf-8"))["better"] is True
 
 
@@ -95,6 +97,7 @@ def test_nothing_is_claimed_where_answers_are_right_already(faithful: str, tmp_p
     assert result["ungated"]["pair_accuracy"]["value"] == 1.0
     assert not result["better"] and result["exported"] is None
     assert not (tmp_path / "out" / "model").exists()
+    assert "No model was written" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
 
 
 def test_nothing_is_claimed_where_labels_are_a_coin(stubborn: str, tmp_path: Path) -> None:
@@ -154,3 +157,5 @@ def test_the_command_says_what_comes_next(stubborn: str, tmp_path: Path) -> None
     assert result.exit_code == 0, result.output
     assert "vllm serve" in result.stdout and "verdict:" in result.stdout
     assert (tmp_path / "out" / "model" / "model.safetensors").is_file()
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "because --export-anyway was given" in page

@@ -15,7 +15,6 @@ from truthheads.cli.options import Json
 def report(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the artefacts are; folders in it count, too.")],
     out: Annotated[Path, typer.Option(help="The page: one self-contained file.")] = Path("report.html"),
-    seed: Annotated[int, typer.Option(min=0, help="Changes nothing here: a page only shows what was computed.")] = 0,
     json: Json = False,
 ) -> None:
     """Write one HTML page, readable offline, from whatever artefacts a folder holds."""
@@ -26,7 +25,7 @@ def report(
     for warning in made.warnings:
         console.err.print(f"[bold yellow]warning:[/] {escape(warning)}")
     if json:
-        result = {**made._asdict(), "out": str(made.out), "seed": seed}
+        result = {**made._asdict(), "out": str(made.out)}
         typer.echo(dumps(result))
         return
     for at, sentence in enumerate(made.summary, start=1):

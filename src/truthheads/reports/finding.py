@@ -30,6 +30,7 @@ SHAPES = {
     "comparison": {"pairs", "models", "meta"},
     "tuning": {"path", "frontier", "chosen", "guard"},
     "evaluation": {"task", "rows", "runs", "primary"},
+    "grounding": {"better", "anyway", "exported", "verdict", "test_rows"},
 }
 """Keys by which a JSON result is known."""
 LOADERS: dict[str, Callable[[Path], Any]] = {
@@ -80,6 +81,7 @@ class Artefacts:
         gates: Gates.
         tunings: Objects as in ``tuning.json``.
         evaluations: Objects as in ``summary.json``.
+        groundings: Objects as in ``ground.json``.
         pictures: What pages of ``truthheads trace --pictures`` show.
         warnings: Sentences on files that could not be used.
     """
@@ -91,6 +93,7 @@ class Artefacts:
     gates: list[Named[Gate]] = field(default_factory=list)
     tunings: list[Named[dict[str, Any]]] = field(default_factory=list)
     evaluations: list[Named[dict[str, Any]]] = field(default_factory=list)
+    groundings: list[Named[dict[str, Any]]] = field(default_factory=list)
     pictures: list[Named[list[Picture]]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -115,6 +118,7 @@ _HOMES = {
     "gate": "gates",
     "tuning": "tunings",
     "evaluation": "evaluations",
+    "grounding": "groundings",
     "pictures": "pictures",
 }
 

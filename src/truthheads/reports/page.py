@@ -13,7 +13,7 @@ from truthheads.errors import TruthHeadsError
 from truthheads.reports.finding import Artefacts, find, nothing_found
 from truthheads.reports.pages import HEAD
 from truthheads.reports.sections import sections
-from truthheads.reports.sentences import summary
+from truthheads.reports.sentences import grounded, summary
 from truthheads.reports.wording import counted, short_name
 
 
@@ -87,7 +87,7 @@ def render(found: Artefacts) -> tuple[str, list[str], list[str]]:
         "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         "data": Markup(_inside_script(dumps(data.json()))),
         "summary": sentences,
-        "warnings": warnings,
+        "warnings": [*map(grounded, found.groundings), *warnings],
         "sections": parts,
         "has_heads": bool(data.maps),
         "files": counted(sum(1 for _ in found.every), "file"),

@@ -231,3 +231,17 @@ def _rank(run: Mapping[str, Any]) -> str:
     if of == 1:
         return f", {'' if beaten else 'not '}ahead of its only control"
     return f", ahead of {'none' if not beaten else 'all' if beaten == of else beaten} of its {counted(of, 'control')}"
+
+
+def grounded(one: Named[dict[str, Any]]) -> str:
+    """Return what ``truthheads ground`` decided, and why."""
+    told = one.item
+    tested = f"on {told['test_rows']} test rows the verdict on the learned gate is “{told['verdict']}”"
+    if told["better"]:
+        return f"The gated model was written to {told['exported']}: {tested}, and it beats every control."
+    if told["anyway"] and told["exported"]:
+        return (
+            f"The gated model was written to {told['exported']} because --export-anyway was given; nothing shows that "
+            f"it is better: {tested}."
+        )
+    return f"No model was written: {tested}."
