@@ -1,4 +1,4 @@
-.PHONY: install demo test check sight lint bench fix family clean
+.PHONY: install demo test check sight lint bench docs fix family clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -41,6 +41,11 @@ lint: install
 
 bench: install
 	$(BIN)/python -m bench
+
+# Needs no network: no font, script or style from elsewhere.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo 'build/site/index.html'
 
 fix: install
 	$(BIN)/ruff check --fix src tests bench

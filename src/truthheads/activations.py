@@ -13,6 +13,7 @@ from truthheads.forward import Progress, backbone, filled, final_values, prepare
 from truthheads.hooks import intercepted
 from truthheads.models import Model
 from truthheads.prompts import Encoded
+from truthheads.ranks import open_rows
 from truthheads.store import Field, RowStore
 
 
@@ -77,7 +78,7 @@ def collect(
     fields = {
         field_name(head.index): Field((head.num_heads, head.head_dim), model.dtype) for head in model.layout.layers
     }
-    store = RowStore(folder, fields, rows=sum(len(item.tails) for item in encoded), identity=identity)
+    store = open_rows(folder, fields, rows=sum(len(item.tails) for item in encoded), identity=identity)
 
     def step(batch: Sequence[Encoded]) -> None:
         rows = torch.tensor([answers[item.row] + k for item in batch for k in range(len(item.tails))])

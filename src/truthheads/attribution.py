@@ -12,6 +12,7 @@ from truthheads.forward import Progress, answer_logprobs, filled, prepare_tails
 from truthheads.hooks import intercepted
 from truthheads.models import Model
 from truthheads.prompts import Encoded
+from truthheads.ranks import open_rows
 from truthheads.store import Field, RowStore
 
 
@@ -46,7 +47,7 @@ def attribute(
         ActivationError: A gradient is not finite, or one question does not fit into memory.
     """
     fields = {"gradient": Field(model.layout.shape, torch.float32), "margin": Field((), torch.float32)}
-    store = RowStore(folder, fields, rows=len(encoded), identity=identity)
+    store = open_rows(folder, fields, rows=len(encoded), identity=identity)
 
     def step(batch: Sequence[Encoded]) -> None:
         gates = torch.ones(len(batch), *model.layout.shape, device=model.device, requires_grad=True)

@@ -1,5 +1,7 @@
 """Where a model runs, and in which floating-point type."""
 
+import os
+
 import torch
 
 from truthheads.errors import ModelError
@@ -24,11 +26,16 @@ def pick_batch_tokens(device: torch.device) -> int:
 def pick_device(name: str) -> torch.device:
     """Return a torch device; ``auto`` is the first accelerator, else the CPU.
 
+    Of several processes on a machine (``accelerate launch``), each takes an accelerator of its own.
+
     Raises:
         ModelError: The device is not one of torch's, or is not there.
     """
     if name == "auto":
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        local = os.environ.get("LOCAL_RANK")
+        if accelerator is not None and local is not None:
+            return torch.device(accelerator.type, int(local) % torch.accelerator.device_count())
         return accelerator or torch.device("cpu")
     try:
         place = torch.device(name)

@@ -52,3 +52,7 @@ class ActivationError(TruthHeadsError):
 
 class GateError(TruthHeadsError):
     """A gate cannot be used as it is, or not on this model."""
+
+
+class PartDone(BaseException):
+    """No error: raised in every process but the first when its share is done. The first goes on with the whole."""

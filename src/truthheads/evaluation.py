@@ -1,7 +1,7 @@
 """Evaluate a model, ungated and under gates and their controls: predictions first, figures from them alone."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -11,15 +11,24 @@ import torch
 from truthheads.artifacts import dumps, file_sha256, provenance, write_json
 from truthheads.devices import pick_batch_tokens
 from truthheads.errors import ArtifactError, GateError
-from truthheads.forward import Progress, answer_logprobs, plan_batches, prepare_tails, run_batches, shares_prefix
+from truthheads.forward import (
+    Progress,
+    answer_logprobs,
+    my_batches,
+    plan_batches,
+    prepare_tails,
+    run_batches,
+    shares_prefix,
+)
 from truthheads.gates import Control, Gate
 from truthheads.generating import Head, answer, check_finite
 from truthheads.harness import PREFIX, Harness
 from truthheads.jobs import Asking, Job, make_job
 from truthheads.models import Model
 from truthheads.neutral import measure_harm, neutral_ids
-from truthheads.predictions import NAME, Journal, Line, key_of
+from truthheads.predictions import NAME, Journal, Key, Line, files_of, gathered, key_of
 from truthheads.prompts import Encoded
+from truthheads.ranks import ranks
 from truthheads.results import GUARD, PLAIN, SETTINGS, SUMMARY, summarise
 
 GUARD_TEXTS = 32
@@ -44,7 +53,8 @@ def evaluate(
     """Run a benchmark on a model as it is, under each gate and under its controls, and write the figures.
 
     ``predictions.jsonl`` grows as answers come; what is there already is not computed again, and a run that was
-    killed and taken up again gives the same bytes. The ungated run is shared by all gates.
+    killed and taken up again gives the same bytes. The ungated run is shared by all gates. Several processes
+    (``accelerate launch``) share the batches; the first puts the answers together, in the order of a single one.
 
     Args:
         model: The model.
@@ -101,14 +111,17 @@ def evaluate(
     write_json(folder / SETTINGS, {"settings": settings, "notes": told})
     journal = Journal(folder / NAME)
     batches = _batches(model, job, limit) if job else []
-    steps = len(runs) + 1
+    steps, first = len(runs) + 1, ranks().rank == 0
     for number, (name, gate) in enumerate([(PLAIN, None), *runs.items()]):
         if job:
             _run(model, job, name, gate, batches, journal, _part(progress, number, steps))
-        elif harness:
+        elif harness and first:
             harness.run(name, gate, journal)
-        if gate is not None and texts:
+        if gate is not None and texts and number % ranks().world == ranks().rank:
             _guard(model, name, gate, texts, journal)
+    if ranks().several:
+        told_by_harness = [key_of(line) for line in journal.lines] if harness else []
+        journal = gathered(folder / NAME, [*told_by_harness, *_keys([PLAIN, *runs], job, batches, len(texts))])
     notes = [*told, *([journal.dropped] if journal.dropped else [])]
     summary = summarise(journal.lines, seed=seed, settings=settings, notes=notes)
     write_json(folder / SUMMARY, summary)
@@ -156,7 +169,7 @@ def _check_gates(model: Model, gates: Mapping[str, Gate]) -> None:
 def _check_folder(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the gates that a folder holds; raise ArtifactError where its predictions were made another way."""
     there = folder / SETTINGS
-    if not (folder / NAME).is_file():
+    if not files_of(folder / NAME):
         return {}
     try:
         before = json.loads(there.read_text(encoding="utf-8"))["settings"]
@@ -215,9 +228,24 @@ def _run(
                 row += 1
         journal.add(lines)
 
+    done |= set(range(len(batches))) - my_batches(job.encoded, batches)
     with gate.apply(model) if gate is not None else nullcontext():
         head = Head(model, job.head) if job.head and len(done) < len(batches) else None
         run_batches(model, job.encoded, batches, step, done=done, complete=lambda _: None, progress=progress)
+
+
+def _keys(names: Sequence[str], job: Job | None, batches: Sequence[Sequence[int]], texts: int) -> Iterator[Key]:
+    """Yield the keys of all lines in the order in which a single process writes them."""
+    for name in names:
+        for batch in batches if job else ():
+            for at in batch:
+                yield from (key_of({**line, "run": name}) for tail in job.lines[at] for line in tail) if job else ()
+        if name != PLAIN:
+            yield from (key_of(line) for line in _guard_lines(name, texts))
+
+
+def _guard_lines(name: str, texts: int) -> list[Line]:
+    return [{"task": GUARD, "run": name, "id": f"text-{at}"} for at in range(texts)]
 
 
 def _there(journal: Journal, line: Line) -> bool:
@@ -226,7 +254,7 @@ def _there(journal: Journal, line: Line) -> bool:
 
 def _guard(model: Model, name: str, gate: Gate, texts: list[list[int]], journal: Journal) -> None:
     """Measure what a gate does to neutral text, unless it is there."""
-    begun = [{"task": GUARD, "run": name, "id": f"text-{at}"} for at in range(len(texts))]
+    begun = _guard_lines(name, len(texts))
     if not all(_there(journal, line) for line in begun):
         harm = measure_harm(model, texts, gate)
         values = zip(begun, harm.kl.tolist(), harm.loss.tolist(), strict=True)

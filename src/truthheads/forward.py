@@ -16,6 +16,7 @@ from truthheads.errors import ActivationError
 from truthheads.models import Model
 from truthheads.pictured import Pixels, beside, prepared
 from truthheads.prompts import Encoded
+from truthheads.ranks import Parts, share
 from truthheads.store import RowStore
 
 Progress = Callable[[int, int], None]
@@ -153,21 +154,33 @@ def _images(batch: Sequence[Encoded]) -> list[str]:
 
 def filled(
     model: Model,
-    store: RowStore,
+    store: RowStore | Parts,
     encoded: Sequence[Encoded],
     step: Callable[[Sequence[Encoded]], None],
     *,
     batch_tokens: int,
     progress: Progress | None,
 ) -> RowStore:
-    """Run ``step`` on what a store still lacks and return the store; after an error it is closed, not deleted."""
+    """Run ``step`` on what a store still lacks and return the store; after an error it is closed, not deleted.
+
+    Where several processes work, each runs its share, and the first returns the whole.
+
+    Raises:
+        PartDone: In every process but the first.
+    """
     try:
         batches = plan_batches(encoded, batch_tokens=batch_tokens)
-        run_batches(model, encoded, batches, step, done=store.done, complete=store.complete, progress=progress)
+        done = store.done | set(range(len(batches))) - my_batches(encoded, batches)
+        run_batches(model, encoded, batches, step, done=done, complete=store.complete, progress=progress)
+        return store.whole(len(batches)) if isinstance(store, Parts) else store
     except BaseException:
         store.close()
         raise
-    return store
+
+
+def my_batches(encoded: Sequence[Encoded], batches: Sequence[Sequence[int]]) -> set[int]:
+    """Return the batches that are this process's, by the tokens that they cost."""
+    return share([sum(encoded[i].unique_tokens for i in batch) for batch in batches])
 
 
 def _halving(members: Sequence[Encoded], step: Callable[[Sequence[Encoded]], None]) -> None:

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from truthheads.artifacts import dumps, unwritable
-from truthheads.errors import DataError
+from truthheads.errors import DataError, PartDone
+from truthheads.ranks import ranks, together
 
 Line = dict[str, Any]
+Key = tuple[str, str, str, str]
+"""Task, run, split, id."""
 NAME = "predictions.jsonl"
 
 
@@ -76,19 +79,25 @@ def _parsed(part: bytes) -> Line | None:
 class Journal:
     """Predictions that grow: what an earlier run has written counts as done.
 
+    Of several processes, each writes a file of its own beside ``path`` and counts as done what stands in any.
+
     Args:
         path: The file; made where it is missing. A half-written last line is cut off.
+        whole: Write ``path`` itself, also where several processes work.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.dropped = path, ""
+    def __init__(self, path: Path, *, whole: bool = False) -> None:
+        apart = ranks().several and not whole
+        self.path, self.dropped = _part(path, ranks().rank) if apart else path, ""
         self.lines: list[Line] = []
-        if path.is_file():
-            read = read_predictions(path)
+        if self.path.is_file():
+            read = read_predictions(self.path)
             self.lines, self.dropped = read.lines, read.dropped
             if self.dropped:
-                os.truncate(path, read.size)
+                os.truncate(self.path, read.size)
         self.done = {key_of(line) for line in self.lines}
+        if apart:
+            self.done |= {key_of(line) for other in files_of(path) for line in read_predictions(other).lines}
 
     def add(self, lines: Iterable[Mapping[str, Any]]) -> None:
         """Write the lines that are not there yet, and see them to the disk.
@@ -113,6 +122,39 @@ class Journal:
         self.done |= {key_of(line) for line in new}
 
 
-def key_of(line: Mapping[str, Any]) -> tuple[str, str, str, str]:
+def key_of(line: Mapping[str, Any]) -> Key:
     """Return what makes a line the only one of its kind: task, run, split, id."""
     return str(line["task"]), str(line["run"]), str(line.get("split") or ""), str(line["id"])
+
+
+def files_of(path: Path) -> list[Path]:
+    """Return the predictions that are there: the file itself, and those of several processes beside it."""
+    parts = sorted(path.parent.glob(f"{path.stem}.rank-*{path.suffix}"))
+    return [one for one in (path, *parts) if one.is_file()]
+
+
+def gathered(path: Path, keys: Iterable[Key]) -> Journal:
+    """Wait for all processes and return the predictions of all of them, in the first; end the others.
+
+    Args:
+        path: The whole file.
+        keys: Every line's key, in the order of a single process; a line that nobody wrote is left out.
+
+    Raises:
+        PartDone: In every process but the first.
+    """
+    together()
+    if ranks().rank:
+        raise PartDone
+    files = files_of(path)
+    known = {key_of(line): line for file in files for line in read_predictions(file).lines}
+    journal = Journal(path, whole=True)
+    journal.add(known[key] for key in keys if key in known)
+    for part in files:
+        if part != path:
+            part.unlink()
+    return journal
+
+
+def _part(path: Path, rank: int) -> Path:
+    return path.with_name(f"{path.stem}.rank-{rank}{path.suffix}")

@@ -25,6 +25,7 @@ from truthheads.looking import POSITIONS, Traceable, look, query_of, traceable
 from truthheads.models import Model
 from truthheads.placing import Places
 from truthheads.prompts import Encoded
+from truthheads.ranks import open_rows
 from truthheads.scores import Scores
 from truthheads.stats import bootstrap_means, interval
 from truthheads.store import Field, RowStore
@@ -200,7 +201,7 @@ def _measured(
 ) -> RowStore:
     """Return a store with ``sample``: every question's measures, ``[rows, positions, measures, layers, heads]``."""
     shape = (len(positions), len(MEASURES), *model.layout.shape)
-    store = RowStore(folder, {"sample": Field(shape, torch.float32)}, rows=len(rows), identity=identity)
+    store = open_rows(folder, {"sample": Field(shape, torch.float32)}, rows=len(rows), identity=identity)
     there = torch.zeros(model.layout.shape, dtype=torch.bool)
     for layer in model.layout.layers:
         there[layer.index, : layer.num_heads] = True

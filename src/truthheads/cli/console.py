@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ParamSpec, TypeVar
@@ -12,7 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from truthheads.errors import TruthHeadsError
+from truthheads.errors import PartDone, TruthHeadsError
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -23,7 +24,10 @@ BAR_AFTER_SECONDS = 2.0
 
 
 def guarded(command: Callable[P, R]) -> Callable[P, R]:
-    """Turn an error raised on purpose into two lines and exit code 2, and Ctrl-C into one line and 130."""
+    """Turn an error raised on purpose into two lines and exit code 2, and Ctrl-C into one line and 130.
+
+    Of several processes, all but the first end here when their share is done.
+    """
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -34,6 +38,8 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
             err.print(f"[bold red]error:[/] {escape(' '.join(problem.split()))}")
             err.print(f"[bold]do:[/] {escape(' '.join(error.fix.split()))}")
             raise typer.Exit(2) from error
+        except PartDone as error:
+            raise typer.Exit(0) from error
         except KeyboardInterrupt as error:
             err.print("stopped; the same command goes on from here")
             raise typer.Exit(130) from error
@@ -45,7 +51,7 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
 def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
     """Yield a callback (done, total) that shows a bar on stderr once the work has taken two seconds."""
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
+    bar = Progress(*columns, console=err, transient=True, disable=not err.is_terminal or not _first())
     task = bar.add_task(label)
     begun = time.monotonic()
     shown = False
@@ -72,7 +78,7 @@ def stepwise(steps: Mapping[str, str]) -> Iterator[tuple[Callable[[str, bool], N
     and the time left.
     """
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
+    bar = Progress(*columns, console=err, transient=True, disable=not err.is_terminal or not _first())
     task = bar.add_task("", visible=False)
     names = list(steps)
 
@@ -87,6 +93,11 @@ def stepwise(steps: Mapping[str, str]) -> Iterator[tuple[Callable[[str, bool], N
 
     with bar:
         yield tell, advance
+
+
+def _first() -> bool:
+    """Return whether this is the first, or the only, process of a command."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def grid(title: str, columns: list[str], rows: list[list[str]]) -> Table:
