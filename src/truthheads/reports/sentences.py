@@ -194,7 +194,8 @@ def _effect(found: Artefacts) -> str:
     if not parts:
         return "No gate was evaluated on a benchmark, so this page does not say whether gating helps."
     more = len(found.evaluations) - 3
-    return f"{'; '.join(parts)}{f'; {more} more in the table' if more > 0 else ''}."
+    joined = "; ".join([*parts[:1], *(part[:1].lower() + part[1:] for part in parts[1:])])
+    return f"{joined}{f'; {more} more in the table' if more > 0 else ''}."
 
 
 def judged(summary: Mapping[str, Any]) -> str:
