@@ -14,8 +14,9 @@ checkpoint. Other classes whose layers look like one of these are found by disco
 refused by name.
 
 `image`: answers to image prompts are as likely as in one call of the model's real processor, to 1e-4
-(tests/test_vision_models.py; ¹ needs torchvision: `pip install 'truthheads[vision]'`). `pixels`: `trace` knows which
-pixels each image token covers (tests/test_patches.py). Prompts: `Context: … Question: … Answer:` with a context,
+(tests/test_vision_models.py, with hook = adapter = checkpoint and a gate learned on image prompts; ¹ needs torchvision:
+`pip install 'truthheads[vision]'`). `pixels`: `trace` knows which pixels each image token covers
+(tests/test_patches.py). Prompts: `Context: … Question: … Answer:` with a context,
 `IMAGE question ASSISTANT:` for image rows without one, `--chat` for the model's own template.
 
 | class | heads at | layers left alone | image | pixels |

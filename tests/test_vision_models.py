@@ -21,12 +21,14 @@ from truthheads.data import Question
 from truthheads.errors import DataError, ModelError
 from truthheads.exports import export
 from truthheads.gates import Gate
+from truthheads.learning import Schedule
 from truthheads.margins import pair_logprobs
 from truthheads.models import Model
 from truthheads.patches import VIEWS, token_boxes
 from truthheads.pictured import kind_of, placeholder
 from truthheads.prompts import encode
 from truthheads.tracing import trace
+from truthheads.tuning import tune
 from vision_zoo import ROWS, TORCHVISION, seeing
 from zoo import ZooRow
 
@@ -227,3 +229,9 @@ def test_an_image_that_cannot_be_read_is_named_with_its_row(model: Model, questi
     Path(str(questions[2].image)).write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DataError, match=r"row 'q2': image .*2\.png cannot be read"):
         encode(model, questions)
+
+
+def test_a_gate_is_learned_on_image_prompts(model: Model, questions: list[Question]) -> None:
+    found = tune(model, questions, dev_share=0.5, guard=1.0, schedule=Schedule(epochs=1, rate=0.2), batch_tokens=2048)
+    assert found.result["path"] and torch.isfinite(found.gate.gate).all()
+    assert max(entry["effect"]["margin"]["value"] for entry in found.result["path"]) != 0.0
