@@ -27,8 +27,8 @@ from truthheads.tuning import tune
 
 Split = Literal["train", "dev", "test"]
 BASE, READER, VISION = FAMILY = ("smollm2", "smollm2:reader", "smollm2:vision")
-ROWS = 240
-LEARNED_FROM, SCENES, SHOWN = 1 / 5, 1 / 4, 1 / 2
+ROWS = 180
+LEARNED_FROM, SCENES, SHOWN = 1 / 4, 1 / 4, 1 / 2
 """Rows to learn a gate from, scenes, and rows whose attention is traced: shares of the generated questions."""
 STRENGTH = 2.0
 STEPS = {

@@ -13,7 +13,7 @@ from truthheads.cli.options import Json, Seed
 @guarded
 def demo(
     out: Annotated[Path, typer.Option(help="Folder to write to; the same command goes on from it.")] = Path("demo"),
-    rows: Annotated[int, typer.Option(min=60, help="Generated questions; everything else is in proportion.")] = 240,
+    rows: Annotated[int, typer.Option(min=60, help="Generated questions; everything else is in proportion.")] = 180,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
