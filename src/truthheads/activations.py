@@ -9,7 +9,7 @@ from torch import Tensor
 
 from truthheads.data import Question
 from truthheads.errors import ActivationError
-from truthheads.forward import Progress, backbone, filled, final_values, prepare_tails
+from truthheads.forward import Progress, backbone, final_values, prepare_tails, shared
 from truthheads.hooks import intercepted
 from truthheads.models import Model
 from truthheads.prompts import Encoded
@@ -50,8 +50,9 @@ def collect(
     *,
     identity: str,
     batch_tokens: int,
+    alone: bool = False,
     progress: Progress | None = None,
-) -> RowStore:
+) -> RowStore | None:
     """Compute z at the final token of every answer and keep it, layer by layer, in a store on disk.
 
     No language-model head is run. A run that was killed goes on where it stopped.
@@ -63,11 +64,13 @@ def collect(
         folder: Folder of the store.
         identity: What the values depend on beside the tokens' order: model, data and settings, as text.
         batch_tokens: Padded tokens in a batch, at most.
+        alone: Of several processes, this one does all of it.
         progress: Told the unique tokens done and in all.
 
     Returns:
         A store with one field for each layer with heads, ``layer-12``: ``[answers, num_heads, head_dim]`` in the
-        model's own type; answers counted through in the order of the questions.
+        model's own type; answers counted through in the order of the questions. On disk all answers of one head stand
+        side by side. None in other processes than the first.
 
     Raises:
         ActivationError: NaN or infinity came out (row and layer are named), or one question does not fit into memory.
@@ -75,10 +78,8 @@ def collect(
     """
     answers = first_answers(encoded)
     encoded = [without_prediction(item) for item in encoded]
-    fields = {
-        field_name(head.index): Field((head.num_heads, head.head_dim), model.dtype) for head in model.layout.layers
-    }
-    store = open_rows(folder, fields, rows=sum(len(item.tails) for item in encoded), identity=identity)
+    rows = sum(len(item.tails) for item in encoded)
+    store = open_rows(folder, z_fields(model), rows=rows, identity=identity, alone=alone)
 
     def step(batch: Sequence[Encoded]) -> None:
         rows = torch.tensor([answers[item.row] + k for item in batch for k in range(len(item.tails))])
@@ -102,7 +103,15 @@ def collect(
                 )
             store.write(field_name(layer), rows, values)
 
-    return filled(model, store, encoded, step, batch_tokens=batch_tokens, progress=progress)
+    return shared(model, store, encoded, step, batch_tokens=batch_tokens, progress=progress)
+
+
+def z_fields(model: Model) -> dict[str, Field]:
+    """Return the fields of a store of z: one for each layer with heads, the rows of one head side by side."""
+    return {
+        field_name(head.index): Field((head.num_heads, head.head_dim), model.dtype, axis=1)
+        for head in model.layout.layers
+    }
 
 
 def field_name(layer: int) -> str:

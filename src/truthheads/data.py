@@ -3,12 +3,16 @@
 import hashlib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, overload
 
 from truthheads.artifacts import dumps, replaced
+from truthheads.spool import Spool
+
+IN_MEMORY = 20_000
+"""Rows of one file that are kept in memory, at most; where there are more, all lie in a temporary file."""
 
 
 class Answer(NamedTuple):
@@ -60,28 +64,106 @@ class Question:
         return int.from_bytes(hashlib.sha256(text).digest()[:8], "big", signed=True)
 
 
-class Questions(list[Question]):
+class QuestionRows(Sequence[Question]):
+    """Questions in order: in memory while they are few, in a temporary file when they are many."""
+
+    def __init__(self, rows: Iterable[Question] = ()) -> None:
+        self._few: list[Question] = []
+        self._many: Spool | None = None
+        for question in rows:
+            self.append(question)
+
+    def append(self, question: Question) -> None:
+        """Add a question.
+
+        Raises:
+            ArtifactError: The temporary folder is full.
+        """
+        if self._many is None and len(self._few) < IN_MEMORY:
+            self._few.append(question)
+            return
+        if self._many is None:
+            self._many = Spool()
+            for one in self._few:
+                self._many.append(_record(one))
+            self._few = []
+        self._many.append(_record(question))
+
+    def __len__(self) -> int:
+        return len(self._few) if self._many is None else len(self._many)
+
+    def __iter__(self) -> Iterator[Question]:
+        return iter(self._few) if self._many is None else map(_restored, self._many.read(0, len(self._many)))
+
+    @overload
+    def __getitem__(self, at: int) -> Question: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> list[Question]: ...
+
+    def __getitem__(self, at: int | slice) -> Question | list[Question]:
+        if self._many is None:
+            return self._few[at]
+        if isinstance(at, slice):
+            start, stop, step = at.indices(len(self))
+            if step == 1:
+                return list(map(_restored, self._many.read(start, stop)))
+            return [self[i] for i in range(start, stop, step)]
+        place = range(len(self))[at]
+        return _restored(next(self._many.read(place, place + 1)))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence) or isinstance(other, str):
+            return NotImplemented
+        return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]  # as a list has none
+
+
+def _record(question: Question) -> list[Any]:
+    return [getattr(question, name) for name in Question.__slots__]
+
+
+def _restored(record: list[Any]) -> Question:
+    fields = dict(zip(Question.__slots__, record, strict=True))
+    return Question(
+        **{
+            **fields,
+            "evidence": tuple((int(start), int(end)) for start, end in fields["evidence"]),
+            "boxes": tuple((x0, y0, x1, y1) for x0, y0, x1, y1 in fields["boxes"]),
+        }
+    )
+
+
+class Questions(QuestionRows):
     """The questions of one file, in order, with what the file was.
 
     Attributes:
         layout: Name of the layout that was recognised.
         path: The file as given.
-        sha256: Digest of its bytes.
+        sha256: Digest of its bytes; of its rows where they were streamed from a hub.
         skipped: Bad rows left out.
         note: What a reader must know of such files.
     """
 
     def __init__(
-        self, rows: Iterable[Question], *, layout: str, path: str, sha256: str, skipped: int, note: str = ""
+        self,
+        rows: Iterable[Question] = (),
+        *,
+        layout: str = "",
+        path: str = "",
+        sha256: str = "",
+        skipped: int = 0,
+        note: str = "",
     ) -> None:
         super().__init__(rows)
         self.layout, self.path, self.sha256, self.skipped, self.note = layout, path, sha256, skipped, note
 
-    def without(self, gone: "list[Question]") -> "Questions":
+    def without(self, gone: "Collection[Question]") -> "Questions":
         """Return the questions but for some, which count as skipped."""
         names = {question.id for question in gone}
         return Questions(
-            [question for question in self if question.id not in names],
+            (question for question in self if question.id not in names),
             layout=self.layout,
             path=self.path,
             sha256=self.sha256,

@@ -1,7 +1,6 @@
 """The form probe: how far the mere form of an answer tells truthful from untruthful."""
 
 import string
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -63,7 +62,7 @@ def form_features(text: str) -> list[float]:
 
 
 def probe_form(
-    texts: Sequence[str],
+    features: Float[np.ndarray, "n features"],
     label: Bool[np.ndarray, " n"],
     fold: Int[np.ndarray, " n"],
     group: Int[np.ndarray, " n"],
@@ -74,14 +73,14 @@ def probe_form(
     """Fit the probe of the heads on the form of the answers instead.
 
     Args:
-        texts: The answers.
+        features: :func:`form_features` of each answer.
         label: True for truthful ones.
         fold: Fold of each answer, the same as the heads'.
         group: Group of each answer, the clusters of the interval.
         pair: Question of each answer.
         seed: Of the bootstrap.
     """
-    features = np.array([form_features(text) for text in texts])
+    features = features.astype(float)
     spread = features.std(0)
     scaled = (features - features.mean(0)) / np.where(spread > 0, spread, 1.0)
     fits = newton_probe(torch.from_numpy(scaled).float()[None], torch.from_numpy(label).float(), torch.from_numpy(fold))

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from truthheads.ahead import WORTH, mapped
-from truthheads.errors import ActivationError
+from truthheads.errors import ActivationError, PartDone
 from truthheads.models import Model
 from truthheads.pictured import Pixels, beside, prepared
 from truthheads.prompts import Encoded
@@ -163,14 +163,31 @@ def filled(
 ) -> RowStore:
     """Run ``step`` on what a store still lacks and return the store; after an error it is closed, not deleted.
 
-    Where several processes work, each runs its share, and the first returns the whole.
+    Where several processes share the store, each runs its share, and the first returns the whole.
 
     Raises:
         PartDone: In every process but the first.
     """
+    whole = shared(model, store, encoded, step, batch_tokens=batch_tokens, progress=progress)
+    if whole is None:
+        raise PartDone
+    return whole
+
+
+def shared(
+    model: Model,
+    store: RowStore | Parts,
+    encoded: Sequence[Encoded],
+    step: Callable[[Sequence[Encoded]], None],
+    *,
+    batch_tokens: int,
+    progress: Progress | None,
+) -> RowStore | None:
+    """Do as :func:`filled`, but let the other processes go on: they get None."""
     try:
         batches = plan_batches(encoded, batch_tokens=batch_tokens)
-        done = store.done | set(range(len(batches))) - my_batches(encoded, batches)
+        mine = my_batches(encoded, batches) if isinstance(store, Parts) else set(range(len(batches)))
+        done = store.done | set(range(len(batches))) - mine
         run_batches(model, encoded, batches, step, done=done, complete=store.complete, progress=progress)
         return store.whole(len(batches)) if isinstance(store, Parts) else store
     except BaseException:

@@ -11,10 +11,10 @@ import torch
 from truthheads.answers import list_answers
 from truthheads.data import Question, normalised, occurrences
 from truthheads.errors import DataError
-from truthheads.form import FormProbe, probe_form
+from truthheads.form import FormProbe, form_features, probe_form
 from truthheads.forward import Progress
 from truthheads.models import Model
-from truthheads.probes import NUM_FOLDS, grouped_folds
+from truthheads.probes import NUM_FOLDS, dealt_folds
 from truthheads.prompts import prompt_of
 
 Strategy = Literal["closed-book", "swap", "both"]
@@ -230,8 +230,8 @@ def _distance(text: str, truthful: str) -> float:
 
 
 def _form(questions: Sequence[Question], seed: int) -> FormProbe | None:
-    answers = list_answers(questions)
-    if len(set(answers.group_name)) < NUM_FOLDS:
+    answers = list_answers(questions, seed=seed, features=form_features)
+    if len(answers.order) < NUM_FOLDS:
         return None
-    folds = grouped_folds(answers.group_name, num_folds=NUM_FOLDS, seed=seed)
-    return probe_form(answers.text, answers.label, folds, answers.group, answers.question, seed=seed)
+    folds = dealt_folds(answers.group, answers.order, num_folds=NUM_FOLDS)
+    return probe_form(answers.features, answers.label, folds, answers.group, answers.question, seed=seed)

@@ -1,14 +1,14 @@
 """A linear probe on every head and fold at once: Newton's method, and the paper's protocol for parity."""
 
-import hashlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt64
 from torch import Tensor
 
+from truthheads.answers import shuffled_place
 from truthheads.errors import DataError
 from truthheads.stats import head_auroc
 
@@ -20,6 +20,7 @@ TOLERANCE = 1e-4
 than one answer in 600 off the accuracy at the exact minimum."""
 MAX_STEPS = 200
 NUM_FOLDS = 5
+ROWS_AT_ONCE = 1 << 15
 
 
 class HeadFits(NamedTuple):
@@ -62,24 +63,41 @@ def grouped_folds(groups: Sequence[str], *, num_folds: int, seed: int) -> Int[np
     Raises:
         DataError: There are fewer groups than folds.
     """
-    sizes: dict[str, int] = {}
-    for group in groups:
-        sizes[group] = sizes.get(group, 0) + 1
-    if len(sizes) < num_folds:
+    numbers: dict[str, int] = {}
+    group = np.array([numbers.setdefault(name, len(numbers)) for name in groups], dtype=np.int64)
+    order = np.array([shuffled_place(name, seed) for name in numbers], dtype=np.uint64)
+    return dealt_folds(group, order, num_folds=num_folds)
+
+
+def dealt_folds(
+    group: Int[np.ndarray, " n"], order: UInt64[np.ndarray, " groups"], *, num_folds: int
+) -> Int[np.ndarray, " n"]:
+    """Return a fold for each answer: the largest groups are dealt first, each to the fold that has least so far.
+
+    Args:
+        group: Number of each answer's group, counted from 0.
+        order: Each group's place among groups of its size.
+        num_folds: How many.
+
+    Raises:
+        DataError: There are fewer groups than folds.
+    """
+    if len(order) < num_folds:
         raise DataError(
             "too few groups for cross-validation",
             expected=f"at least {num_folds} groups of rows (one for each fold)",
-            got=f"{len(sizes)} in {len(groups)} answers",
+            got=f"{len(order)} in {len(group)} answers",
             fix="give more rows; rows with one question (or one `group`) count once",
         )
-    shuffled = sorted(sizes, key=lambda group: hashlib.sha256(f"{seed}|{group}".encode()).digest())
-    fold_of: dict[str, int] = {}
+    sizes = np.bincount(group, minlength=len(order))
+    fold_of = np.empty(len(order), dtype=np.int64)
     filled = [0] * num_folds
-    for group in sorted(shuffled, key=lambda group: -sizes[group]):
-        fold = min(range(num_folds), key=lambda k: filled[k])
-        fold_of[group] = fold
-        filled[fold] += sizes[group]
-    return np.array([fold_of[group] for group in groups])
+    for number in np.lexsort((order, -sizes)):
+        fold = min(range(num_folds), key=filled.__getitem__)
+        fold_of[number] = fold
+        filled[fold] += int(sizes[number])
+    folds: Int[np.ndarray, " n"] = fold_of[group]
+    return folds
 
 
 def paper_folds(n: int, *, num_folds: int = NUM_FOLDS) -> Int[np.ndarray, " n"]:
@@ -116,15 +134,18 @@ def newton_probe(z: Float[Tensor, "heads n head_dim"], label: Float[Tensor, " n"
         Preconditioned nonlinear conjugate gradients (Polak-Ribière, restarts): Nocedal and Wright (2006), chapter 5.
     """
     heads, n, width = z.shape
-    z = z.float()
-    mean = z.mean(1, keepdim=True)
-    x = torch.cat([z - mean, z.new_ones(heads, n, 1)], 2)
-    scale = torch.linalg.vector_norm(x[:, :, :-1], dim=(1, 2), keepdim=True) / (n * width) ** 0.5
+    x = z.new_empty(heads, n, width + 1, dtype=torch.float32)  # the only copy of z in fp32
+    features = x[:, :, :-1]
+    features.copy_(z)
+    x[:, :, -1] = 1
+    mean = features.mean(1, keepdim=True)
+    features -= mean
+    scale = torch.linalg.vector_norm(features, dim=(1, 2), keepdim=True) / (n * width) ** 0.5
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-    x[:, :, :-1] /= scale
+    features /= scale
     penalty = torch.full((width + 1,), 1 / C, device=z.device)
     penalty[-1] = 1e-6
-    whole = _minimise(x, label, torch.ones_like(label)[None], penalty, z.new_zeros(heads, 1, width + 1))
+    whole = _minimise(x, label, torch.ones_like(label)[None], penalty, x.new_zeros(heads, 1, width + 1))
     kept = torch.stack([(fold != k).float() for k in range(int(fold.max()) + 1)])
     part = _minimise(x, label, kept, penalty, whole.repeat(1, len(kept), 1))
     logits = torch.bmm(part, x.transpose(1, 2)).gather(1, fold[None, None].expand(heads, 1, n))[:, 0]
@@ -142,8 +163,7 @@ def _minimise(
     """
     logit = torch.bmm(theta, x.transpose(1, 2))
     p = torch.sigmoid(logit)
-    scaled = x * (p[:, 0] * (1 - p[:, 0])).sqrt().unsqueeze(2)
-    factor = torch.linalg.cholesky_ex(torch.bmm(scaled.transpose(1, 2), scaled) + torch.diag(penalty))[0]
+    factor = torch.linalg.cholesky_ex(_hessian(x, (p[:, 0] * (1 - p[:, 0])).sqrt()) + torch.diag(penalty))[0]
     direction, before, size = torch.zeros_like(theta), torch.zeros_like(theta), logit.new_ones(())
     for _ in range(MAX_STEPS):
         gradient = torch.baddbmm(penalty * theta, kept * (p - label), x)
@@ -162,6 +182,16 @@ def _minimise(
         logit = logit - length * along
         p = torch.sigmoid(logit)
     return theta
+
+
+def _hessian(x: Float[Tensor, "heads n width"], root: Float[Tensor, "heads n"]) -> Float[Tensor, "heads width width"]:
+    """Return ``sum(root² x x')`` of each head, in parts of rows: the weighted copy of x is never whole in memory."""
+    total = x.new_zeros(x.shape[0], x.shape[2], x.shape[2])
+    for first in range(0, x.shape[1], ROWS_AT_ONCE):
+        part = slice(first, first + ROWS_AT_ONCE)
+        weighted = x[:, part] * root[:, part, None]
+        total.baddbmm_(weighted.transpose(1, 2), weighted)
+    return total
 
 
 def paper_probe(z: Float[Tensor, "heads n head_dim"], label: Float[Tensor, " n"], fold: Int[Tensor, " n"]) -> HeadFits:
@@ -221,19 +251,23 @@ def measure(
         hold both classes, pair accuracy the share of questions whose truthful answer has the larger logit (ties one
         half), NaN where no question has both.
     """
-    right = (logit > 0) == label[:, None]
-    folds = np.unique(fold)
-    per_fold = np.stack([right[fold == k].mean(0) for k in folds])
-    areas = np.stack([head_auroc(logit[fold == k], label[fold == k]) for k in folds])
+    per_fold = fold_accuracies(logit, label, fold)
+    areas = np.stack([head_auroc(logit[fold == k], label[fold == k]) for k in np.unique(fold)])
     defined = np.isfinite(areas).any(0)
     auroc = np.full(logit.shape[1], np.nan)
     auroc[defined] = np.nanmean(areas[:, defined], axis=0)
-    both = np.intersect1d(pair[label], pair[~label])
+    paired = np.full(logit.shape[1], np.nan)
+    good, bad = np.flatnonzero(label), np.flatnonzero(~label)
+    both, first, second = np.intersect1d(pair[good], pair[bad], return_indices=True)
     if len(both):
-        first = {number: row for row, number in enumerate(pair) if label[row]}
-        second = {number: row for row, number in enumerate(pair) if not label[row]}
-        gap = logit[[first[q] for q in both]] - logit[[second[q] for q in both]]
+        gap = logit[good[first]] - logit[bad[second]]
         paired = ((gap > 0) + 0.5 * (gap == 0)).mean(0)
-    else:
-        paired = np.full(logit.shape[1], np.nan)
     return HeadMetrics(per_fold.mean(0), auroc, paired, per_fold)
+
+
+def fold_accuracies(
+    logit: Float[np.ndarray, "n heads"], label: Bool[np.ndarray, " n"], fold: Int[np.ndarray, " n"]
+) -> Float[np.ndarray, "folds heads"]:
+    """Return the accuracy of each head at logit 0 in each fold; the mean over folds is the paper's score."""
+    right = (logit > 0) == label[:, None]
+    return np.stack([right[fold == k].mean(0) for k in np.unique(fold)])

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from truthheads.artifacts import read_json, replaced, write_json
-from truthheads.errors import ArtifactError, PartDone
+from truthheads.errors import ArtifactError
 from truthheads.store import Field, RowStore
 
 PATIENCE = timedelta(days=7)
@@ -123,16 +123,18 @@ class Parts:
     def close(self) -> None:
         """Nothing is open."""
 
-    def whole(self, batches: int) -> RowStore:
-        """Wait for all processes and return the rows of all of them, in the first; end the others.
+    def whole(self, batches: int) -> RowStore | None:
+        """Wait for all processes and return the rows of all of them, in the first; None in the others.
+
+        Args:
+            batches: How many there are.
 
         Raises:
-            PartDone: In every process but the first.
             ArtifactError: A batch is missing.
         """
         together()
         if ranks().rank:
-            raise PartDone
+            return None
         store = RowStore(self.folder, self.fields, rows=self.rows, identity=self.identity)
         for number in sorted(set(range(batches)) - store.done):
             path = self.parts / f"batch-{number}.safetensors"
@@ -153,7 +155,17 @@ class Parts:
         return store
 
 
-def open_rows(folder: Path, fields: Mapping[str, Field], *, rows: int, identity: str) -> RowStore | Parts:
-    """Return where a stage keeps its rows: a store, or parts of one where several processes work."""
-    made = Parts if ranks().several else RowStore
+def open_rows(
+    folder: Path, fields: Mapping[str, Field], *, rows: int, identity: str, alone: bool = False
+) -> RowStore | Parts:
+    """Return where a stage keeps its rows: a store, or parts of one where several processes share its batches.
+
+    Args:
+        folder: As for RowStore.
+        fields: As for RowStore.
+        rows: As for RowStore.
+        identity: As for RowStore.
+        alone: This process does all of them.
+    """
+    made = Parts if ranks().several and not alone else RowStore
     return made(folder, fields, rows=rows, identity=identity)

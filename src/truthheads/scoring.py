@@ -3,29 +3,30 @@
 import hashlib
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
-from truthheads.activations import collect, field_name
 from truthheads.answers import Answers, answers_by_kind, describe_data, digests, kept_samples, list_answers
 from truthheads.artifacts import dumps, provenance
 from truthheads.attribution import attribute
 from truthheads.data import Question, kind_of
 from truthheads.devices import pick_batch_tokens
 from truthheads.errors import DataError
-from truthheads.form import FormProbe, probe_form
+from truthheads.fitting import fit_probes, subset_of
+from truthheads.form import FormProbe, form_features, probe_form
 from truthheads.forward import Progress, shares_prefix
 from truthheads.models import Model
-from truthheads.probes import NUM_FOLDS, PROBES, grouped_folds, measure, paper_folds
-from truthheads.prompts import encode
+from truthheads.probes import NUM_FOLDS, PROBES, dealt_folds, paper_folds
+from truthheads.prompts import Encoded, encode
 from truthheads.scores import Scores
 from truthheads.stats import half_of, layer_bootstrap, mean_figure, pearson, spearman
-from truthheads.store import RowStore
 from truthheads.tracing import trace
+from truthheads.windows import Activations, gather
 
 MAX_SAMPLES = 20_000
 NUM_SPLITS = 2
@@ -117,112 +118,122 @@ def score(
         "shuffle_labels": shuffle_labels,
         "dtype": str(model.dtype).removeprefix("torch."),
     }
+    answers = list_answers(
+        questions,
+        seed=seed,
+        shuffle=seed if shuffle_labels else None,
+        features=form_features if method == "probe" else None,
+    )
     meta: dict[str, Any] = {
         "model": {"name": model.name, "fingerprint": model.fingerprint, "architecture": model.layout.architecture},
-        "data": describe_data(questions),
+        "data": describe_data(questions, digest=answers.digest),
         "settings": settings,
         "seed": seed,
         **provenance(),
     }
-    answers = list_answers(questions, shuffle=seed if shuffle_labels else None)
-    fold = _folds(answers, folds, num_folds, seed) if method == "probe" else np.zeros(len(answers.label), dtype=int)
-    encoded = encode(model, questions, chat=chat, truncate=truncate, share_prefix=bool(settings["share_prefix"]))
-    tokens = hashlib.sha256(repr([(item.prefix, item.tails) for item in encoded]).encode()).hexdigest()
-    identity = dumps({"tokens": tokens, **{key: meta[key] for key in ("model", "data", "settings", "packages")}})
+    tokens = partial(encode, model, chat=chat, truncate=truncate, share_prefix=bool(settings["share_prefix"]))
+    made_from = {key: meta[key] for key in ("model", "data", "settings", "packages")}
     with tempfile.TemporaryDirectory(prefix="truthheads-") as scratch:
         folder = Path(work_dir) if work_dir is not None else Path(scratch) / "work"
-        gather = collect if method == "probe" else attribute
-        store = gather(
-            model, encoded, questions, folder, identity=identity, batch_tokens=batch_tokens, progress=progress
+        if method == "attribution":
+            return _attributed(
+                model, questions, tokens(questions), answers, folder, made_from, meta, max_samples, progress
+            )
+        fold = _folds(answers, folds, num_folds)
+        activations = gather(
+            model,
+            questions,
+            np.bincount(answers.question, minlength=len(questions)),
+            answers.size,
+            tokens,
+            folder,
+            made_from=made_from,
+            batch_tokens=batch_tokens,
+            progress=progress,
         )
         try:
-            if method == "probe":
-                return _probe_scores(model, questions, answers, fold, store, meta, max_samples)
-            return _attribution_scores(questions, answers, store, meta, max_samples)
+            return _probe_scores(model, answers, fold, activations, meta, max_samples)
         finally:
-            store.close()
+            activations.close()
 
 
 def _probe_scores(
     model: Model,
-    questions: Sequence[Question],
     answers: Answers,
     fold: Int[np.ndarray, " n"],
-    store: RowStore,
+    activations: Activations,
     meta: dict[str, Any],
     max_samples: int,
 ) -> Scores:
-    n, layout, seed = len(answers.label), model.layout, int(meta["seed"])
-    everything = np.ones(n, dtype=bool)
-    kinds = answers_by_kind(questions, answers)
+    layout, seed = model.layout, int(meta["seed"])
+    kinds = answers_by_kind(answers)
     halves = [half_of(answers.group, seed=seed + split) for split in range(NUM_SPLITS)]
-    subsets = [everything, *kinds.values(), *(part for half in halves for part in (half, ~half))]
-    usable = [_usable(subset, answers, fold) for subset in subsets]
-    accuracy = np.full((len(subsets), *layout.shape), np.nan)
-    auroc, paired = np.full(layout.shape, np.nan), np.full(layout.shape, np.nan)
-    num_folds = int(fold.max()) + 1
-    per_fold = np.full((num_folds, *layout.shape), np.nan)
-    logit = torch.full((n, *layout.shape), float("nan"))
-    weight = torch.full((*layout.shape, layout.head_dim), float("nan"))
-    bias = torch.full(layout.shape, float("nan"))
-    fit = PROBES[str(meta["settings"]["probe"])]
-    for head in layout.layers:
-        z = store.read(field_name(head.index)).to(model.device).transpose(0, 1).float()
-        for i, (subset, good) in enumerate(zip(subsets, usable, strict=True)):
-            if not good:
-                continue
-            rows = torch.from_numpy(np.flatnonzero(subset)).to(model.device)
-            label = torch.from_numpy(answers.label[subset]).float().to(model.device)
-            parts = np.unique(fold[subset], return_inverse=True)[1]
-            fits = fit(z if subset is everything else z[:, rows], label, torch.from_numpy(parts).to(model.device))
-            found = measure(fits.logit.cpu().numpy(), answers.label[subset], parts, answers.question[subset])
-            where = slice(0, head.num_heads)
-            accuracy[i, head.index, where] = found.accuracy
-            if i == 0:
-                auroc[head.index, where], paired[head.index, where] = found.auroc, found.pair_accuracy
-                per_fold[:, head.index, where] = found.fold_accuracy
-                logit[:, head.index, where] = fits.logit.cpu()
-                weight[head.index, where, : head.head_dim] = fits.weight.cpu()
-                bias[head.index, where] = fits.bias.cpu()
-    first_half = 1 + len(kinds)
-    pairs = [(accuracy[i], accuracy[i + 1]) for i in range(first_half, len(subsets), 2)]
-    form = probe_form(answers.text, answers.label, fold, answers.group, answers.question, seed=seed)
-    right = ((logit.numpy() > 0) == answers.label[:, None, None]).astype(float)
-    right[np.isnan(logit.numpy())] = np.nan
+    everything = np.ones(len(answers.label), dtype=bool)
+    masks = [everything, *kinds.values(), *(part for half in halves for part in (half, ~half))]
+    kept = kept_samples(answers.question, max_samples, seed)
+    fits = fit_probes(
+        activations,
+        layout,
+        answers,
+        [subset_of(mask, answers, fold) for mask in masks],
+        kept,
+        probe=PROBES[str(meta["settings"]["probe"])],
+        device=model.device,
+        made_from={key: meta[key] for key in ("model", "data", "settings", "packages", "seed")} | {"kept": len(kept)},
+    )
+    accuracy, first_half = fits.accuracy, 1 + len(kinds)
+    pairs = [(accuracy[i], accuracy[i + 1]) for i in range(first_half, len(masks), 2)]
+    form = probe_form(answers.features, answers.label, fold, answers.group, answers.question, seed=seed)
+    right = fits.right / sum(head.num_heads for head in layout.layers)
     meta["summary"] = {
-        "mean": mean_figure(np.nanmean(right, axis=(1, 2)), answers.group, seed=seed).json(),
+        "mean": mean_figure(right, answers.group, seed=seed).json(),
         "split_half": _split_half(pairs, seed),
         "form": _form_json(form),
-        "kinds": {name: {"rows": len(np.unique(answers.question[subset]))} for name, subset in kinds.items()},
+        "kinds": {name: {"rows": len(np.unique(answers.question[mask]))} for name, mask in kinds.items()},
     }
     meta["kinds"] = list(kinds)
-    kept = kept_samples(answers.question, max_samples, seed)
     return Scores.of(
         "probe",
         torch.from_numpy(accuracy[0]),
         accuracy=torch.from_numpy(accuracy[0]).float(),
-        auroc=torch.from_numpy(auroc).float(),
-        pair_accuracy=torch.from_numpy(paired).float(),
-        fold_accuracy=torch.from_numpy(per_fold).float(),
-        kind_values=torch.from_numpy(accuracy[1 : 1 + len(kinds)]).float(),
-        sample=logit[kept].clamp(-6e4, 6e4).half(),
+        auroc=torch.from_numpy(fits.auroc).float(),
+        pair_accuracy=torch.from_numpy(fits.pair_accuracy).float(),
+        fold_accuracy=torch.from_numpy(fits.fold_accuracy).float(),
+        kind_values=torch.from_numpy(accuracy[1:first_half]).float(),
+        sample=torch.from_numpy(fits.sample),
         sample_label=torch.from_numpy(answers.label[kept]).long(),
         sample_group=torch.from_numpy(answers.group[kept]).long(),
         sample_question=torch.from_numpy(answers.question[kept]).long(),
-        sample_id=digests(questions, answers.question[kept]),
-        probe_weight=weight,
-        probe_bias=bias,
+        sample_id=torch.from_numpy(answers.digest[answers.question[kept]]),
+        probe_weight=torch.from_numpy(fits.weight),
+        probe_bias=torch.from_numpy(fits.bias),
         meta=meta,
     )
 
 
-def _attribution_scores(
-    questions: Sequence[Question], answers: Answers, store: RowStore, meta: dict[str, Any], max_samples: int
+def _attributed(
+    model: Model,
+    questions: Sequence[Question],
+    encoded: Sequence[Encoded],
+    answers: Answers,
+    folder: Path,
+    made_from: dict[str, Any],
+    meta: dict[str, Any],
+    max_samples: int,
+    progress: Progress | None,
 ) -> Scores:
-    group = answers.group[::2]
-    sign = np.where(answers.label[::2], 1.0, -1.0)  # -1 where the control has swapped the answers
-    gradient = store.read("gradient").double().numpy() * sign[:, None, None]
-    margin = store.read("margin").double().numpy() * sign
+    tokens = hashlib.sha256(repr([(item.prefix, item.tails) for item in encoded]).encode()).hexdigest()
+    identity, batch_tokens = dumps({"tokens": tokens, **made_from}), int(meta["settings"]["batch_tokens"])
+    store = attribute(
+        model, encoded, questions, folder, identity=identity, batch_tokens=batch_tokens, progress=progress
+    )
+    try:
+        group = answers.group[::2]
+        sign = np.where(answers.label[::2], 1.0, -1.0)  # -1 where the control has swapped the answers
+        gradient = store.read("gradient").double().numpy() * sign[:, None, None]
+        margin = store.read("margin").double().numpy() * sign
+    finally:
+        store.close()
     rows = np.arange(len(questions))
     found = mean_figure(margin, group, seed=int(meta["seed"])).json()
     return _mean_scores(
@@ -270,7 +281,7 @@ def _mean_scores(
     )
 
 
-def _folds(answers: Answers, folds: str, num_folds: int, seed: int) -> Int[np.ndarray, " n"]:
+def _folds(answers: Answers, folds: str, num_folds: int) -> Int[np.ndarray, " n"]:
     if answers.label.all() or not answers.label.any():
         raise DataError(
             "all answers have one label",
@@ -280,14 +291,7 @@ def _folds(answers: Answers, folds: str, num_folds: int, seed: int) -> Int[np.nd
         )
     if folds == "paper":
         return paper_folds(len(answers.label))
-    return grouped_folds(answers.group_name, num_folds=num_folds, seed=seed)
-
-
-def _usable(subset: Bool[np.ndarray, " n"], answers: Answers, fold: Int[np.ndarray, " n"]) -> bool:
-    """Return whether a probe can be cross-validated on a subset: two folds, and both labels outside each of them."""
-    parts = np.unique(fold[subset])
-    labels = [answers.label[subset & (fold != part)] for part in parts]
-    return len(parts) > 1 and all(label.any() and not label.all() for label in labels)
+    return dealt_folds(answers.group, answers.order, num_folds=num_folds)
 
 
 def _split_half(

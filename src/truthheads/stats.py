@@ -11,6 +11,8 @@ from truthheads.errors import ShapeError
 
 RESAMPLES = 1000
 LEVEL = 0.95
+DRAWN_AT_ONCE = 1 << 24
+"""Numbers of a bootstrap that are in memory at once."""
 
 
 class Figure(NamedTuple):
@@ -89,11 +91,13 @@ def bootstrap_means(
     sums = np.zeros((len(members), values.shape[1]))
     np.add.at(sums, index, values)
     counts = np.bincount(index, minlength=len(members)).astype(float)
-    draws = np.random.default_rng(seed).multinomial(
-        len(members), np.full(len(members), 1 / len(members)), size=resamples
-    )
-    result: Float[np.ndarray, "resamples heads"] = (draws @ sums) / (draws @ counts)[:, None]
-    return result
+    generator, share = np.random.default_rng(seed), np.full(len(members), 1 / len(members))
+    at_once = max(1, DRAWN_AT_ONCE // max(1, len(members)))
+    parts = []
+    for first in range(0, resamples, at_once):
+        draws = generator.multinomial(len(members), share, size=min(at_once, resamples - first))
+        parts.append((draws @ sums) / (draws @ counts)[:, None])
+    return np.concatenate(parts)
 
 
 def interval(draws: Float[np.ndarray, "..."]) -> tuple[Any, Any]:

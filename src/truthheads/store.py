@@ -13,18 +13,29 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from truthheads.artifacts import unwritable
+from truthheads.artifacts import unwritable, write_text
 from truthheads.errors import ArtifactError
 
 JOURNAL = "journal"
 PLAN = "plan.json"
+SEAL = "sealed"
 
 
 class Field(NamedTuple):
-    """Shape of one row of a field, and its type."""
+    """Shape of one row of a field, its type, and which axis of the file counts rows.
+
+    With ``axis`` 1 a field of shape ``(num_heads, head_dim)`` lies on disk as ``[num_heads, rows, head_dim]``: all rows
+    of one head side by side.
+    """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
+    axis: int = 0
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
 class RowStore:
@@ -45,11 +56,10 @@ class RowStore:
     """
 
     def __init__(self, folder: Path, fields: Mapping[str, Field], *, rows: int, identity: str) -> None:
-        self.folder = folder
+        self.folder, self._identity = folder, identity
         self._lock = -1
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._acquire()
+            self._lock = locked(folder)
             plan = json.dumps({"identity": identity, "rows": rows, "fields": {k: str(v) for k, v in fields.items()}})
             whole = all((folder / f"{name}.bin").is_file() for name in fields) and (folder / PLAN).is_file()
             if not whole or (folder / PLAN).read_text(encoding="utf-8") != plan:
@@ -81,6 +91,10 @@ class RowStore:
         """Return a field ``[rows, *shape]``; nothing is read before it is used."""
         return self._tensors[name]
 
+    def seal(self) -> None:
+        """Write down that every batch is complete; see :func:`sealed`."""
+        write_text(self.folder / SEAL, self._identity)
+
     def close(self) -> None:
         """Let go of the files; the next process may go on with them."""
         self._tensors = {}
@@ -92,19 +106,6 @@ class RowStore:
         self.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _acquire(self) -> None:
-        self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(self._lock)
-            raise ArtifactError(
-                f"{self.folder} is in use",
-                expected="one command at a time on one --out",
-                got="another process is writing there",
-                fix="wait for it, or choose another --out",
-            ) from error
-
     def _clear(self) -> None:
         (self.folder / PLAN).unlink(missing_ok=True)  # first: a plan beside half of its files would be believed
         for entry in self.folder.iterdir():
@@ -113,8 +114,7 @@ class RowStore:
 
     def _map(self, name: str, field: Field, rows: int) -> Tensor:
         path = self.folder / f"{name}.bin"
-        count = rows * torch.Size(field.shape).numel()
-        size = count * field.dtype.itemsize
+        size = rows * field.row_bytes
         with path.open("ab") as opened:
             if opened.tell() != size:
                 opened.truncate(0)
@@ -125,5 +125,35 @@ class RowStore:
                     if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
                         raise
                     opened.truncate(size)
-        flat = torch.from_file(str(path), shared=True, size=count, dtype=field.dtype)
-        return flat.view(rows, *field.shape)
+        flat = torch.from_file(str(path), shared=True, size=size // field.dtype.itemsize, dtype=field.dtype)
+        return flat.view(*field.shape[: field.axis], rows, *field.shape[field.axis :]).movedim(field.axis, 0)
+
+
+def locked(folder: Path) -> int:
+    """Make a folder, take it for this process alone, and return the descriptor that holds it until it is closed.
+
+    Raises:
+        ArtifactError: Another process has it.
+        OSError: The folder cannot be written to.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(lock)
+        raise ArtifactError(
+            f"{folder} is in use",
+            expected="one command at a time on one --out",
+            got="another process is writing there",
+            fix="wait for it, or choose another --out",
+        ) from error
+    return lock
+
+
+def sealed(folder: Path, identity: str) -> bool:
+    """Return whether a store of this identity is complete; it need not be opened for that."""
+    try:
+        return (folder / SEAL).read_text(encoding="utf-8") == identity
+    except (OSError, UnicodeDecodeError):
+        return False

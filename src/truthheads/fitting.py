@@ -1,0 +1,230 @@
+"""Probes of all layers from activations on disk: layer by layer, as many heads at once as a gigabyte holds."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from safetensors.numpy import load_file, save_file
+
+from truthheads.answers import Answers
+from truthheads.architectures import HeadLayer, HeadLayout
+from truthheads.artifacts import dumps, read_json, replaced, write_json
+from truthheads.errors import PartDone
+from truthheads.probes import Probe, fold_accuracies, measure
+from truthheads.ranks import ranks, share, together
+from truthheads.windows import Activations
+
+BLOCK_BYTES = 1 << 30
+LARGEST_LOGIT = 6e4
+"""The largest number that fp16 holds, with some room."""
+WORTH_KEEPING = 50_000
+"""Answers from which a layer's probes are kept on disk until all are there: a run that is killed goes on from them."""
+
+
+class Subset(NamedTuple):
+    """Some of the answers, on which probes of their own are cross-validated.
+
+    Attributes:
+        rows: Their numbers.
+        fold: The fold of each, counted from 0.
+    """
+
+    rows: Int[np.ndarray, " members"]
+    fold: Int[np.ndarray, " members"]
+
+
+class Fits(NamedTuple):
+    """What the probes of every head found; NaN where a layer has no such head.
+
+    Attributes:
+        accuracy: For each subset the mean of the folds' accuracies; NaN where a subset is None.
+        auroc: As in :class:`truthheads.probes.HeadMetrics`, of the first subset, as all that follows.
+        pair_accuracy: The same.
+        fold_accuracy: The same.
+        right: For each answer the number of heads that place it right, out of fold.
+        sample: Out-of-fold logits of the answers to keep.
+        weight: Probes fitted on all answers.
+        bias: Their intercepts.
+    """
+
+    accuracy: Float[np.ndarray, "subsets num_layers num_heads"]
+    auroc: Float[np.ndarray, "num_layers num_heads"]
+    pair_accuracy: Float[np.ndarray, "num_layers num_heads"]
+    fold_accuracy: Float[np.ndarray, "folds num_layers num_heads"]
+    right: Int[np.ndarray, " n"]
+    sample: Float[np.ndarray, "kept num_layers num_heads"]
+    weight: Float[np.ndarray, "num_layers num_heads head_dim"]
+    bias: Float[np.ndarray, "num_layers num_heads"]
+
+
+Layer = dict[str, np.ndarray]
+"""The same of one layer: names to arrays."""
+
+
+def fit_probes(
+    activations: Activations,
+    layout: HeadLayout,
+    answers: Answers,
+    subsets: Sequence[Subset | None],
+    kept: Int[np.ndarray, " kept"],
+    *,
+    probe: Probe,
+    device: torch.device,
+    made_from: object,
+) -> Fits:
+    """Fit and cross-validate the probes of every head, on all answers and on each subset.
+
+    Several processes share the layers; the first returns the whole.
+
+    Args:
+        activations: From :func:`truthheads.windows.gather`.
+        layout: Where the heads are.
+        answers: Labels and questions of the answers.
+        subsets: The first holds all answers; None where a subset is too small.
+        kept: Answers whose logits are to be kept.
+        probe: Fits a block of heads.
+        device: Where probes are fitted.
+        made_from: What the fits depend on, as JSON; fits of something else that lie on disk are removed.
+
+    Raises:
+        PartDone: In every process but the first.
+    """
+    folder: Path | None = None
+    place = ranks()
+    if place.several or len(answers.label) >= WORTH_KEEPING:
+        folder = activations.folder / "probes"
+        if place.rank == 0:
+            _clear_others(folder, made_from)
+        together()
+    mine = share([head.num_heads * head.head_dim for head in layout.layers])
+    found: dict[int, Layer] = {}
+    for number, head in enumerate(layout.layers):
+        file = None if folder is None else folder / f"layer-{head.index}.safetensors"
+        if number not in mine or (file is not None and file.is_file()):
+            continue
+        layer = _fit_layer(activations, head, answers, subsets, kept, probe=probe, device=device)
+        if file is None:
+            found[head.index] = layer
+            continue
+        with replaced(file) as temporary:
+            save_file(layer, temporary)
+    together()
+    if place.rank:
+        raise PartDone
+    return _assembled(layout, answers, subsets, len(kept), lambda index: found.get(index) or _load(folder, index))
+
+
+def _load(folder: Path | None, index: int) -> Layer:
+    assert folder is not None
+    return load_file(folder / f"layer-{index}.safetensors")
+
+
+def _clear_others(folder: Path, made_from: object) -> None:
+    plan = folder / "plan.json"
+    told = {"made from": dumps(made_from)}
+    if plan.is_file() and read_json(plan) == told:
+        return
+    for entry in folder.glob("*"):
+        entry.unlink()
+    write_json(plan, told)
+
+
+def _fit_layer(
+    activations: Activations,
+    head: HeadLayer,
+    answers: Answers,
+    subsets: Sequence[Subset | None],
+    kept: Int[np.ndarray, " kept"],
+    *,
+    probe: Probe,
+    device: torch.device,
+) -> Layer:
+    n = len(answers.label)
+    # z as it was stored, its fp32 copy, and a few numbers a fit: what one head needs
+    each = n * (head.head_dim * (activations.dtype.itemsize + 4) + 160)
+    at_once = max(1, BLOCK_BYTES // each)
+    blocks: list[Layer] = []
+    right = np.zeros(n, dtype=np.int32)
+    for first in range(0, head.num_heads, at_once):
+        z = activations.heads(head, first, min(first + at_once, head.num_heads)).to(device)
+        block, logit = _fit_block(z, answers, subsets, probe)
+        right += ((logit > 0) == answers.label[:, None]).sum(1, dtype=np.int32)
+        block["sample"] = logit[kept].clip(-LARGEST_LOGIT, LARGEST_LOGIT).astype(np.float16)
+        blocks.append(block)
+    layer = {name: np.concatenate([block[name] for block in blocks], axis=-1) for name in blocks[0] if name != "weight"}
+    layer["weight"] = np.concatenate([block["weight"] for block in blocks])
+    return {**layer, "right": right}
+
+
+def _fit_block(
+    z: torch.Tensor, answers: Answers, subsets: Sequence[Subset | None], probe: Probe
+) -> tuple[Layer, Float[np.ndarray, "n heads"]]:
+    block: Layer = {}
+    accuracy = np.full((len(subsets), len(z)), np.nan)
+    whole = np.full((len(answers.label), len(z)), np.nan, dtype=np.float32)
+    for i, subset in enumerate(subsets):
+        if subset is None:
+            continue
+        label = answers.label[subset.rows]
+        own = z if i == 0 else z[:, torch.from_numpy(subset.rows).to(z.device)]
+        fits = probe(own, torch.from_numpy(label).float().to(z.device), torch.from_numpy(subset.fold).to(z.device))
+        logit = fits.logit.cpu().numpy()
+        if i:
+            accuracy[i] = fold_accuracies(logit, label, subset.fold).mean(0)
+            continue
+        metrics = measure(logit, label, subset.fold, answers.question[subset.rows])
+        accuracy[0], whole = metrics.accuracy, logit
+        block = {
+            "auroc": metrics.auroc,
+            "pair_accuracy": metrics.pair_accuracy,
+            "fold_accuracy": metrics.fold_accuracy,
+            "weight": fits.weight.cpu().numpy(),
+            "bias": fits.bias.cpu().numpy(),
+        }
+    return {**block, "accuracy": accuracy}, whole
+
+
+def _assembled(
+    layout: HeadLayout,
+    answers: Answers,
+    subsets: Sequence[Subset | None],
+    kept: int,
+    layer_of: Callable[[int], Layer],
+) -> Fits:
+    folds = 0 if subsets[0] is None else int(subsets[0].fold.max()) + 1
+
+    def nothing(*shape: int, dtype: type = np.float64) -> np.ndarray:
+        return np.full(shape, np.nan, dtype=dtype)
+
+    fits = Fits(
+        accuracy=nothing(len(subsets), *layout.shape),
+        auroc=nothing(*layout.shape),
+        pair_accuracy=nothing(*layout.shape),
+        fold_accuracy=nothing(folds, *layout.shape),
+        right=np.zeros(len(answers.label), dtype=np.int64),
+        sample=nothing(kept, *layout.shape, dtype=np.float16),
+        weight=nothing(*layout.shape, layout.head_dim, dtype=np.float32),
+        bias=nothing(*layout.shape, dtype=np.float32),
+    )
+    for head in layout.layers:
+        layer, where = layer_of(head.index), slice(0, head.num_heads)
+        fits.weight[head.index, where, : head.head_dim] = layer["weight"]
+        fits.right[:] += layer["right"]
+        for name in ("accuracy", "auroc", "pair_accuracy", "fold_accuracy", "sample", "bias"):
+            getattr(fits, name)[..., head.index, where] = layer[name]
+    return fits
+
+
+def subset_of(rows: Bool[np.ndarray, " n"], answers: Answers, fold: Int[np.ndarray, " n"]) -> Subset | None:
+    """Return a subset, or None where it cannot be cross-validated: two folds, and both labels outside each of them."""
+    members = np.flatnonzero(rows)
+    names, parts = np.unique(fold[members], return_inverse=True)
+    label = answers.label[members]
+    for part in range(len(names)):
+        outside = label[parts != part]
+        if outside.all() or not outside.any():
+            return None
+    return Subset(members, parts.reshape(-1)) if len(names) > 1 else None
