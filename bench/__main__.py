@@ -26,6 +26,7 @@ from bench import (
     kinship,
     probing,
     released,
+    rows,
     tracing,
 )
 from bench.timing import Outcome
@@ -38,6 +39,7 @@ BENCHMARKS = {
         forward,
         probing,
         released,
+        rows,
         growth,
         dtype,
         drift,

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from truthheads.answers import Answers
 from truthheads.architectures import HeadLayer, HeadLayout
 from truthheads.artifacts import dumps, read_json, replaced, write_json
-from truthheads.errors import PartDone
+from truthheads.errors import ArtifactError, PartDone
 from truthheads.probes import Probe, fold_accuracies, measure
 from truthheads.ranks import ranks, share, together
 from truthheads.windows import Activations
@@ -119,7 +119,15 @@ def fit_probes(
 
 def _load(folder: Path | None, index: int) -> Layer:
     assert folder is not None
-    return load_file(folder / f"layer-{index}.safetensors")
+    file = folder / f"layer-{index}.safetensors"
+    if not file.is_file():
+        raise ArtifactError(
+            f"the probes of layer {index} are missing in {folder}",
+            expected="what every process wrote",
+            got="no such file",
+            fix="use a folder that every machine sees, and start again",
+        )
+    return load_file(file)
 
 
 def _clear_others(folder: Path, made_from: object) -> None:

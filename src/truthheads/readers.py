@@ -1,5 +1,6 @@
 """Read questions: ours, HaluEval, NQ-Swap, RLHF-V, PhD, POPE, TruthfulQA."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 from truthheads.artifacts import file_sha256
 from truthheads.data import Question, Questions
 from truthheads.errors import DataError
+from truthheads.hubrows import address, on_hub
 from truthheads.layouts import LAYOUTS, WITH_HALVES, BadField, Layout, checked
 from truthheads.tables import Row, read_rows
 
@@ -19,10 +21,12 @@ def read_questions(
     images: str | Path | None = None,
     halves: bool = False,
 ) -> Questions:
-    """Read questions from a JSONL, JSON, CSV or Parquet file of any known layout.
+    """Read questions from a JSONL, JSON, CSV or Parquet file of any known layout, or from a data set on the hub.
+
+    Rows are read one at a time and, from 20,000 on, kept in a temporary file instead of memory.
 
     Args:
-        path: The file.
+        path: The file, or ``hf://datasets/OWNER/NAME[@REVISION][/FILE][?split=…&config=…]``, which is streamed.
         limit: Read the first so many good rows; None reads all.
         skip_bad_rows: Leave bad rows out and count them instead of raising.
         images: Folder that image paths start from; None: the file's own.
@@ -30,7 +34,7 @@ def read_questions(
             :func:`truthheads.make_pairs`.
 
     Returns:
-        A list of :class:`Question`; ``.layout`` names the layout found, ``.skipped`` counts the bad rows.
+        A sequence of :class:`Question`; ``.layout`` names the layout found, ``.skipped`` counts the bad rows.
 
     Raises:
         DataError: No such file, no known layout, no usable row, two rows with one id, or a bad row (unless
@@ -39,9 +43,10 @@ def read_questions(
     path = Path(path)
     folder = Path(images) if images is not None else path.parent
     layout: Layout | None = None
-    questions: list[Question] = []
-    seen: set[str] = set()
-    said: dict[tuple[str, str, str], tuple[bool, str]] = {}
+    questions, streamed = Questions(path=address(path)), on_hub(path)
+    seen: set[int] = set()
+    said: dict[int, int] = {}
+    rows = hashlib.sha256()
     skipped = 0
     unknown: DataError | None = None
     for row in read_rows(path):
@@ -60,7 +65,8 @@ def read_questions(
                     skipped += 1
                     continue
             question = checked(layout.convert(row.fields, row.place.rpartition(" ")[2]))
-            if question.id in seen:
+            name = _hashed(question.id)
+            if name in seen:
                 raise BadField("id", "an id of its own", question.id)
         except BadField as bad:
             if not skip_bad_rows:
@@ -72,10 +78,12 @@ def read_questions(
                 ) from bad
             skipped += 1
         else:
-            seen.add(question.id)
-            _agree(said, question, f"{path}:{row.place}")
+            seen.add(name)
+            _agree(said, question, path, row.place)
             if question.image is not None:
                 question = replace(question, image=str(folder / question.image))
+            if streamed:
+                rows.update(question.digest.to_bytes(8, "big", signed=True))
             questions.append(question)
     if layout is None and unknown is not None:
         raise unknown
@@ -86,20 +94,33 @@ def read_questions(
             got=f"0 good rows, {skipped} bad ones",
             fix="see the layouts in the README",
         )
-    return Questions(
-        questions, layout=layout.name, path=str(path), sha256=file_sha256(path), skipped=skipped, note=layout.note
-    )
+    questions.layout, questions.note, questions.skipped = layout.name, layout.note, skipped
+    questions.sha256 = rows.hexdigest() if streamed else file_sha256(path)
+    return questions
 
 
-def _agree(said: dict[tuple[str, str, str], tuple[bool, str]], question: Question, place: str) -> None:
-    """Raise DataError where an answer about an image is truthful in one row and untruthful in another."""
+def _hashed(*texts: str) -> int:
+    """Return 64 bits that stand for texts: of a million rows, all would have to be kept to find one twice."""
+    return int.from_bytes(hashlib.blake2b("\x1f".join(texts).encode(), digest_size=8).digest(), "big")
+
+
+def _agree(said: dict[int, int], question: Question, path: Path, place: str) -> None:
+    """Raise DataError where an answer about an image is truthful in one row and untruthful in another.
+
+    Args:
+        said: For what was answered, hashed, the number of the first row, negative where it was untruthful.
+        question: The row.
+        path: Its file.
+        place: Where it stands, ``line 17`` or ``row 3``.
+    """
+    word, _, number = place.partition(" ")
     for answer in question.answers if question.image is not None and len(question.answers) == 1 else ():
-        key = (str(question.image), question.question, answer.text)
-        before = said.setdefault(key, (answer.truthful, place))
-        if before[0] != answer.truthful:
+        key = _hashed(str(question.image), question.question, answer.text)
+        before = said.setdefault(key, int(number) if answer.truthful else -int(number))
+        if (before > 0) != answer.truthful:
             raise DataError(
-                f"{place}: the same answer to the same question has opposite labels",
-                expected=f"{'truthful' if before[0] else 'untruthful'}, as in {before[1]}",
+                f"{path}:{place}: the same answer to the same question has opposite labels",
+                expected=f"{'truthful' if before > 0 else 'untruthful'}, as in {path}:{word} {abs(before)}",
                 got=f"{answer.text[:60]!r} about {question.image}",
                 fix="the released RLHF-V sets D and E have opposite labels: use one, and mend rows that disagree",
             )

@@ -3,6 +3,7 @@
 import json
 import os
 import tempfile
+import weakref
 from array import array
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -27,9 +28,11 @@ class Spool:
         self._waiting: list[bytes] = []
         self._size = 0  # of what waits
         try:
-            self._file = tempfile.TemporaryFile(prefix="truthheads-", buffering=0)  # noqa: SIM115  (lives as long as this)
+            self._file, name = tempfile.mkstemp(prefix="truthheads-")
+            os.unlink(name)
         except OSError as error:
             raise _no_room(error) from error
+        weakref.finalize(self, os.close, self._file)
 
     def __len__(self) -> int:
         return len(self._ends) - 1
@@ -50,7 +53,7 @@ class Spool:
             first, upto = self._ends[start], start + 1
             while upto < stop and self._ends[upto + 1] - first <= BUFFER:
                 upto += 1
-            block = os.pread(self._file.fileno(), self._ends[upto] - first, first)
+            block = os.pread(self._file, self._ends[upto] - first, first)
             for at in range(start, upto):
                 yield json.loads(block[self._ends[at] - first : self._ends[at + 1] - first])
             start = upto
@@ -61,7 +64,7 @@ class Spool:
         view = memoryview(b"".join(self._waiting))
         try:
             while view:
-                view = view[self._file.write(view) :]
+                view = view[os.write(self._file, view) :]
         except OSError as error:
             raise _no_room(error) from error
         self._waiting, self._size = [], 0

@@ -11,6 +11,7 @@ import pyarrow
 import pyarrow.parquet
 
 from truthheads.errors import DataError
+from truthheads.hubrows import hub_rows, on_hub
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 CSV_FIELD_LIMIT = 16 * 2**20
@@ -28,7 +29,7 @@ def read_rows(path: Path) -> Iterator[Row]:
     """Yield the rows of a table file in order, reading as they are asked for (JSON arrays are read whole).
 
     Args:
-        path: A file whose suffix is ``.jsonl``, ``.json``, ``.csv`` or ``.parquet``.
+        path: A file whose suffix is ``.jsonl``, ``.json``, ``.csv`` or ``.parquet``, or ``hf://datasets/…``.
 
     Yields:
         Rows; a line that cannot be parsed comes with ``fields`` None and the fault, so that a caller may go on.
@@ -36,6 +37,9 @@ def read_rows(path: Path) -> Iterator[Row]:
     Raises:
         DataError: The file is missing, empty, of another type, or cannot be parsed as a whole.
     """
+    if on_hub(path):
+        yield from (_object(f"row {number}", fields) for number, fields in enumerate(hub_rows(path), start=1))
+        return
     readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
     if not path.is_file():
         raise DataError(

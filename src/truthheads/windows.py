@@ -125,7 +125,7 @@ def gather(
     """
     place = ranks()
     bytes_each = sum(field.row_bytes for field in z_fields(model).values())
-    length = window or max(64, min(WINDOW, WINDOW_BYTES // (2 * bytes_each)))
+    length = window or min(WINDOW, max(64, WINDOW_BYTES // (2 * bytes_each)))
     starts = range(0, len(questions), length)
     stops = [min(start + length, len(questions)) for start in starts]
     windows = [

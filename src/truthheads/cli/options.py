@@ -9,7 +9,7 @@ import typer
 ModelName = Annotated[
     str, typer.Argument(metavar="MODEL", help="A transformers folder, hub id, .gguf file, or smollm2[:reader|:vision].")
 ]
-Data = Annotated[Path, typer.Option(help="Question file: .jsonl, .json, .csv or .parquet.")]
+Data = Annotated[Path, typer.Option(help="Question file (.jsonl, .json, .csv, .parquet), or hf://datasets/OWNER/NAME.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of folds, splits and bootstraps.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, nothing else.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps …")]
