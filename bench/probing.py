@@ -6,12 +6,15 @@ from torch import Tensor
 
 from bench.inputs import activations, embedded, smollm2, synthetic
 from bench.timing import Outcome, in_turns, over
+from truthheads.fitting import heads_at_once
 from truthheads.probes import HeadFits, newton_probe, paper_folds, paper_probe
 from truthheads.stats import pearson
 
 NAME = "probes-vs-paper"
 SYNTHETIC_HEADS = 1024
 TIMED_HEADS = 32
+ANSWERS = (600, 6_000, 60_000)
+"""Two to a row: 300, 3,000 and 30,000 rows."""
 
 
 def run(*, quick: bool) -> list[Outcome]:
@@ -19,9 +22,11 @@ def run(*, quick: bool) -> list[Outcome]:
     model = smollm2()
     z, label = activations(model, embedded(40 if quick else 300))
     outcomes = _compare("smollm2", z[:4] if quick else z, label, turns=1 if quick else 2)
-    for n in (200,) if quick else (600, 3000):
+    for n in (200,) if quick else ANSWERS:
         z, label = synthetic(TIMED_HEADS, n, 128)
-        outcomes += _compare("synthetic", z[None], label, turns=1 if quick else 2, of=SYNTHETIC_HEADS)
+        outcomes += _compare(
+            "synthetic", z[None], label, turns=2 if n < 10_000 and not quick else 1, of=SYNTHETIC_HEADS
+        )
     return outcomes
 
 
@@ -32,13 +37,15 @@ def _compare(data: str, z: Tensor, label: Tensor, *, turns: int, of: int | None 
     fold = torch.from_numpy(paper_folds(n))
     found: dict[str, list[HeadFits]] = {}
 
-    def newton() -> None:  # layer by layer, as `score` calls it
-        found["newton"] = [newton_probe(layer, label, fold) for layer in z]
+    at_once = heads_at_once(n, width, torch.bfloat16, z.device)
+
+    def newton() -> None:  # layer by layer and in blocks of heads, as `score` calls it
+        found["newton"] = [newton_probe(part, label, fold) for layer in z for part in layer.split(at_once)]
 
     def paper() -> None:  # all heads at once, as released; on CPUs that is its faster way too
         found["paper"] = [paper_probe(joined, label, fold)]
 
-    newton_probe(z[0], label, fold)  # starts warm; the paper's 200 epochs need no warm-up
+    newton_probe(z[0, :at_once], label, fold)  # starts warm; the paper's 200 epochs need no warm-up
     fast, slow = in_turns(newton, paper, turns=turns)
     wall, cpu = over(slow, fast)
     accuracy = {name: np.concatenate([_accuracy(part, label, fold) for part in parts]) for name, parts in found.items()}

@@ -420,7 +420,7 @@ def start(words: Sequence[str]) -> "subprocess.Popen[str]":
 
 
 def journal_of(out: Path) -> list[str]:
-    journal = out.with_name(f"{out.name}.partial") / JOURNAL
+    journal = out.with_name(f"{out.name}.partial") / "window-000000" / JOURNAL
     return journal.read_text(encoding="ascii").splitlines() if journal.is_file() else []
 
 

@@ -151,7 +151,7 @@ def test_two_processes_write_the_bytes_of_one(setting: Path) -> None:
 
 def test_a_process_that_dies_ends_the_others_and_loses_one_batch(setting: Path) -> None:
     out = "killed.safetensors"
-    parts = setting / f"{out}.partial.parts"
+    parts = setting / f"{out}.partial" / "window-000000.parts"
     started = command(setting, 2, ["score", "model"], out)
     deadline = time.monotonic() + 120
     while not list(parts.glob("batch-*")) and started.poll() is None and time.monotonic() < deadline:

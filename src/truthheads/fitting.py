@@ -1,4 +1,4 @@
-"""Probes of all layers from activations on disk: layer by layer, as many heads at once as a gigabyte holds."""
+"""Probes of all layers from activations on disk: layer by layer, and few heads at once where rows are many."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +17,8 @@ from truthheads.probes import Probe, fold_accuracies, measure
 from truthheads.ranks import ranks, share, together
 from truthheads.windows import Activations
 
-BLOCK_BYTES = 1 << 30
+BLOCK_BYTES = 1 << 26
+"""Memory for a block of heads on a CPU; an accelerator is given sixteen times as much, or it waits for its orders."""
 LARGEST_LOGIT = 6e4
 """The largest number that fp16 holds, with some room."""
 WORTH_KEEPING = 50_000
@@ -151,9 +152,7 @@ def _fit_layer(
     device: torch.device,
 ) -> Layer:
     n = len(answers.label)
-    # z as it was stored, its fp32 copy, and a few numbers a fit: what one head needs
-    each = n * (head.head_dim * (activations.dtype.itemsize + 4) + 160)
-    at_once = max(1, BLOCK_BYTES // each)
+    at_once = heads_at_once(n, head.head_dim, activations.dtype, device)
     blocks: list[Layer] = []
     right = np.zeros(n, dtype=np.int32)
     for first in range(0, head.num_heads, at_once):
@@ -165,6 +164,19 @@ def _fit_layer(
     layer = {name: np.concatenate([block[name] for block in blocks], axis=-1) for name in blocks[0] if name != "weight"}
     layer["weight"] = np.concatenate([block["weight"] for block in blocks])
     return {**layer, "right": right}
+
+
+def heads_at_once(n: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> int:
+    """Return how many heads are fitted together: z as stored, its fp32 copy and a few numbers a fit take little memory.
+
+    Args:
+        n: Answers.
+        head_dim: Width of a head.
+        dtype: Type in which z is stored.
+        device: Where probes are fitted.
+    """
+    each = n * (head_dim * (dtype.itemsize + 4) + 160)
+    return max(1, BLOCK_BYTES * (1 if device.type == "cpu" else 16) // each)
 
 
 def _fit_block(

@@ -1,6 +1,6 @@
 """From a question to token ids: the prompt, its answers, and the prefix that the answers share."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,9 @@ from truthheads.errors import DataError, ModelError
 from truthheads.imagetokens import Shown, tokens_with_images
 from truthheads.models import Model
 from truthheads.pictured import placeholder, shares_with_image
+
+TEXTS_AT_ONCE = 512
+"""Texts in one call of the tokenizer, which keeps offsets and words of each until the call ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,10 +218,10 @@ def _turned(model: Model, content: Any) -> str:
 
 def _tokens(model: Model, texts: Sequence[str], *, special: bool) -> list[list[int]]:
     """Return token ids without the end marker that some tokenizers append."""
-    if not texts:
-        return []
     tokenizer: Any = model.tokenizer
-    rows: Iterable[list[int]] = tokenizer(list(texts), add_special_tokens=special)["input_ids"]
+    rows: list[list[int]] = []
+    for first in range(0, len(texts), TEXTS_AT_ONCE):
+        rows += tokenizer(list(texts[first : first + TEXTS_AT_ONCE]), add_special_tokens=special)["input_ids"]
     ends = {tokenizer.eos_token_id, tokenizer.sep_token_id} - {None}
     trimmed = []
     for ids, text in zip(rows, texts, strict=True):

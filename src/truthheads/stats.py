@@ -11,7 +11,7 @@ from truthheads.errors import ShapeError
 
 RESAMPLES = 1000
 LEVEL = 0.95
-DRAWN_AT_ONCE = 1 << 24
+DRAWN_AT_ONCE = 1 << 20
 """Numbers of a bootstrap that are in memory at once."""
 
 
