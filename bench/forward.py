@@ -6,7 +6,9 @@ from typing import Any
 import torch
 
 import truthheads.activations
+import truthheads.fitting
 import truthheads.scoring
+import truthheads.windows
 from bench.inputs import embedded, nqswap, smollm2
 from bench.timing import Outcome, Parts, in_turns, over, timed
 from truthheads.activations import without_prediction
@@ -89,14 +91,17 @@ def shares(model: Model, questions: Sequence[Question]) -> dict[str, float]:
     places = [
         ("tokenise", truthheads.scoring, "encode"),
         ("prefix pass", truthheads.activations, "prepare_tails"),
-        ("tail pass", truthheads.scoring, "collect"),
+        ("tail pass", truthheads.windows, "collect"),
         ("store", RowStore, "write"),
         ("store", RowStore, "__init__"),
+        ("store", truthheads.windows.Activations, "heads"),
         ("probes", PROBES, "newton"),
-        ("measures", truthheads.scoring, "measure"),
+        ("measures", truthheads.fitting, "measure"),
+        ("measures", truthheads.fitting, "fold_accuracies"),
         ("form probe", truthheads.scoring, "probe_form"),
         ("intervals", truthheads.scoring, "mean_figure"),
-        ("intervals", truthheads.scoring, "_split_half"),
+        ("intervals", truthheads.scoring, "split_half"),
+        ("describing data and weights", truthheads.scoring, "list_answers"),
         ("describing data and weights", truthheads.scoring, "describe_data"),
         ("describing data and weights", truthheads.scoring, "provenance"),
     ]

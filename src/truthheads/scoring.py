@@ -9,12 +9,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
-from truthheads.answers import Answers, answers_by_kind, describe_data, digests, kept_samples, list_answers
+from truthheads.answers import Answers, answers_by_kind, describe_data, kept_samples, list_answers
 from truthheads.artifacts import dumps, provenance
 from truthheads.attribution import attribute
-from truthheads.data import Question, kind_of
+from truthheads.averages import NUM_SPLITS, mean_scores, split_half
+from truthheads.data import Question
 from truthheads.devices import pick_batch_tokens
 from truthheads.errors import DataError
 from truthheads.fitting import fit_probes, subset_of
@@ -24,12 +25,11 @@ from truthheads.models import Model
 from truthheads.probes import NUM_FOLDS, PROBES, dealt_folds, paper_folds
 from truthheads.prompts import Encoded, encode
 from truthheads.scores import Scores
-from truthheads.stats import half_of, layer_bootstrap, mean_figure, pearson, spearman
+from truthheads.stats import half_of, mean_figure
 from truthheads.tracing import trace
 from truthheads.windows import Activations, gather
 
 MAX_SAMPLES = 20_000
-NUM_SPLITS = 2
 
 
 def score(
@@ -98,7 +98,7 @@ def score(
             progress=progress,
         ).as_scores()
         each = (found.sample.double().numpy(), found.sample_question.numpy(), found.sample_group.numpy())
-        return _mean_scores("evidence", questions, found.values.numpy(), *each, dict(found.meta), max_samples)
+        return mean_scores("evidence", questions, found.values.numpy(), *each, dict(found.meta), max_samples)
     if method == "attribution" and any(len(question.answers) != 2 for question in questions):
         raise DataError(
             "attribution needs pairs",
@@ -187,7 +187,7 @@ def _probe_scores(
     right = fits.right / sum(head.num_heads for head in layout.layers)
     meta["summary"] = {
         "mean": mean_figure(right, answers.group, seed=seed).json(),
-        "split_half": _split_half(pairs, seed),
+        "split_half": split_half(pairs, seed),
         "form": _form_json(form),
         "kinds": {name: {"rows": len(np.unique(answers.question[mask]))} for name, mask in kinds.items()},
     }
@@ -236,48 +236,8 @@ def _attributed(
         store.close()
     rows = np.arange(len(questions))
     found = mean_figure(margin, group, seed=int(meta["seed"])).json()
-    return _mean_scores(
+    return mean_scores(
         "attribution", questions, gradient.mean(0), gradient, rows, group, meta, max_samples, margin=found
-    )
-
-
-def _mean_scores(
-    method: str,
-    questions: Sequence[Question],
-    values: Float[np.ndarray, "num_layers num_heads"],
-    sample: Float[np.ndarray, "n num_layers num_heads"],
-    rows: Int[np.ndarray, " n"],
-    group: Int[np.ndarray, " n"],
-    meta: dict[str, Any],
-    max_samples: int,
-    **figures: Any,
-) -> Scores:
-    """Return scores that are means over questions of one number per head, row by row of ``questions``."""
-    seed = int(meta["seed"])
-    names = [kind_of(questions[row]) for row in rows]
-    kinds = sorted({name for name in names if name is not None})
-    halves = [half_of(group, seed=seed + split) for split in range(NUM_SPLITS)]
-    pairs = [(sample[half].mean(0), sample[~half].mean(0)) for half in halves if half.any() and not half.all()]
-    meta["kinds"] = kinds
-    meta["summary"] = {
-        "mean": mean_figure(np.nanmean(sample, axis=(1, 2)), group, seed=seed).json(),
-        **figures,
-        "split_half": _split_half(pairs, seed),
-        "form": None,
-        "kinds": {name: {"rows": names.count(name)} for name in kinds},
-    }
-    by_kind = [sample[[name == kind for name in names]].mean(0) for kind in kinds]
-    kept = kept_samples(rows, max_samples, seed)
-    return Scores.of(
-        method,
-        torch.from_numpy(values),
-        kind_values=torch.from_numpy(np.stack(by_kind)).float() if kinds else torch.zeros(0, *values.shape),
-        sample=torch.from_numpy(sample[kept]).half(),
-        sample_label=torch.ones(len(kept), dtype=torch.int64),
-        sample_group=torch.from_numpy(group[kept]).long(),
-        sample_question=torch.from_numpy(rows[kept]).long(),
-        sample_id=digests(questions, rows[kept]),
-        meta=meta,
     )
 
 
@@ -292,19 +252,6 @@ def _folds(answers: Answers, folds: str, num_folds: int) -> Int[np.ndarray, " n"
     if folds == "paper":
         return paper_folds(len(answers.label))
     return dealt_folds(answers.group, answers.order, num_folds=num_folds)
-
-
-def _split_half(
-    pairs: list[tuple[Float[np.ndarray, "layers heads"], Float[np.ndarray, "layers heads"]]], seed: int
-) -> dict[str, Any]:
-    """Return the reliability of scores: correlation between disjoint halves of the questions."""
-    if not pairs or not any(np.isfinite(a).any() and np.isfinite(b).any() for a, b in pairs):
-        return {"splits": 0, "pearson": None, "spearman": None}
-    return {
-        "splits": len(pairs),
-        "pearson": layer_bootstrap(pairs, pearson, seed=seed).json(),
-        "spearman": layer_bootstrap(pairs, spearman, seed=seed).json(),
-    }
 
 
 def _form_json(form: FormProbe) -> dict[str, Any]:
