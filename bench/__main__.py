@@ -16,6 +16,7 @@ from rich.table import Table
 
 from bench import (
     coverage,
+    disk,
     drift,
     dtype,
     evaluating,
@@ -36,6 +37,7 @@ BENCHMARKS = {
     module.NAME: module
     for module in (
         coverage,
+        disk,
         forward,
         probing,
         released,
@@ -58,7 +60,7 @@ def main() -> None:
     parser.add_argument("name", nargs="*", help=f"any of {', '.join(BENCHMARKS)}; default: all")
     parser.add_argument("--quick", action="store_true", help="few rows, to see that it runs; the ratios mean little")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
-    parser.add_argument("--plots", type=Path, metavar="DIR", help="write the growth chart")
+    parser.add_argument("--plots", type=Path, metavar="DIR", help="write the charts of growth and memory")
     options = parser.parse_args()
     unknown = [name for name in options.name if name not in BENCHMARKS]
     if unknown:
@@ -83,15 +85,17 @@ def main() -> None:
         found = {name: [outcome.json() for outcome in lines] for name, lines in outcomes.items()}
         result = {"quick": options.quick, "machine": machine, "load": load, "benchmarks": found}
         options.json.write_text(json.dumps(result, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
-    if options.plots is not None and growth.NAME in outcomes:
+    if options.plots is not None:
         options.plots.mkdir(parents=True, exist_ok=True)
-        for suffix in ("html", "svg"):
-            save_chart(growth.chart(outcomes[growth.NAME]), options.plots / f"growth.{suffix}")
+        for module, name in ((growth, "growth"), (rows, "memory")):
+            if module.NAME in outcomes:
+                save_chart(module.chart(outcomes[module.NAME]), options.plots / f"{name}.svg")
 
 
 def describe_machine() -> dict[str, Any]:
     """Return what the ratios depend on."""
     return {
+        "machine": cpu_name(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
@@ -100,9 +104,19 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
+def cpu_name() -> str:
+    """Return what the processor calls itself, with what of bf16 it has."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").is_file() else []
+    told = dict(line.split("\t: ", 1) for line in reversed(lines) if "\t: " in line)
+    told = {key.strip(): value for key, value in told.items()}
+    has = [flag for flag in ("avx512_bf16", "amx_bf16") if flag in told.get("flags", "").split()]
+    return " ".join([told.get("model name", platform.processor() or platform.machine()), *has])
+
+
 def table(outcomes: dict[str, list[Outcome]], *, quick: bool) -> Table:
     """Return one line for each outcome; the ratio is the median of the turns, the range their extremes."""
-    result = Table(title="truthheads, ratios" + (" (--quick: they mean little)" if quick else ""))
+    title = f"truthheads, ratios on {cpu_name()}" + (" (--quick: they mean little)" if quick else "")
+    result = Table(title=title)
     for column in ("benchmark", "ratio", "range", "in CPU s", "target", "met", "n", "command"):
         result.add_column(column, justify="right" if column in ("ratio", "range", "in CPU s") else "left", no_wrap=True)
     for name, lines in outcomes.items():

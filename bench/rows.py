@@ -6,6 +6,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from truthheads.data import write_questions
 from truthheads.family.text import make_text
 
 NAME = "memory-vs-rows"
-ROWS = (1_000, 10_000, 100_000)
+ROWS = (100, 1_000, 10_000, 100_000)
 BATCH_TOKENS = "16384"
 MB = 1 << 20
 
@@ -59,6 +60,27 @@ def run(*, quick: bool) -> list[Outcome]:
     }
     ratio = peaks[-1].anonymous / peaks[0].anonymous
     return [Outcome(NAME, [ratio], "<= 1.25", f"rows {sizes[0]:,} → {sizes[-1]:,}", detail=detail)]
+
+
+def chart(outcomes: Sequence[Outcome]) -> Any:
+    """Return an Altair chart of memory over rows; activations, which lie on disk, beside it."""
+    import altair as alt
+
+    detail = outcomes[0].detail
+    points = [
+        {"rows": rows, "MB": value, "what": what}
+        for what, key in (("memory of the process", "anonymous_MB"), ("activations on disk", "activations_MB"))
+        for rows, value in zip(detail["rows"], detail[key], strict=True)
+    ]
+    log = alt.Scale(type="log")
+    return (
+        alt.Chart(alt.Data(values=points))
+        .mark_line(point=True)
+        .encode(
+            alt.X("rows:Q", scale=log), alt.Y("MB:Q", scale=log, title="MB at most"), alt.Color("what:N", title=None)
+        )
+        .properties(width=320, height=260, title="Memory of score over rows")
+    )
 
 
 def write_rows(path: Path, rows: int) -> None:
