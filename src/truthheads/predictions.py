@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from truthheads.artifacts import dumps, unwritable
-from truthheads.errors import DataError, PartDone
-from truthheads.ranks import ranks, together
+from truthheads.errors import DataError
+from truthheads.ranks import leave, ranks, together
 
 Line = dict[str, Any]
 Key = tuple[str, str, str, str]
@@ -145,7 +145,7 @@ def gathered(path: Path, keys: Iterable[Key]) -> Journal:
     """
     together()
     if ranks().rank:
-        raise PartDone
+        leave()
     files = files_of(path)
     known = {key_of(line): line for file in files for line in read_predictions(file).lines}
     journal = Journal(path, whole=True)
