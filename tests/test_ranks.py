@@ -19,7 +19,7 @@ from truthheads.ranks import Parts, open_rows, ranks, share
 from truthheads.store import Field, RowStore
 
 FIELDS = {"value": Field((2,), torch.float32)}
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes"]
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes"]
 
 
 def place(monkeypatch: pytest.MonkeyPatch, rank: int, world: int) -> None:

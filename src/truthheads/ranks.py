@@ -22,7 +22,7 @@ from truthheads.artifacts import read_json, replaced, write_json
 from truthheads.errors import ArtifactError, PartDone, TruthHeadsError
 from truthheads.launching import exported
 from truthheads.launching import ranks as ranks
-from truthheads.store import Field, RowStore
+from truthheads.store import JOURNAL, PLAN, Field, RowStore
 from truthheads.watching import GOES_ON, GoneError, Watch, meet
 
 ARRIVAL = timedelta(minutes=5)
@@ -171,8 +171,8 @@ class Parts:
     def __init__(self, folder: Path, fields: Mapping[str, Field], *, rows: int, identity: str) -> None:
         self.folder, self.fields, self.rows, self.identity = folder, fields, rows, identity
         self.parts = folder.with_name(f"{folder.name}.parts")
-        self._batch: dict[str, tuple[Tensor, Tensor]] = {}
-        plan = self.parts / "plan.json"
+        self._batch: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        plan = self.parts / PLAN
         made_from = {"identity": identity, "rows": rows}
         if ranks().rank == 0 and (not plan.is_file() or read_json(plan) != made_from):
             shutil.rmtree(self.parts, ignore_errors=True)
@@ -185,17 +185,17 @@ class Parts:
                 got=f"nothing of what the first process wrote there, in process {ranks().rank}",
                 fix="give an --out on a shared disk",
             )
-        self.done = {int(path.stem.removeprefix("batch-")) for path in self.parts.glob("batch-*.safetensors")}
+        self.done = set(_batches_in(self.parts)) | _done_alone(folder, made_from)
 
     def write(self, name: str, rows: Int[Tensor, " batch"], values: Tensor) -> None:
-        """Keep values ``[batch, *shape]`` until the batch is complete."""
+        """Keep values ``[batch, *shape]`` until the batch is complete; one that was halved comes in pieces."""
         kept = values.detach().to("cpu", self.fields[name].dtype)
-        self._batch[name] = rows.cpu().clone(), kept.clone(memory_format=torch.contiguous_format)
+        self._batch.setdefault(name, []).append((rows.cpu().clone(), kept.clone()))
 
     def complete(self, batch: int) -> None:
         """Write the batch's file, whole or not at all."""
-        tensors = {name: values for name, (_, values) in self._batch.items()}
-        tensors |= {f"rows of {name}": rows for name, (rows, _) in self._batch.items()}
+        tensors = {name: torch.cat([values for _, values in pieces]) for name, pieces in self._batch.items()}
+        tensors |= {f"rows of {name}": torch.cat([rows for rows, _ in pieces]) for name, pieces in self._batch.items()}
         with replaced(self.parts / f"batch-{batch}.safetensors") as temporary:
             save_file(tensors, temporary)
         self._batch = {}
@@ -225,16 +225,49 @@ class Parts:
                     got="no such file",
                     fix="use a folder that every machine sees, and start again",
                 )
-            tensors = load_file(path)
-            for name in self.fields:
-                if name in tensors:
-                    store.write(name, tensors[f"rows of {name}"], tensors[name])
-            store.complete(number)
+            _put(store, path, number)
         shutil.rmtree(self.parts, ignore_errors=True)
         return store
 
 
 def open_rows(folder: Path, fields: Mapping[str, Field], *, rows: int, identity: str) -> RowStore | Parts:
-    """Return where a stage keeps its rows: a store, or parts of one where several processes work."""
-    made = Parts if ranks().several else RowStore
-    return made(folder, fields, rows=rows, identity=identity)
+    """Return where a stage keeps its rows: a store, or parts of one where several processes work.
+
+    Either goes on from what the other has left.
+    """
+    if ranks().several:
+        return Parts(folder, fields, rows=rows, identity=identity)
+    store = RowStore(folder, fields, rows=rows, identity=identity)
+    parts = folder.with_name(f"{folder.name}.parts")
+    if _told(parts / PLAN) == {"identity": identity, "rows": rows}:
+        for number, path in sorted(_batches_in(parts).items()):
+            if number not in store.done:
+                _put(store, path, number)
+    shutil.rmtree(parts, ignore_errors=True)
+    return store
+
+
+def _batches_in(parts: Path) -> dict[int, Path]:
+    return {int(path.stem.removeprefix("batch-")): path for path in parts.glob("batch-*.safetensors")}
+
+
+def _put(store: RowStore, path: Path, number: int) -> None:
+    """Put one batch's file into a store."""
+    tensors = load_file(path)
+    for name in {key.removeprefix("rows of ") for key in tensors}:
+        store.write(name, tensors[f"rows of {name}"], tensors[name])
+    store.complete(number)
+
+
+def _told(plan: Path) -> dict[str, Any]:
+    """Return what a plan says the rows beside it are; of a store's own, without their fields."""
+    told = read_json(plan) if plan.is_file() else {}
+    return {name: told[name] for name in ("identity", "rows") if name in told}
+
+
+def _done_alone(folder: Path, made_from: Mapping[str, Any]) -> set[int]:
+    """Return the batches that a single process has left in its store."""
+    journal = folder / JOURNAL
+    if _told(folder / PLAN) != made_from or not journal.is_file():
+        return set()
+    return {int(line) for line in journal.read_text(encoding="ascii").split("\n")[:-1] if line.isdigit()}
