@@ -57,8 +57,8 @@ def launch_all(argv: Sequence[str]) -> None:
     """Start all processes that ``accelerate launch --num_processes N`` was asked for, where it has started but one.
 
     On a machine without several GPUs it starts a single process, which knows nothing of the others, unless it is given
-    ``--multi_gpu`` (which starts them on CPUs as well, with gloo). This process then becomes the launcher, with the same
-    words and that flag. Nothing happens in a process that no such launcher has started.
+    ``--multi_gpu`` (which starts them on CPUs as well, with gloo). This process then becomes the launcher, with the
+    same words and that flag. Nothing happens in a process that no such launcher has started.
 
     Args:
         argv: This process's own words, behind the name of the program.

@@ -104,19 +104,14 @@ class Watch:
                 listener.settimeout(max(until - time.monotonic(), 0.01))
                 try:
                     link = listener.accept()[0]
-                    link.settimeout(MEETING_SECONDS / 10)
-                    told = _line(link)
                 except TimeoutError as error:
-                    if time.monotonic() < until:
-                        continue
                     missing = sorted(set(range(1, place.world)) - peers.keys())
                     raise _did_not_meet(f"rank {missing[0]} did not connect to rank 0") from error
-                except (OSError, ValueError):
-                    continue
-                if told.get("token") != meeting.token or told.get("rank") not in range(1, place.world):
+                told = _introduced(link, meeting.token)
+                if told.get("rank") in range(1, place.world):
+                    peers[told["rank"]] = Peer(told["rank"], str(told["name"]), link)
+                else:
                     link.close()
-                    continue
-                peers[told["rank"]] = Peer(told["rank"], str(told["name"]), link)
         for peer in peers.values():
             _say(peer.link, {"name": own_name()})
         return cls(place, [peers[rank] for rank in sorted(peers)])
@@ -230,6 +225,16 @@ def _did_not_meet(problem: str) -> GoneError:
         got="none",
         fix=f"see that the machines reach each other, and {GOES_ON}",
     )
+
+
+def _introduced(link: socket.socket, token: int) -> dict[str, Any]:
+    """Return what the one at the door says, or nothing where it is a stranger: any port is knocked at."""
+    try:
+        link.settimeout(MEETING_SECONDS / 10)
+        told = _line(link)
+    except (OSError, ValueError):
+        return {}
+    return told if told.get("token") == token else {}
 
 
 def _say(link: socket.socket, what: dict[str, Any]) -> None:
