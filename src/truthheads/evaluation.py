@@ -119,9 +119,11 @@ def evaluate(
             harness.run(name, gate, journal)
         if gate is not None and texts and number % ranks().world == ranks().rank:
             _guard(model, name, gate, texts, journal)
-    if ranks().several:
-        told_by_harness = [key_of(line) for line in journal.lines] if harness else []
-        journal = gathered(folder / NAME, [*told_by_harness, *_keys([PLAIN, *runs], job, batches, len(texts))])
+    if ranks().several or len(files_of(folder / NAME)) > 1:  # a single process may come after several
+        names = [PLAIN, *runs]
+        told_by_harness = [key_of(line) for line in journal.known if line["run"] in names] if harness else []
+        keys = [*told_by_harness, *_keys(names, job, batches, len(texts))]
+        journal = gathered(folder / NAME, sorted(keys, key=lambda key: names.index(key[1])))
     notes = [*told, *([journal.dropped] if journal.dropped else [])]
     summary = summarise(journal.lines, seed=seed, settings=settings, notes=notes)
     write_json(folder / SUMMARY, summary)

@@ -12,9 +12,9 @@ from safetensors.numpy import load_file, save_file
 from truthheads.answers import Answers
 from truthheads.architectures import HeadLayer, HeadLayout
 from truthheads.artifacts import dumps, read_json, replaced, write_json
-from truthheads.errors import ArtifactError, PartDone
+from truthheads.errors import ArtifactError
 from truthheads.probes import Probe, fold_accuracies, measure
-from truthheads.ranks import ranks, share, together
+from truthheads.ranks import leave, ranks, share, together
 from truthheads.windows import Activations
 
 BLOCK_BYTES = 1 << 26
@@ -114,7 +114,7 @@ def fit_probes(
             save_file(layer, temporary)
     together()
     if place.rank:
-        raise PartDone
+        leave()
     return _assembled(layout, answers, subsets, len(kept), lambda index: found.get(index) or _load(folder, index))
 
 

@@ -12,11 +12,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from truthheads.ahead import WORTH, mapped
-from truthheads.errors import ActivationError, PartDone
+from truthheads.errors import ActivationError
 from truthheads.models import Model
 from truthheads.pictured import Pixels, beside, prepared
 from truthheads.prompts import Encoded
-from truthheads.ranks import Parts, share
+from truthheads.ranks import Parts, leave, share
 from truthheads.store import RowStore
 
 Progress = Callable[[int, int], None]
@@ -170,7 +170,7 @@ def filled(
     """
     whole = shared(model, store, encoded, step, batch_tokens=batch_tokens, progress=progress)
     if whole is None:
-        raise PartDone
+        leave()
     return whole
 
 

@@ -116,7 +116,7 @@ class Harness:
         """
         from lm_eval import simple_evaluate
 
-        if any(line["run"] == name and line.get("last") for line in journal.lines):
+        if any(line["run"] == name and line.get("last") for line in journal.known):
             return
         try:
             # What the harness prints is no result of ours.

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from truthheads.artifacts import dumps, unwritable
-from truthheads.errors import DataError, PartDone
-from truthheads.ranks import ranks, together
+from truthheads.artifacts import dumps, unwritable, write_text
+from truthheads.errors import DataError
+from truthheads.ranks import leave, ranks, together
 
 Line = dict[str, Any]
 Key = tuple[str, str, str, str]
@@ -79,11 +79,17 @@ def _parsed(part: bytes) -> Line | None:
 class Journal:
     """Predictions that grow: what an earlier run has written counts as done.
 
-    Of several processes, each writes a file of its own beside ``path`` and counts as done what stands in any.
+    Of several processes, each writes a file of its own beside ``path``. What stands in any of them counts as done, also
+    for a single process that comes after.
 
     Args:
         path: The file; made where it is missing. A half-written last line is cut off.
         whole: Write ``path`` itself, also where several processes work.
+
+    Attributes:
+        lines: What stands in this process's file.
+        known: What stands in any.
+        done: The keys of ``known``.
     """
 
     def __init__(self, path: Path, *, whole: bool = False) -> None:
@@ -96,8 +102,9 @@ class Journal:
             if self.dropped:
                 os.truncate(self.path, read.size)
         self.done = {key_of(line) for line in self.lines}
-        if apart:
-            self.done |= {key_of(line) for other in files_of(path) for line in read_predictions(other).lines}
+        others = [other for other in files_of(path) if other != self.path] if not whole else []
+        self.known = self.lines + [line for other in others for line in read_predictions(other).lines]
+        self.done |= {key_of(line) for line in self.known}
 
     def add(self, lines: Iterable[Mapping[str, Any]]) -> None:
         """Write the lines that are not there yet, and see them to the disk.
@@ -118,7 +125,9 @@ class Journal:
         except OSError as error:
             raise unwritable(self.path, error) from error
         # What is summarised is what a later --rescore reads: floats through JSON and back are the same floats.
-        self.lines += [json.loads(line) for line in text.splitlines()]
+        read = [json.loads(line) for line in text.splitlines()]
+        self.lines += read
+        self.known += read
         self.done |= {key_of(line) for line in new}
 
 
@@ -138,22 +147,25 @@ def gathered(path: Path, keys: Iterable[Key]) -> Journal:
 
     Args:
         path: The whole file.
-        keys: Every line's key, in the order of a single process; a line that nobody wrote is left out.
+        keys: Every line's key, in the order of a single process; a line that nobody wrote is left out, one that
+            has no key here stays where it is.
 
     Raises:
         PartDone: In every process but the first.
     """
     together()
     if ranks().rank:
-        raise PartDone
+        leave()
     files = files_of(path)
     known = {key_of(line): line for file in files for line in read_predictions(file).lines}
-    journal = Journal(path, whole=True)
-    journal.add(known[key] for key in keys if key in known)
+    order = {key: at for at, key in enumerate(keys)}
+    ours = iter(sorted(known.keys() & order.keys(), key=order.__getitem__))
+    there = [next(ours) if key in order else key for key in known]
+    write_text(path, "".join(dumps(known[key]) + "\n" for key in there))
     for part in files:
         if part != path:
             part.unlink()
-    return journal
+    return Journal(path, whole=True)
 
 
 def _part(path: Path, rank: int) -> Path:

@@ -6,10 +6,12 @@ from there. Several machines need a folder that all of them see.
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NoReturn
 
 import torch
 from jaxtyping import Int
@@ -17,48 +19,127 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from truthheads.artifacts import read_json, replaced, write_json
-from truthheads.errors import ArtifactError
-from truthheads.store import Field, RowStore
+from truthheads.errors import ArtifactError, PartDone, TruthHeadsError
+from truthheads.launching import exported
+from truthheads.launching import ranks as ranks
+from truthheads.store import JOURNAL, PLAN, Field, RowStore
+from truthheads.watching import GOES_ON, GoneError, Watch, meet
 
+ARRIVAL = timedelta(minutes=5)
+"""How long the first of the processes waits for the last to start."""
+REPORT_SECONDS = 20
+"""Within that time the watch has said who is gone, where a barrier broke off."""
 PATIENCE = timedelta(days=7)
-"""How long one process waits for another; one that died ends the others at once (the launcher sees to it)."""
-
-
-class Ranks(NamedTuple):
-    """This process among those of one command.
-
-    Attributes:
-        rank: Its number; 0 is the first.
-        world: How many there are.
-    """
-
-    rank: int
-    world: int
-
-    @property
-    def several(self) -> bool:
-        """Whether there is more than one."""
-        return self.world > 1
-
-
-def ranks() -> Ranks:
-    """Return this process's place, as ``accelerate launch``, torchrun or mpirun tell it by the environment."""
-    rank, world = (
-        next((int(os.environ[name]) for name in names if os.environ.get(name, "").isdigit()), default)
-        for names, default in (
-            (("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK"), 0),
-            (("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"), 1),
-        )
-    )
-    return Ranks(rank, world)
+"""How long a process that is done waits for others that work; one that dies or fails ends all (:mod:`watching`)."""
+_watch: Watch | None = None
+_group: Any = None
 
 
 def together() -> None:
-    """Wait until every process is here."""
-    if ranks().several:
-        from accelerate import PartialState  # type: ignore[import-untyped]
+    """Wait until every process is here.
 
-        PartialState(cpu=not torch.accelerator.is_available(), timeout=PATIENCE).wait_for_everyone()
+    Raises:
+        GoneError: A process did not start, or has ended.
+    """
+    if not ranks().several:
+        return
+    watch = joined()
+    watch.enter()
+    try:
+        torch.distributed.barrier(_group, device_ids=[int(os.environ.get("LOCAL_RANK", "0"))])
+    except RuntimeError as error:
+        time.sleep(REPORT_SECONDS)  # a peer that died breaks this off; the watch then ends the process, with its name
+        raise GoneError(
+            "waiting for the other processes broke off",
+            expected="all processes of the command",
+            got=str(error).splitlines()[0],
+            fix=GOES_ON,
+        ) from error
+
+
+def joined() -> Watch:
+    """Meet the other processes, once, and return the watch on them.
+
+    Accelerate makes the process group: gloo where processes run on CPUs (or share an accelerator), nccl on GPUs.
+
+    Raises:
+        GoneError: Not all processes have started within five minutes, or one cannot be reached.
+    """
+    global _watch, _group
+    if _watch is not None:
+        return _watch
+    from accelerate import PartialState  # type: ignore[import-untyped]
+
+    exported()
+    place = ranks()
+    os.environ.setdefault("LOCAL_RANK", str(place.rank % max(_accelerators(), 1)))
+    try:
+        state = PartialState(cpu=on_cpus(), timeout=ARRIVAL)
+        _group = torch.distributed.new_group(timeout=PATIENCE)
+        meeting = meet() if place.rank == 0 else None
+        said = torch.tensor([meeting.port, meeting.token] if meeting else [0, 0], device=_meeting_place(state))
+        torch.distributed.broadcast(said, src=0)
+    except (RuntimeError, ValueError) as error:
+        raise GoneError(
+            f"rank {place.rank} of {place.world} did not meet the others",
+            expected=f"all {place.world} processes within {ARRIVAL.seconds // 60} minutes, with the same MASTER_ADDR "
+            "(the machine of rank 0) and a free MASTER_PORT",
+            got=str(error).splitlines()[0],
+            fix="start all of them; for one process alone, unset WORLD_SIZE",
+        ) from error
+    port, token = said.tolist()
+    address = os.environ.get("MASTER_ADDR", "127.0.0.1")
+    _watch = Watch.of_first(place, meeting) if meeting else Watch.of_other(place, address, port, token)
+    return _watch
+
+
+@contextmanager
+def watched() -> Iterator[None]:
+    """Watch the other processes, and be watched by them, inside the block; whatever ends it is told to them."""
+    if not ranks().several:
+        yield
+        return
+    watch = joined()
+    try:
+        yield
+    except TruthHeadsError as error:
+        watch.failed(f"{error.problem}: expected {error.expected}; got {error.got}; do: {error.fix}", 2)
+        raise
+    except KeyboardInterrupt:
+        watch.failed(f"by hand; {GOES_ON}", 130)
+        raise
+    except Exception as error:
+        if getattr(error, "exit_code", 1):
+            watch.failed(f"{type(error).__name__}: {error}", 1)
+        raise
+    finally:
+        watch.done()
+
+
+def leave() -> NoReturn:
+    """End this process's part, as one that is not the first.
+
+    Raises:
+        PartDone: Always.
+    """
+    if _watch is not None:
+        _watch.done()
+    raise PartDone
+
+
+def on_cpus() -> bool:
+    """Return whether processes meet on CPUs: there is no accelerator, or not one for each, or the CPU was asked for."""
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return _accelerators() < max(local, 1) or os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
+
+
+def _accelerators() -> int:
+    return torch.accelerator.device_count() if torch.accelerator.is_available() else 0
+
+
+def _meeting_place(state: Any) -> torch.device:
+    """Return where tensors that the process group carries must lie."""
+    return torch.device("cpu") if state.backend == "gloo" else torch.device(state.device)
 
 
 def share(costs: Sequence[int]) -> set[int]:
@@ -90,8 +171,8 @@ class Parts:
     def __init__(self, folder: Path, fields: Mapping[str, Field], *, rows: int, identity: str) -> None:
         self.folder, self.fields, self.rows, self.identity = folder, fields, rows, identity
         self.parts = folder.with_name(f"{folder.name}.parts")
-        self._batch: dict[str, tuple[Tensor, Tensor]] = {}
-        plan = self.parts / "plan.json"
+        self._batch: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        plan = self.parts / PLAN
         made_from = {"identity": identity, "rows": rows}
         if ranks().rank == 0 and (not plan.is_file() or read_json(plan) != made_from):
             shutil.rmtree(self.parts, ignore_errors=True)
@@ -104,17 +185,17 @@ class Parts:
                 got=f"nothing of what the first process wrote there, in process {ranks().rank}",
                 fix="give an --out on a shared disk",
             )
-        self.done = {int(path.stem.removeprefix("batch-")) for path in self.parts.glob("batch-*.safetensors")}
+        self.done = set(_batches_in(self.parts)) | _done_alone(folder, made_from)
 
     def write(self, name: str, rows: Int[Tensor, " batch"], values: Tensor) -> None:
-        """Keep values ``[batch, *shape]`` until the batch is complete."""
+        """Keep values ``[batch, *shape]`` until the batch is complete; one that was halved comes in pieces."""
         kept = values.detach().to("cpu", self.fields[name].dtype)
-        self._batch[name] = rows.cpu().clone(), kept.clone(memory_format=torch.contiguous_format)
+        self._batch.setdefault(name, []).append((rows.cpu().clone(), kept.clone()))
 
     def complete(self, batch: int) -> None:
         """Write the batch's file, whole or not at all."""
-        tensors = {name: values for name, (_, values) in self._batch.items()}
-        tensors |= {f"rows of {name}": rows for name, (rows, _) in self._batch.items()}
+        tensors = {name: torch.cat([values for _, values in pieces]) for name, pieces in self._batch.items()}
+        tensors |= {f"rows of {name}": torch.cat([rows for rows, _ in pieces]) for name, pieces in self._batch.items()}
         with replaced(self.parts / f"batch-{batch}.safetensors") as temporary:
             save_file(tensors, temporary)
         self._batch = {}
@@ -146,11 +227,7 @@ class Parts:
                     got="no such file",
                     fix="use a folder that every machine sees, and start again",
                 )
-            tensors = load_file(path)
-            for name in self.fields:
-                if name in tensors:
-                    store.write(name, tensors[f"rows of {name}"], tensors[name])
-            store.complete(number)
+            _put(store, path, number)
         shutil.rmtree(self.parts, ignore_errors=True)
         return store
 
@@ -160,6 +237,8 @@ def open_rows(
 ) -> RowStore | Parts:
     """Return where a stage keeps its rows: a store, or parts of one where several processes share its batches.
 
+    Either goes on from what the other has left.
+
     Args:
         folder: As for RowStore.
         fields: As for RowStore.
@@ -167,5 +246,39 @@ def open_rows(
         identity: As for RowStore.
         alone: This process does all of them.
     """
-    made = Parts if ranks().several and not alone else RowStore
-    return made(folder, fields, rows=rows, identity=identity)
+    if ranks().several and not alone:
+        return Parts(folder, fields, rows=rows, identity=identity)
+    store = RowStore(folder, fields, rows=rows, identity=identity)
+    parts = folder.with_name(f"{folder.name}.parts")
+    if _told(parts / PLAN) == {"identity": identity, "rows": rows}:
+        for number, path in sorted(_batches_in(parts).items()):
+            if number not in store.done:
+                _put(store, path, number)
+    shutil.rmtree(parts, ignore_errors=True)
+    return store
+
+
+def _batches_in(parts: Path) -> dict[int, Path]:
+    return {int(path.stem.removeprefix("batch-")): path for path in parts.glob("batch-*.safetensors")}
+
+
+def _put(store: RowStore, path: Path, number: int) -> None:
+    """Put one batch's file into a store."""
+    tensors = load_file(path)
+    for name in {key.removeprefix("rows of ") for key in tensors}:
+        store.write(name, tensors[f"rows of {name}"], tensors[name])
+    store.complete(number)
+
+
+def _told(plan: Path) -> dict[str, Any]:
+    """Return what a plan says the rows beside it are; of a store's own, without their fields."""
+    told = read_json(plan) if plan.is_file() else {}
+    return {name: told[name] for name in ("identity", "rows") if name in told}
+
+
+def _done_alone(folder: Path, made_from: Mapping[str, Any]) -> set[int]:
+    """Return the batches that a single process has left in its store."""
+    journal = folder / JOURNAL
+    if _told(folder / PLAN) != made_from or not journal.is_file():
+        return set()
+    return {int(line) for line in journal.read_text(encoding="ascii").split("\n")[:-1] if line.isdigit()}

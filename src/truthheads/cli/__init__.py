@@ -1,5 +1,6 @@
 """The command line. A command parses, calls one function and saves one artefact; heavy imports wait until it runs."""
 
+import sys
 from typing import Annotated
 
 import typer
@@ -19,6 +20,7 @@ from truthheads.cli import (
     tuning,
 )
 from truthheads.cli import console as console
+from truthheads.launching import launch_all
 
 app = typer.Typer(
     name="truthheads",
@@ -67,4 +69,5 @@ data_app.command("pairs")(making.pairs)
 
 def main() -> None:
     """Run the command line."""
+    launch_all(sys.argv[1:])
     app(prog_name="truthheads")

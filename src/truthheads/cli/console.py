@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ParamSpec, TypeVar
@@ -14,6 +13,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from truthheads.errors import PartDone, TruthHeadsError
+from truthheads.launching import ranks
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -43,6 +43,21 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
         except KeyboardInterrupt as error:
             err.print("stopped; the same command goes on from here")
             raise typer.Exit(130) from error
+
+    return run
+
+
+def shared(command: Callable[P, R]) -> Callable[P, R]:
+    """Let the processes of one command, if there are several, watch each other while it runs."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        if not ranks().several:
+            return command(*args, **kwargs)
+        from truthheads.ranks import watched
+
+        with watched():
+            return command(*args, **kwargs)
 
     return run
 
@@ -97,7 +112,7 @@ def stepwise(steps: Mapping[str, str]) -> Iterator[tuple[Callable[[str, bool], N
 
 def _first() -> bool:
     """Return whether this is the first, or the only, process of a command."""
-    return os.environ.get("RANK", "0") == "0"
+    return ranks().rank == 0
 
 
 def grid(title: str, columns: list[str], rows: list[list[str]]) -> Table:

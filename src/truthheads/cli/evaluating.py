@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 
 from truthheads.cli import console
-from truthheads.cli.console import guarded
+from truthheads.cli.console import guarded, shared
 from truthheads.cli.options import BatchTokens, Device, Dtype, Json, Limit, Remote
 
 BESIDE = {
@@ -36,6 +36,7 @@ class ShownAnswers(StrEnum):
 
 
 @guarded
+@shared
 def evaluate(
     model: Annotated[
         str | None, typer.Argument(metavar="[MODEL]", help="As for every command; none with --answers, --captions.")

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from truthheads.cli import console
-from truthheads.cli.console import guarded
+from truthheads.cli.console import guarded, shared
 from truthheads.cli.options import (
     BatchTokens,
     Data,
@@ -31,6 +31,7 @@ class PositionName(StrEnum):
 
 
 @guarded
+@shared
 def trace(
     model: ModelName,
     data: Data,
