@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from truthheads.artifacts import load_artifact, provenance, save_artifact
+from truthheads.artifacts import check_whole, load_artifact, provenance, save_artifact
 from truthheads.checkpoints import Checkpoint, open_checkpoint
-from truthheads.errors import ArtifactError, ShapeError
+from truthheads.errors import ShapeError
 from truthheads.permuted import match_layers, reordered
 from truthheads.projections import PARTS, LayerParts
 from truthheads.slicewise import PairReader, Squares, over_layers
@@ -149,15 +149,10 @@ class Drift:
         Raises:
             ArtifactError: The file is missing, damaged, of another kind, or not whole.
         """
-        tensors, meta = load_artifact(Path(path), kind=KIND)
-        names = {*PARTS, *(f"cosine_{part}" for part in PARTS), "chance"}
-        if missing := sorted(names - set(tensors)):
-            raise ArtifactError(
-                f"{path} is not whole",
-                expected=f"tensors {', '.join(sorted(names))}",
-                got=f"without {', '.join(missing)}",
-                fix="write it again with `truthheads compare --weights`",
-            )
+        tensors, meta = artifact = load_artifact(Path(path), kind=KIND)
+        axes = dict.fromkeys((*PARTS, *(f"cosine_{part}" for part in PARTS)), "float num_layers num_heads")
+        told = {"weights": dict, "matching": dict}
+        check_whole(Path(path), artifact, {**axes, "chance": "float num_layers parts"}, told, command="compare --weights")
         own = {key: value for key, value in meta.items() if key not in ("kind", "format_version")}
         return cls(
             base=str(own.pop("base_name", "")),

@@ -7,8 +7,11 @@ from pathlib import Path
 from truthheads.artifacts import file_sha256
 from truthheads.data import Question, Questions
 from truthheads.errors import DataError
+from truthheads.images import image_path
 from truthheads.layouts import LAYOUTS, WITH_HALVES, BadField, Layout, checked
 from truthheads.tables import Row, read_rows
+
+ELSEWHERE = "a path inside the folder that images start from (the question file's own, or --images) or the current one"
 
 
 def read_questions(
@@ -37,7 +40,6 @@ def read_questions(
             skipped); the message names file, line and field.
     """
     path = Path(path)
-    folder = Path(images) if images is not None else path.parent
     layout: Layout | None = None
     questions: list[Question] = []
     seen: set[str] = set()
@@ -62,6 +64,7 @@ def read_questions(
             question = checked(layout.convert(row.fields, row.place.rpartition(" ")[2]))
             if question.id in seen:
                 raise BadField("id", "an id of its own", question.id)
+            image = _image(question, path.parent, images)
         except BadField as bad:
             if not skip_bad_rows:
                 raise DataError(
@@ -74,8 +77,8 @@ def read_questions(
         else:
             seen.add(question.id)
             _agree(said, question, f"{path}:{row.place}")
-            if question.image is not None:
-                question = replace(question, image=str(folder / question.image))
+            if image is not None:
+                question = replace(question, image=image)
             questions.append(question)
     if layout is None and unknown is not None:
         raise unknown
@@ -89,6 +92,15 @@ def read_questions(
     return Questions(
         questions, layout=layout.name, path=str(path), sha256=file_sha256(path), skipped=skipped, note=layout.note
     )
+
+
+def _image(question: Question, beside: Path, images: str | Path | None) -> str | None:
+    if question.image is None:
+        return None
+    try:
+        return image_path(question.image, beside=beside, images=None if images is None else Path(images))
+    except ValueError as error:
+        raise BadField("image", ELSEWHERE, str(error)) from error
 
 
 def _agree(said: dict[tuple[str, str, str], tuple[bool, str]], question: Question, place: str) -> None:

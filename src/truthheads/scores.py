@@ -12,27 +12,28 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from truthheads.artifacts import load_artifact, save_artifact
+from truthheads.artifacts import check_whole, load_artifact, save_artifact
 from truthheads.errors import ArtifactError
 from truthheads.plots import heat_map
 from truthheads.stats import bootstrap_means, interval
 
 KIND = "scores"
-TENSORS = (
-    "values",
-    "accuracy",
-    "auroc",
-    "pair_accuracy",
-    "fold_accuracy",
-    "kind_values",
-    "sample",
-    "sample_label",
-    "sample_group",
-    "sample_question",
-    "sample_id",
-    "probe_weight",
-    "probe_bias",
-)
+TENSORS = {
+    "values": "float num_layers num_heads",
+    "accuracy": "float num_layers num_heads",
+    "auroc": "float num_layers num_heads",
+    "pair_accuracy": "float num_layers num_heads",
+    "fold_accuracy": "float folds num_layers num_heads",
+    "kind_values": "float kinds num_layers num_heads",
+    "sample": "float samples num_layers num_heads",
+    "sample_label": "int samples",
+    "sample_group": "int samples",
+    "sample_question": "int samples",
+    "sample_id": "int samples",
+    "probe_weight": "float num_layers num_heads head_dim",
+    "probe_bias": "float num_layers num_heads",
+}
+TOLD = {"model": dict, "data": dict, "kinds": list, "summary": dict}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -124,14 +125,7 @@ class Scores:
             values = torch.from_numpy(_foreign(path))
             return cls.of("probe", values, accuracy=values.float(), meta={"source": path.name})
         artifact = load_artifact(path, kind=KIND)
-        missing = sorted({*TENSORS} - set(artifact.tensors))
-        if missing or artifact.tensors["values"].ndim != 2:
-            raise ArtifactError(
-                f"{path} is not whole",
-                expected=f"tensors {', '.join(TENSORS)}",
-                got=f"without {', '.join(missing)}" if missing else "values that are not [layers, heads]",
-                fix="write it again with `truthheads score`",
-            )
+        check_whole(path, artifact, TENSORS, TOLD, command="score")
         meta = {key: value for key, value in artifact.meta.items() if key not in ("kind", "method", "format_version")}
         wanted = {name: artifact.tensors[name] for name in TENSORS}
         return cls(method=str(artifact.meta.get("method")), meta=meta, **wanted)
@@ -206,7 +200,8 @@ def _foreign(path: Path) -> Float[np.ndarray, "num_layers num_heads"]:
     expected = "a .npy array [layers, heads], or a CSV with columns layer, head, accuracy"
     try:
         if path.suffix == ".npy":
-            values = np.load(path, allow_pickle=False)
+            # Mapped, since the header's shape is believed where a file is read, and compared with its size where not.
+            values = np.load(path, mmap_mode="r", allow_pickle=False)
         else:
             with path.open(encoding="utf-8-sig", newline="") as lines:
                 cells = {(int(r["layer"]), int(r["head"])): float(r["accuracy"]) for r in csv.DictReader(lines)}
@@ -218,14 +213,16 @@ def _foreign(path: Path) -> Float[np.ndarray, "num_layers num_heads"]:
                 values[cell] = value
         if values.ndim != 2 or values.dtype.kind not in "fiu" or 0 in values.shape:
             raise ValueError(f"an array of shape {values.shape} and type {values.dtype}")
-    # numpy parses the header of a damaged .npy as Python, and believes the sizes that stand in it.
+    # numpy parses the header of a damaged .npy as Python; what begins as a zip file is no array at all.
     except (
         OSError,
         ValueError,
         KeyError,
         TypeError,
+        AttributeError,
         EOFError,
-        MemoryError,
+        OverflowError,
+        RecursionError,
         SyntaxError,
         TokenError,
         csv.Error,

