@@ -147,7 +147,7 @@ def load_artifact(path: Path, *, kind: str) -> Artifact:
 
 
 def check_whole(
-    path: Path, artifact: Artifact, axes: Mapping[str, str], told: Mapping[str, type | tuple[type, ...]], *, command: str
+    path: Path, artifact: Artifact, axes: Mapping[str, str], told: Mapping[str, type], *, command: str
 ) -> None:
     """Raise ArtifactError where an artefact lacks a tensor, or its tensors or metadata are not of the right form.
 
@@ -161,7 +161,7 @@ def check_whole(
     """
     tensors, meta = artifact
     known: dict[str, int] = {}
-    wrong = [f"no tensor {name}" for name in sorted(set(axes) - set(tensors))]
+    wrong = [f"without {name}" for name in sorted(set(axes) - set(tensors))]
     for name, (kind, *named) in ((name, text.split()) for name, text in axes.items() if name in tensors):
         tensor = tensors[name]
         floating = tensor.is_floating_point()

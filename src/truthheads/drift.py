@@ -151,8 +151,8 @@ class Drift:
         """
         tensors, meta = artifact = load_artifact(Path(path), kind=KIND)
         axes = dict.fromkeys((*PARTS, *(f"cosine_{part}" for part in PARTS)), "float num_layers num_heads")
-        told = {"weights": dict, "matching": dict}
-        check_whole(Path(path), artifact, {**axes, "chance": "float num_layers parts"}, told, command="compare --weights")
+        axes["chance"] = "float num_layers parts"
+        check_whole(Path(path), artifact, axes, {"weights": dict, "matching": dict}, command="compare --weights")
         own = {key: value for key, value in meta.items() if key not in ("kind", "format_version")}
         return cls(
             base=str(own.pop("base_name", "")),

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from truthheads.artifacts import check_whole, load_artifact, save_artifact
 from truthheads.errors import ArtifactError, DataError
-from truthheads.plots import heat_map
+from truthheads.plots import chart_html, heat_map
 from truthheads.scores import Scores
 from truthheads.stats import bootstrap_means, interval
 
@@ -235,7 +235,7 @@ class Trace:
         )
 
     def _repr_html_(self) -> str:
-        return str(self.chart().to_html(inline=True))  # a notebook may have no network
+        return chart_html(self.chart())  # a notebook may have no network
 
     def save(self, path: str | Path) -> None:
         """Write the artefact: one tensor for each measure and position, named ``answer.auroc`` and so on.

@@ -9,7 +9,6 @@ from PIL import Image, ImageOps
 
 from truthheads.errors import DataError
 
-
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP", "AVIF")
 """What is opened; the library knows more, among them PostScript, for which it runs another program."""
 
@@ -63,7 +62,8 @@ def load_image(path: str | Path) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # damaged notes beside a picture that is whole
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=FORMATS) as opened:
+            Image.init()
+            with Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN]) as opened:
                 upright = ImageOps.exif_transpose(opened)
                 if "A" in upright.getbands() or "transparency" in upright.info:
                     layer = upright.convert("RGBA")

@@ -80,7 +80,7 @@ def _coco(
                 held.update(mention.category for mention in mentions(entry["caption"]))
             else:
                 held.add(names[entry["category_id"]])
-    except (KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
         raise _unknown(path, f"{type(error).__name__}: {error}") from error
 
 
