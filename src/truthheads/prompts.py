@@ -201,15 +201,23 @@ def _turned(model: Model, content: Any) -> str:
         )
     made: Any
     turns: list[dict[str, Any]]
-    if isinstance(content, str) and own:
-        turns = [{"role": "user", "content": content}]
-        made = model.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    else:
-        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-        turns = [{"role": "user", "content": parts}]
-        made = model.processor.apply_chat_template(
-            turns, chat_template=seeing, tokenize=False, add_generation_prompt=True
-        )
+    try:
+        if isinstance(content, str) and own:
+            turns = [{"role": "user", "content": content}]
+            made = model.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        else:
+            parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+            turns = [{"role": "user", "content": parts}]
+            made = model.processor.apply_chat_template(
+                turns, chat_template=seeing, tokenize=False, add_generation_prompt=True
+            )
+    except Exception as error:  # a template is a small program of the model's, run in jinja's sandbox
+        raise ModelError(
+            f"the chat template of {model.name} fails",
+            expected="a template that makes a user's turn",
+            got=f"{type(error).__name__}: {' '.join(str(error).split())}"[:200],
+            fix="leave --chat out, or mend the template",
+        ) from error
     return str(made)
 
 
