@@ -27,13 +27,14 @@ from truthheads.benchmarks.pope import read_answers, read_pope
 from truthheads.comparison import Comparison
 from truthheads.drift import Drift
 from truthheads.elsewhere import score_answers, score_captions
-from truthheads.errors import ArtifactError, DataError, GateError, ModelError, TruthHeadsError
+from truthheads.errors import ArtifactError, DataError, ModelError, TruthHeadsError
 from truthheads.evidence import MEASURES, Trace
 from truthheads.exports.gguf import export_gguf
 from truthheads.exports.headers import read_header
 from truthheads.gates import Gate
 from truthheads.ggufheader import check_gguf
 from truthheads.images import load_image
+from truthheads.models import inspect
 from truthheads.neutral import read_neutral
 from truthheads.predictions import read_predictions
 from truthheads.readers import read_questions
@@ -43,6 +44,7 @@ from truthheads.results import rescore, summarise
 from truthheads.scores import Scores
 from truthheads.shards import INDEX, SINGLE, Shards
 from truthheads.steps import Steps
+from zoo import MULTIMODAL, ROWS, build
 
 Json = Mapping[str, Any]
 Write = Callable[[Path, np.random.Generator], Any]
@@ -124,14 +126,27 @@ def parquet(rows: Sequence[Json], **options: Any) -> bytes:
 
 PAIR = {"id": "a", "context": "Oslo lies in Norway.", "question": "Where is Oslo?", "truthful": "Norway"}
 PAIR |= {"untruthful": "Sweden", "evidence": [[13, 19]], "group": "g", "kind": "absent"}
-SEEN = {"id": "b", "question": "A cat?", "truthful": "yes", "untruthful": "no", "image": "a.png", "boxes": [[0, 1, 2, 3]]}
+SEEN = {
+    "id": "b",
+    "question": "A cat?",
+    "truthful": "yes",
+    "untruthful": "no",
+    "image": "a.png",
+    "boxes": [[0, 1, 2, 3]],
+}
 QUESTIONS: tuple[Json, ...] = (
     PAIR,
     SEEN,
     {"question": "Q?", "answer": "A", "label": 1},
     {"question": "Q?", "truthful": "A"},
     {"knowledge": "A bee has six legs.", "question": "Legs?", "right_answer": "six", "hallucinated_answer": "eight"},
-    {"question": "who", "sub_context": "Ann did.", "sub_answer": ["Ann"], "org_answer": ["Bob", "B"], "org_context": ""},
+    {
+        "question": "who",
+        "sub_context": "Ann did.",
+        "sub_answer": ["Ann"],
+        "org_answer": ["Bob", "B"],
+        "org_context": "",
+    },
     {"question_id": 1, "question": "Q?", "answer": "A", "label": "gold", "image_id": "7", "image_file": "7.jpg"},
     {"question_id": 1, "image": "COCO_1.jpg", "text": "Is there a dog?", "label": "yes"},
     {"Question": "Q?", "Best Answer": "A", "Incorrect Answers": "B; C"},
@@ -332,7 +347,9 @@ def _other(rng: np.random.Generator, tensor: Tensor) -> Tensor:
     """Return a tensor of another type, shape or content."""
     kind = rng.integers(7)
     if kind == 0:
-        return tensor.to([torch.int64, torch.bool, torch.float8_e4m3fn, torch.bfloat16, torch.float64, torch.uint8][rng.integers(6)])
+        return tensor.to(
+            [torch.int64, torch.bool, torch.float8_e4m3fn, torch.bfloat16, torch.float64, torch.uint8][rng.integers(6)]
+        )
     if kind == 1:
         return tensor.reshape(-1).clone()
     if kind == 2:
@@ -373,7 +390,9 @@ def array(path: Path, rng: np.random.Generator) -> bytes:
     np.save(objects, np.array([{}], dtype=object), allow_pickle=True)
     data = damaged(rng, [sink.getvalue()] * 8 + [zipped.getvalue(), objects.getvalue()])
     if rng.random() < 0.3:
-        shape = ["(9999999999999, 99)", "(-1, 3)", "(2**60,)", "()", "(3L, 2)", "(2, 3" + ", 1" * 90 + ")"][rng.integers(6)]
+        shape = ["(9999999999999, 99)", "(-1, 3)", "(2**60,)", "()", "(3L, 2)", "(2, 3" + ", 1" * 90 + ")"][
+            rng.integers(6)
+        ]
         header = f"{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}, }}".encode().ljust(117) + b"\n"
         data = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + data[-48:]
     path.write_bytes(data)
@@ -426,14 +445,28 @@ def compared(path: Path) -> None:
 def by_header(path: Path, rng: np.random.Generator) -> bytes:
     """Write a safetensors file whose header is made by hand, and wrong."""
     item = {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}
-    header = {"__metadata__": {"format": "pt"}, "a": item, "b": {"dtype": "BF16", "shape": [4], "data_offsets": [24, 32]}}
+    header = {
+        "__metadata__": {"format": "pt"},
+        "a": item,
+        "b": {"dtype": "BF16", "shape": [4], "data_offsets": [24, 32]},
+    }
     made = header if rng.random() < 0.3 else spoiled(rng, header)
     if isinstance(made, dict) and rng.random() < 0.5:
         wrong: tuple[Any, ...] = (
-            {"data_offsets": [0, 2**40]}, {"data_offsets": [24, 0]}, {"data_offsets": [-8, 16]}, {"shape": [2**40, 2**40]},
-            {"shape": [2**63, 2]}, {"dtype": "F99"}, {"dtype": "F64"}, {"dtype": "F4"}, {"shape": []}, {"shape": [0, 3]},
-            {"data_offsets": [0, 32]}, {"dtype": "C64", "shape": [3]}, {"dtype": "F8_E8M0", "shape": [24]},
-        )  # fmt: skip
+            {"data_offsets": [0, 2**40]},
+            {"data_offsets": [24, 0]},
+            {"data_offsets": [-8, 16]},
+            {"shape": [2**40, 2**40]},
+            {"shape": [2**63, 2]},
+            {"dtype": "F99"},
+            {"dtype": "F64"},
+            {"dtype": "F4"},
+            {"shape": []},
+            {"shape": [0, 3]},
+            {"data_offsets": [0, 32]},
+            {"dtype": "C64", "shape": [3]},
+            {"dtype": "F8_E8M0", "shape": [24]},
+        )
         made = {**made, "a": {**item, **wrong[rng.integers(len(wrong))]}}
     text = json.dumps(made).encode()
     length = len(text) if rng.random() < 0.8 else int(rng.choice([0, 1, 2**31, 2**62, len(text) - 1, len(text) + 40]))
@@ -462,7 +495,16 @@ def header_read(path: Path) -> None:
 def by_index(path: Path, rng: np.random.Generator) -> bytes:
     if not (path.parent / "model-1.safetensors").is_file():
         save_file({"a": torch.ones(2, 3), "b": torch.ones(4)}, path.parent / "model-1.safetensors")
-    files = ["../x.safetensors", "/dev/zero", "..", "a\\b", "model-1.safetensors\0", "", "model-1.safetensors/", "\ud800"]
+    files = [
+        "../x.safetensors",
+        "/dev/zero",
+        "..",
+        "a\\b",
+        "model-1.safetensors\0",
+        "",
+        "model-1.safetensors/",
+        "\ud800",
+    ]
     seed = {"metadata": {"total_size": 9}, "weight_map": {"a": "model-1.safetensors", "b": "model-1.safetensors"}}
     made = spoiled(rng, seed)
     if rng.random() < 0.3:
@@ -512,6 +554,18 @@ def reported(path: Path) -> None:
     write_report(path.parent, path.parent.with_name("report.html"))
 
 
+NAMED = ("llama", "gpt2", "qwen3", "mixtral")
+
+
+def configurations() -> list[Json]:
+    rows = [row for row in (*ROWS, *MULTIMODAL) if row.name in (*NAMED, "llava")]
+    return [json.loads(build(row).config.to_json_string(use_diff=False)) for row in rows]
+
+
+def inspected(path: Path) -> None:
+    inspect(str(path.parent)).json()
+
+
 RECIPE = (Path(__file__).parents[1] / "src/truthheads/recipes/family.toml").read_bytes()
 NEUTRAL = [b"A first text.\n\nA second one.\n\n\nA third.", jsonl([{"text": "One text."}, {"text": "Two."}])]
 STEPS = {"score": {"given": "ab", "results": {"a.txt": "cd"}}}
@@ -530,22 +584,53 @@ def targets(folder: Path) -> list[Target]:
     shards = save_bytes(folder, {"a": torch.ones(2, 3), "b": torch.ones(4, dtype=torch.bfloat16)})
     gguf = gguf_seed(folder)
     lines = [jsonl(QUESTIONS[:2]), *(jsonl([row]) for row in QUESTIONS)]
-    tables = [parquet([row, row]) for row in QUESTIONS] + [parquet([PAIR] * 3, compression="zstd", use_dictionary=False)]
+    tables = [parquet([row, row]) for row in QUESTIONS] + [
+        parquet([PAIR] * 3, compression="zstd", use_dictionary=False)
+    ]
     arrays = [json.dumps([row]).encode() for row in QUESTIONS] + [json.dumps({"rows": [PAIR]}).encode()]
     summaries = [json.loads(json.dumps(summarise(rows))) for rows in PREDICTIONS[:2]]  # type: ignore[arg-type]
-    picture = '<title>x: what the 1 best and 1 worst heads by AUROC look at</title><h1>t</h1><section><h2>q</h2><p class="note">n</p><figure><figcaption>L0H1<small>s</small></figcaption><svg viewbox="0 0 3 4"><rect class="cell" x="0" y="0" width="1" height="1" fill-opacity="0.2"><title>0.1</title></rect></svg><div class="text">a <span class="e q" style="--w:0.5" title="0.5">b</span></div></figure></section>'
+    picture = (
+        "<title>x: what the 1 best and 1 worst heads by AUROC look at</title><h1>t</h1><section><h2>q</h2>"
+        '<p class="note">n</p><figure><figcaption>L0H1<small>s</small></figcaption><svg viewbox="0 0 3 4">'
+        '<rect class="cell" x="0" y="0" width="1" height="1" fill-opacity="0.2"><title>0.1</title></rect></svg>'
+        '<div class="text">a <span class="e q" style="--w:0.5" title="0.5">b</span></div></figure></section>'
+    )
     return [
         Target("questions .jsonl by bytes", 1000, by_bytes(lines), questions, "q.jsonl"),
         Target("questions .jsonl by fields", 1500, by_rows(QUESTIONS), questions, "q.jsonl"),
-        Target("questions .json", 500, either(by_bytes(arrays), by_value([[dict(q)] for q in QUESTIONS])), questions, "q.json"),
+        Target(
+            "questions .json",
+            500,
+            either(by_bytes(arrays), by_value([[dict(q)] for q in QUESTIONS])),
+            questions,
+            "q.json",
+        ),
         Target("questions .csv", 700, by_bytes(CSV), questions, "q.csv"),
         Target("questions .parquet", 600, by_bytes(tables), questions, "q.parquet"),
         Target("HaluEval", 400, either(by_bytes([jsonl(HALUEVAL[:1])]), by_rows(HALUEVAL)), read_halueval, "h.json"),
-        Target("POPE", 400, either(by_bytes([jsonl(POPE), jsonl(OKVQA)]), by_rows(POPE)), lambda p: read_pope([p]), "p.json"),
+        Target(
+            "POPE",
+            400,
+            either(by_bytes([jsonl(POPE), jsonl(OKVQA)]), by_rows(POPE)),
+            lambda p: read_pope([p]),
+            "p.json",
+        ),
         Target("answers to POPE", 300, either(by_bytes([jsonl(ANSWERS)]), by_rows(ANSWERS)), answered, "a.jsonl"),
         Target("answers scored", 150, by_rows(ANSWERS), answers_scored, "a.jsonl"),
-        Target("objects of images", 500, either(by_bytes([json.dumps(COCO).encode()]), by_value([COCO, OBJECTS])), truth, "t.json"),
-        Target("objects, gzipped", 200, either(by_bytes([gzip.compress(json.dumps(OBJECTS).encode())]), by_value([OBJECTS])), truth, "t.json.gz"),
+        Target(
+            "objects of images",
+            500,
+            either(by_bytes([json.dumps(COCO).encode()]), by_value([COCO, OBJECTS])),
+            truth,
+            "t.json",
+        ),
+        Target(
+            "objects, gzipped",
+            200,
+            either(by_bytes([gzip.compress(json.dumps(OBJECTS).encode())]), by_value([OBJECTS])),
+            truth,
+            "t.json.gz",
+        ),
         Target("scenes", 200, by_rows(SCENES), truth, "s.jsonl"),
         Target("captions", 300, either(by_bytes([jsonl(CAPTIONS)]), by_rows(CAPTIONS)), captions, "c.jsonl"),
         Target("captions scored", 150, by_rows(CAPTIONS), captions_scored, "c.jsonl"),
@@ -553,8 +638,21 @@ def targets(folder: Path) -> list[Target]:
         Target("predictions", 400, by_bytes([jsonl(rows) for rows in PREDICTIONS]), read_predictions, "p.jsonl"),
         Target("predictions scored again", 400, by_predictions, lambda p: rescore(p.parent), "predictions.jsonl"),
         Target("neutral text", 200, by_bytes(NEUTRAL[:1]), read_neutral, "n.txt"),
-        Target("neutral .jsonl", 200, either(by_bytes(NEUTRAL[1:]), by_rows([{"text": "A text."}])), read_neutral, "n.jsonl"),
-        Target("steps", 150, either(by_bytes([json.dumps(STEPS).encode()]), by_value([STEPS])), steps_read, "steps.json", ArtifactError),
+        Target(
+            "neutral .jsonl",
+            200,
+            either(by_bytes(NEUTRAL[1:]), by_rows([{"text": "A text."}])),
+            read_neutral,
+            "n.jsonl",
+        ),
+        Target(
+            "steps",
+            150,
+            either(by_bytes([json.dumps(STEPS).encode()]), by_value([STEPS])),
+            steps_read,
+            "steps.json",
+            ArtifactError,
+        ),
         Target("recipe", 300, by_bytes([RECIPE]), read_recipe, "r.toml"),
         Target("scores", 300, scores, used(Scores.load), "s.safetensors", ArtifactError),
         Target("scores .npy", 300, array, used(Scores.load), "s.npy", ArtifactError),
@@ -562,12 +660,19 @@ def targets(folder: Path) -> list[Target]:
         Target("gate", 250, gate, used(Gate.load), "g.safetensors", TruthHeadsError),
         Target("trace", 250, trace, used(Trace.load), "t.safetensors", ArtifactError),
         Target("drift", 200, drift, drift_read, "d.safetensors", ArtifactError),
-        Target("comparison", 300, either(by_bytes([json.dumps(COMPARISON).encode()]), by_value([COMPARISON])), compared, "c.json"),
+        Target(
+            "comparison",
+            300,
+            either(by_bytes([json.dumps(COMPARISON).encode()]), by_value([COMPARISON])),
+            compared,
+            "c.json",
+        ),
         Target("a shard", 400, either(by_bytes([shards]), by_header), shards_read, SINGLE, ModelError),
         Target("a header", 250, either(by_bytes([shards]), by_header), header_read, "h.safetensors", ValueError),
         Target("an index", 250, by_index, shards_read, INDEX, ModelError),
         Target("a GGUF header", 300, by_bytes([gguf]), check_gguf, "h.gguf", ModelError),
         Target("a GGUF export", 150, by_bytes([gguf]), gated, "g.gguf"),
+        Target("a configuration", 120, by_value(configurations()), inspected, "config.json", ModelError),
         Target("an image", 400, by_bytes(pictures()), load_image, "i.img", DataError),
         Target("report: comparison", 120, by_value([COMPARISON]), reported, "report/comparison.json", ArtifactError),
         Target("report: tuning", 80, by_value([TUNING]), reported, "report/tuning.json", ArtifactError),
@@ -579,7 +684,7 @@ def targets(folder: Path) -> list[Target]:
         Target("report: drift", 50, drift, reported, "report/d.safetensors", ArtifactError),
         Target("report: array", 60, array, reported, "report/a.npy", ArtifactError),
         Target("report: pictures", 60, by_bytes([picture.encode()]), reported, "report/p.html", ArtifactError),
-    ]  # fmt: skip
+    ]
 
 
 def save_bytes(folder: Path, tensors: Mapping[str, Tensor]) -> bytes:

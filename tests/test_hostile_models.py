@@ -55,7 +55,12 @@ OWN = {
 }
 ROW = next(row for row in ROWS if row.name == "llama")
 PAIRS = [
-    {"context": f"The cat number {at} sat.", "question": f"Who sat at {at}?", "truthful": "a cat", "untruthful": "a dog"}
+    {
+        "context": f"The cat number {at} sat.",
+        "question": f"Who sat at {at}?",
+        "truthful": "a cat",
+        "untruthful": "a dog",
+    }
     for at in range(12)
 ]
 
@@ -98,7 +103,12 @@ def files(tmp_path: Path) -> dict[str, str]:
         f"{layer},{head},0.{5 + head}\n" for layer in range(ROW.num_layers) for head in range(ROW.num_heads)
     )
     (tmp_path / "scores.csv").write_text(lines)
-    return {"q": str(questions), "half": str(halves), "gate": str(tmp_path / "gate.safetensors"), "scores": str(tmp_path / "scores.csv")}
+    return {
+        "q": str(questions),
+        "half": str(halves),
+        "gate": str(tmp_path / "gate.safetensors"),
+        "scores": str(tmp_path / "scores.csv"),
+    }
 
 
 def commands(model: str, files: dict[str, str], out: Path) -> list[list[str]]:
@@ -132,7 +142,10 @@ def test_a_known_architecture_runs_by_its_own_class_beside_such_code(
 ) -> None:
     folder = hostile(tmp_path / "model", canary, model_type="llama")
     done = [commands(str(folder), files, tmp_path)[at] for at in (0, 1, 4, 7)]
-    for command in [*done, ["evaluate", str(folder), "--task", "pairs", "--data", files["q"], "--out", str(tmp_path / "b")]]:
+    for command in [
+        *done,
+        ["evaluate", str(folder), "--task", "pairs", "--data", files["q"], "--out", str(tmp_path / "b")],
+    ]:
         result = CliRunner().invoke(app, command, input="y\n" * 9)
         assert not canary.exists(), command
         assert result.exit_code == 0, (command, result.output, result.exception)
@@ -166,7 +179,9 @@ def test_pickled_weights_are_not_run(tmp_path: Path, canary: Path) -> None:
     for act in (
         lambda: load(str(folder)),
         lambda: Shards.open(folder),
-        lambda: export(str(folder), Gate(torch.ones(ROW.num_layers, ROW.num_heads)), to="checkpoint", out=tmp_path / "o"),
+        lambda: export(
+            str(folder), Gate(torch.ones(ROW.num_layers, ROW.num_heads)), to="checkpoint", out=tmp_path / "o"
+        ),
     ):
         with pytest.raises(ModelError):
             act()
@@ -193,13 +208,14 @@ def test_a_chat_template_runs_in_a_sandbox(tmp_path: Path, canary: Path, files: 
     (folder / "tokenizer_config.json").write_text(json.dumps(told | {"chat_template": text}))
     command = ["score", str(folder), "--data", files["q"], "--chat", "--out", str(tmp_path / "s.safetensors")]
     result = CliRunner().invoke(app, command)
-    assert result.exit_code == 2 and "the chat template of" in " ".join(result.output.split()), (result.output, result.exception)
+    assert result.exit_code == 2 and "the chat template of" in " ".join(result.output.split()), (
+        result.output,
+        result.exception,
+    )
     assert not canary.exists()
 
 
-def test_a_gguf_file_beside_code_does_not_run_it(
-    tmp_path: Path, canary: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_gguf_file_beside_code_does_not_run_it(tmp_path: Path, canary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRUTHHEADS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a question was asked"))
     folder = hostile(tmp_path / "model", canary, model_type="remote")

@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -24,6 +25,12 @@ KEY = "truthheads"
 FORMAT_VERSION = 1
 SURROGATE = re.compile("[\ud800-\udfff]")
 PACKAGES = ("truthheads", "torch", "transformers", "safetensors", "numpy", "scipy")
+
+
+KINDS = {
+    "float": (torch.float16, torch.float32, torch.float64),
+    "int": (torch.int8, torch.int16, torch.int32, torch.int64),
+}
 
 
 class Artifact(NamedTuple):
@@ -164,12 +171,11 @@ def check_whole(
     wrong = [f"without {name}" for name in sorted(set(axes) - set(tensors))]
     for name, (kind, *named) in ((name, text.split()) for name, text in axes.items() if name in tensors):
         tensor = tensors[name]
-        floating = tensor.is_floating_point()
         fits = len(named) == tensor.ndim and all(
             known.setdefault(axis, size) == size and (size > 0 or not axis.startswith("num_"))
             for axis, size in zip(named, tensor.shape, strict=True)
         )
-        if not fits or floating is not (kind == "float") or tensor.is_complex():
+        if not fits or tensor.dtype not in KINDS[kind]:
             wrong.append(f"{name} of shape {list(tensor.shape)} in {str(tensor.dtype).removeprefix('torch.')}")
     for key, wanted in told.items():
         if meta.get(key) is not None and not isinstance(meta[key], wanted):

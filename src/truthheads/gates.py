@@ -217,6 +217,8 @@ class Gate:
             clipped = int(artifact.meta.get("clipped", 0))
             if artifact.tensors["gate"].is_complex():
                 raise ValueError("complex factors")
+            if artifact.tensors["gate"].ndim != 2:
+                raise ValueError(f"an array of shape {list(artifact.tensors['gate'].shape)}")
             factors = artifact.tensors["gate"].float()
             shape = tuple(factors.shape)
             if any(not (0 <= place < size) for pair in absent for place, size in zip(pair, shape, strict=True)):

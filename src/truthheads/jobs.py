@@ -1,5 +1,6 @@
 """What each task asks of a model, and how what comes back becomes a prediction."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -177,7 +178,7 @@ def _pope(model: Model, data: list[Path], how: Asking) -> Job:
 
 def _needs_images(model: Model, questions: Sequence[Question]) -> None:
     """Raise DataError where the model sees no images, or one of them is not there."""
-    absent = [str(question.image) for question in questions if not Path(str(question.image)).is_file()]
+    absent = [str(question.image) for question in questions if not os.path.isfile(str(question.image))]
     if model.processor is None or absent:
         raise DataError(
             f"{model.name} takes no images" if model.processor is None else f"{len(absent)} images are not there",

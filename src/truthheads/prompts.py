@@ -1,8 +1,8 @@
 """From a question to token ids: the prompt, its answers, and the prefix that the answers share."""
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from truthheads.data import Question
@@ -143,7 +143,7 @@ def shows_image(model: Model, question: Question) -> bool:
 
 def missing_images(model: Model, questions: Sequence[Question]) -> list[Question]:
     """Return the questions whose image would be shown and is not there."""
-    return [one for one in questions if shows_image(model, one) and not Path(str(one.image)).is_file()]
+    return [one for one in questions if shows_image(model, one) and not os.path.isfile(str(one.image))]
 
 
 def _check_images(missing: Sequence[Question], count: int) -> None:

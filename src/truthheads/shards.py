@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,10 @@ DTYPES = {
     "F64": torch.float64,
 }
 """The format's names of types that can be read here; a checkpoint may hold others as long as nobody reads them."""
+
+
+PLAIN = re.compile(r"[^/\\\x00-\x1f\ud800-\udfff]{1,200}")
+"""A file's name on any system."""
 
 
 class Entry(NamedTuple):
@@ -182,11 +187,11 @@ def _weight_map(folder: Path) -> dict[str, str]:
         ) from error
     for file in names.values():
         # An index comes with the checkpoint: it must not make us read what lies elsewhere on the machine.
-        if Path(file).name != file or "\\" in file or file in ("", ".", ".."):
+        if Path(file).name != file or not PLAIN.fullmatch(file) or file in (".", ".."):
             raise ModelError(
                 f"{path} names a file outside its folder",
                 expected="plain names of files that lie beside the index",
-                got=repr(file),
+                got=repr(file)[:120],
                 fix="do not use this checkpoint, or mend its index",
             )
     return dict(names)

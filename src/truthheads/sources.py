@@ -24,6 +24,8 @@ RESOLVERS = "truthheads.models"
 """Entry-point group: a package that offers models of its own registers ``family = "module:function"`` here; the
 function takes the part after the colon in ``family:name`` and returns a transformers folder."""
 CONVERSION_VERSION = 1
+LONGEST = 250
+"""Characters of a name that is no folder; file systems raise errors of their own beyond."""
 
 
 def cache_dir() -> Path:
@@ -44,8 +46,10 @@ def resolve(name: str) -> str:
         ModelError: The path is not there, or the family has no such member.
     """
     path = Path(name).expanduser()
-    if path.is_dir():
+    if os.path.isdir(path):
         return str(path)
+    if len(name) > LONGEST:
+        raise ModelError("a model's name is too long", expected="a name", got=f"{name[:60]} …", fix="check the name")
     if path.suffix == ".gguf":
         return str(convert_gguf(path))
     if name == "smollm2":

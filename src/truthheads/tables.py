@@ -21,6 +21,7 @@ UNPACKED = 1000
 """How many times its own size a Parquet file may unpack to: text shrinks to a tenth, a bomb to a millionth."""
 UNPACKED_FREELY = 2**28
 BATCH = 1024
+DECODED = 2**31
 CELL = 8
 """Bytes that an empty cell counts: a file may claim any number of rows that hold nothing."""
 
@@ -196,16 +197,18 @@ def _parquet(path: Path) -> Iterator[Row]:
     size = path.stat().st_size
     with pyarrow.parquet.ParquetFile(path) as opened:
         told = opened.metadata
-        groups = [told.row_group(at) for at in range(told.num_row_groups)]
-        chunks = [group.column(at).total_uncompressed_size for group in groups for at in range(group.num_columns)]
-        largest = max(chunks, default=0)
+        # Of a row group, not of its columns: the library ends the process where a column's entry is damaged.
+        largest = max((told.row_group(at).total_byte_size for at in range(told.num_row_groups)), default=0)
         if largest > max(UNPACKED_FREELY, UNPACKED * size):
-            raise _bomb(path, f"a column of {largest // 2**20} MiB in a file of {size} bytes")
+            raise _bomb(path, f"{largest // 2**20} MiB in a file of {size} bytes")
         flat = [field.name for field in opened.schema_arrow if pyarrow.types.is_string(field.type)]
+        heavy = not all(pyarrow.types.is_primitive(one.type) or one.name in flat for one in opened.schema_arrow)
         number = unpacked = 0
-    # Text stays in its dictionary until its row is asked for: one value may stand in a million rows.
+    # Text stays in its dictionary until its row is asked for: one value may stand in a million rows. Inside of lists
+    # there are no dictionaries, so that fewer rows are read at a time the larger a value may be.
+    rows = max(1, min(BATCH, DECODED // max(1, largest))) if heavy else BATCH
     with pyarrow.parquet.ParquetFile(path, read_dictionary=flat) as opened:
-        for batch in opened.iter_batches(batch_size=max(1, min(BATCH, UNPACKED_FREELY // max(1, largest)))):
+        for batch in opened.iter_batches(batch_size=rows):
             for at in range(batch.num_rows):
                 number += 1
                 fields = {name: batch.column(column)[at].as_py() for column, name in enumerate(batch.schema.names)}

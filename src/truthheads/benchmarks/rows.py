@@ -15,7 +15,7 @@ from truthheads.tables import Row, read_rows
 LARGEST = 2**30
 """Bytes of a file that is read whole; COCO's largest has 470 MB."""
 UNPACKED, UNPACKED_FREELY = 100, 2**26
-"""A gzip file may unpack to so many times its size, or to so many bytes: JSON shrinks to a tenth, zeros to a thousandth."""
+"""A gzip file may unpack to so many times its size, or to so many bytes: JSON shrinks to a tenth, zeros to a 1000th."""
 
 
 def benchmark_rows(path: Path) -> Iterator[Row]:

@@ -13,6 +13,8 @@ from truthheads.gates import Gate
 
 CARD = "README.md"
 LICENCE = ("license", "license_name", "license_link")
+PLAIN = re.compile(r"[\w .:/+()-]{1,200}")
+"""What is carried over of a licence: its name or address, and no second line."""
 LONGEST = 160
 
 ADAPTER = """```python
@@ -84,8 +86,8 @@ def write_card(folder: Path, gate: Gate, base: Base, *, to: Literal["adapter", "
         f"---\n{_front(base, to).to_yaml()}\n---\n",
         f"# {plain(Path(name).name)}\n",
         f"{plain(base.name)} with a gate on its attention heads: {figures['moved']} of its heads are made louder or "
-        "softer. Such gates are meant to keep a model with the context that it is given; what was measured of this one stands "
-        "under Evidence. Made with truthheads; nothing else was changed.\n",
+        "softer. Such gates are meant to keep a model with the context that it is given; what was measured of this one "
+        "stands under Evidence. Made with truthheads; nothing else was changed.\n",
         "## How to run it\n",
         serving,
         "## The gate\n",
@@ -110,7 +112,7 @@ def _front(base: Base, to: str) -> ModelCardData:
             theirs = metadata_load(source) or {}
         except Exception:  # somebody else's card, in whatever state: its licence is worth a try, not a failure
             theirs = {}
-        kept = {key: theirs[key] for key in LICENCE if isinstance(theirs.get(key), str)}
+        kept = {key: theirs[key] for key in LICENCE if PLAIN.fullmatch(str(theirs.get(key, "")))}
     return ModelCardData(
         base_model=base.reference if base.on_hub else None,
         library_name="peft" if to == "adapter" else "transformers",

@@ -271,4 +271,12 @@ def _value(fields: Mapping[str, Any], key: str) -> Any:
         raise ModelError(
             "the GGUF file lacks a key", expected=key, got=f"{len(fields)} others", fix="download or convert it again"
         )
-    return fields[key].contents()
+    try:
+        return fields[key].contents()
+    except (ValueError, LookupError, TypeError) as error:
+        raise ModelError(
+            f"{key} of the GGUF file is damaged",
+            expected="text in UTF-8, or numbers",
+            got=str(error),
+            fix="download it again",
+        ) from error

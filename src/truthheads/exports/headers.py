@@ -53,6 +53,9 @@ def read_header(file: Path) -> Header:
         if length > min(file.stat().st_size, LARGEST):
             raise ValueError("the header is longer than the file, or than any is")
         items = json.loads(opened.read(length))
-    if not isinstance(items, dict) or not isinstance(items.get("__metadata__") or {}, dict):
+    if not isinstance(items, dict):
         raise ValueError("the header is no object")
+    meta = items.get("__metadata__") or {}
+    if not isinstance(meta, dict) or not all(isinstance(value, str) for value in meta.values()):
+        raise ValueError("metadata that is no text")
     return Header(8 + length, items)
