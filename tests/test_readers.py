@@ -432,7 +432,7 @@ def test_truncated_parquet(tmp_path: Path) -> None:
 def test_deep_json(tmp_path: Path) -> None:
     path = tmp_path / "q.jsonl"
     path.write_text("[" * 200_000 + "\n", encoding="utf-8")
-    assert "q.jsonl cannot be read" in refusal(path)
+    assert "q.jsonl:line 1: the row" in refusal(path)
 
 
 # --- limit and skipping ----------------------------------------------------------------------------------------------

@@ -81,7 +81,7 @@ def test_a_score_file_with_a_tensor_missing(tmp_path: Path) -> None:
         Scores.load(tmp_path / "a")
     assert "without auroc" in str(caught.value)
     save_artifact(tmp_path / "b", tensors | {"auroc": torch.zeros(1), "values": torch.zeros(3)}, {"kind": "scores"})
-    with pytest.raises(ArtifactError, match=r"values that are not \[layers, heads\]"):
+    with pytest.raises(ArtifactError, match=r"values of shape \[3\]"):
         Scores.load(tmp_path / "b")
 
 
@@ -179,7 +179,7 @@ def test_arrays_that_are_no_scores(tmp_path: Path) -> None:
     refusal(path)
     refusal(tmp_path / "nowhere.npy")
     np.save(path, np.array([[{"a": 1}]], dtype=object), allow_pickle=True)  # may run code when it is read
-    assert "allow_pickle=False" in refusal(path)
+    assert "Python objects" in refusal(path)
     for values in (np.zeros(4), np.zeros((2, 2, 2)), np.zeros((0, 4)), np.array([["a"]]), np.array([[1j]])):
         np.save(path, values)
         assert "an array of shape" in refusal(path)

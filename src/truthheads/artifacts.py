@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -13,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -21,7 +23,14 @@ from truthheads.errors import ArtifactError
 
 KEY = "truthheads"
 FORMAT_VERSION = 1
+SURROGATE = re.compile("[\ud800-\udfff]")
 PACKAGES = ("truthheads", "torch", "transformers", "safetensors", "numpy", "scipy")
+
+
+KINDS = {
+    "float": (torch.float16, torch.float32, torch.float64),
+    "int": (torch.int8, torch.int16, torch.int32, torch.int64),
+}
 
 
 class Artifact(NamedTuple):
@@ -120,7 +129,7 @@ def load_artifact(path: Path, *, kind: str) -> Artifact:
             header = (opened.metadata() or {}).get(KEY)
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  (not a mapping)
         meta = json.loads(header) if header is not None else None
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+    except (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
         raise ArtifactError(
             f"{path} cannot be read",
             expected=f"a whole safetensors file with the metadata key {KEY!r}",
@@ -144,6 +153,42 @@ def load_artifact(path: Path, *, kind: str) -> Artifact:
     return Artifact(tensors, meta)
 
 
+def check_whole(
+    path: Path, artifact: Artifact, axes: Mapping[str, str], told: Mapping[str, type], *, command: str
+) -> None:
+    """Raise ArtifactError where an artefact lacks a tensor, or its tensors or metadata are not of the right form.
+
+    Args:
+        path: Where it was read.
+        artifact: What was read.
+        axes: For each tensor its type (``float`` or ``int``) and axes by name; axes of one name are equally long, and
+            ``num_layers`` and ``num_heads`` at least 1.
+        told: For some keys of the metadata their type, where the key is there and not null.
+        command: What writes such files.
+    """
+    tensors, meta = artifact
+    known: dict[str, int] = {}
+    wrong = [f"without {name}" for name in sorted(set(axes) - set(tensors))]
+    for name, (kind, *named) in ((name, text.split()) for name, text in axes.items() if name in tensors):
+        tensor = tensors[name]
+        fits = len(named) == tensor.ndim and all(
+            known.setdefault(axis, size) == size and (size > 0 or not axis.startswith("num_"))
+            for axis, size in zip(named, tensor.shape, strict=True)
+        )
+        if not fits or tensor.dtype not in KINDS[kind]:
+            wrong.append(f"{name} of shape {list(tensor.shape)} in {str(tensor.dtype).removeprefix('torch.')}")
+    for key, wanted in told.items():
+        if meta.get(key) is not None and not isinstance(meta[key], wanted):
+            wrong.append(f"{key} is a JSON {type(meta[key]).__name__}")
+    if wrong:
+        raise ArtifactError(
+            f"{path} is not whole",
+            expected="; ".join(f"{name} ({text})" for name, text in axes.items()),
+            got=", ".join(wrong[:4]),
+            fix=f"write it again with `truthheads {command}`",
+        )
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file atomically: sorted keys, two spaces, NaN as null."""
     with replaced(path) as temporary:
@@ -153,7 +198,7 @@ def write_json(path: Path, value: Any) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
     with replaced(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="replace")
 
 
 def read_json(path: Path) -> Any:
@@ -175,7 +220,9 @@ def read_json(path: Path) -> Any:
 
 def dumps(value: Any, *, indent: int | None = None) -> str:
     """Return JSON with sorted keys; a number that is not finite ("not measured") becomes null."""
-    return json.dumps(_finite(value), sort_keys=True, ensure_ascii=False, allow_nan=False, indent=indent)
+    text = json.dumps(_finite(value), sort_keys=True, ensure_ascii=False, allow_nan=False, indent=indent)
+    # Half a character, which JSON may hold and UTF-8 may not, stays escaped.
+    return SURROGATE.sub(lambda half: f"\\u{ord(half[0]):04x}", text)
 
 
 def _finite(value: Any) -> Any:

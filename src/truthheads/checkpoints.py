@@ -76,5 +76,5 @@ def open_checkpoint(name: str) -> Checkpoint:
     folder = local_folder(name, allow_patterns=WANTED)
     layout = inspect(str(folder)).layout
     shards = Shards.open(folder)
-    config = AutoConfig.from_pretrained(folder).get_text_config(decoder=True)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config(decoder=True)
     return Checkpoint(name, layout, shards, locate_parts(shards, layout, getattr(config, "model_type", "")))

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from truthheads.artifacts import provenance, read_json, write_json
 from truthheads.drift import Drift, weight_drift
 from truthheads.errors import ArtifactError, DataError
 from truthheads.lineage import relate
 from truthheads.pairwise import figures, scores_side, weights_side
+from truthheads.plots import chart_html
 from truthheads.scores import Scores
 from truthheads.sidebyside import matrix_chart, pair_chart
 from truthheads.triples import middle
@@ -25,6 +27,48 @@ NOTHING: dict[str, Any] = {
     "p_permutation": None,
     "noise_ceiling": None,
 }
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+class _Figure(_Part):
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+
+
+class _Pair(_Part):
+    a: str
+    b: str
+    pearson: _Figure | None = None
+    spearman: _Figure | None = None
+    pearson_within_layer: _Figure | None = None
+    p_permutation: float | None = None
+    noise_ceiling: float | None = None
+    verdict: str | None = None
+    drift_file: str = Field("x", pattern=r"^[^/\\\x00]+$")
+
+
+class _Model(_Part):
+    name: str
+    values: list[list[float | None]] | None = None
+    unit: str | None = None
+
+    @model_validator(mode="after")
+    def _rectangular(self) -> "_Model":
+        if self.values is not None and (not self.values or len({len(row) for row in self.values}) != 1):
+            raise ValueError("values that are not [layers, heads]")
+        return self
+
+
+class _Told(_Part):
+    """What is asked of a comparison file; the rest of it is carried as it is."""
+
+    pairs: list[_Pair]
+    models: list[_Model]
+    meta: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,6 +115,16 @@ class Comparison:
                 got=f"{type(result).__name__}",
                 fix="write it again with `truthheads compare`",
             )
+        try:
+            _Told.model_validate(result)
+        except ValidationError as error:
+            told = error.errors()[0]
+            raise ArtifactError(
+                f"{path} is not a comparison",
+                expected="pairs and models as `truthheads compare` writes them",
+                got=f"{'.'.join(map(str, told['loc']))}: {told['msg']}"[:200],
+                fix="write it again with `truthheads compare`",
+            ) from error
         files = {(p["a"], p["b"]): path.with_name(p["drift_file"]) for p in result["pairs"] if "drift_file" in p}
         return cls(result, {pair: Drift.load(file) for pair, file in files.items() if file.exists()})
 
@@ -84,9 +138,21 @@ class Comparison:
 
         Raises:
             DataError: No scores were compared.
+            ArtifactError: What was read lacks a figure that the chart shows.
         """
+        try:
+            return self._drawn()
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise ArtifactError(
+                "the comparison cannot be drawn",
+                expected="every pair's figures with their intervals, and the scores of its models",
+                got=f"{type(error).__name__}: {error}"[:200],
+                fix="write it again with `truthheads compare`",
+            ) from error
+
+    def _drawn(self) -> Any:
         values = {m["name"]: np.array(m["values"], dtype=float) for m in self.result["models"] if m.get("values")}
-        scored = [pair for pair in self.pairs if pair["pearson"] is not None]
+        scored = [pair for pair in self.pairs if pair.get("pearson") is not None]
         if not scored:
             raise DataError(
                 "there is nothing to draw",
@@ -100,7 +166,7 @@ class Comparison:
         return matrix_chart(self.pairs, [model["name"] for model in self.result["models"]])
 
     def _repr_html_(self) -> str:
-        return str(self.chart().to_html(inline=True))
+        return chart_html(self.chart())
 
 
 def compare(

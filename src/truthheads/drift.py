@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from truthheads.artifacts import load_artifact, provenance, save_artifact
+from truthheads.artifacts import check_whole, load_artifact, provenance, save_artifact
 from truthheads.checkpoints import Checkpoint, open_checkpoint
 from truthheads.errors import ArtifactError, ShapeError
 from truthheads.permuted import match_layers, reordered
@@ -149,17 +149,12 @@ class Drift:
         Raises:
             ArtifactError: The file is missing, damaged, of another kind, or not whole.
         """
-        tensors, meta = load_artifact(Path(path), kind=KIND)
-        names = {*PARTS, *(f"cosine_{part}" for part in PARTS), "chance"}
-        if missing := sorted(names - set(tensors)):
-            raise ArtifactError(
-                f"{path} is not whole",
-                expected=f"tensors {', '.join(sorted(names))}",
-                got=f"without {', '.join(missing)}",
-                fix="write it again with `truthheads compare --weights`",
-            )
+        tensors, meta = artifact = load_artifact(Path(path), kind=KIND)
+        axes = dict.fromkeys((*PARTS, *(f"cosine_{part}" for part in PARTS)), "float num_layers num_heads")
+        axes["chance"] = "float num_layers parts"
+        check_whole(Path(path), artifact, axes, {"weights": dict, "matching": dict}, command="compare --weights")
         own = {key: value for key, value in meta.items() if key not in ("kind", "format_version")}
-        return cls(
+        made = cls(
             base=str(own.pop("base_name", "")),
             descendant=str(own.pop("descendant_name", "")),
             parts={part: tensors[part] for part in PARTS},
@@ -167,6 +162,16 @@ class Drift:
             cosines={part: tensors[f"cosine_{part}"] for part in PARTS},
             chance=tensors["chance"],
         )
+        try:
+            made._related(), made._match()
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise ArtifactError(
+                f"{path} is not whole",
+                expected="numbers of weights, and the matching of heads, as `truthheads compare --weights` writes them",
+                got=f"{type(error).__name__}: {error}"[:200],
+                fix="write it again with `truthheads compare --weights`",
+            ) from error
+        return made
 
 
 def weight_drift(base: str, descendant: str, *, progress: Callable[[int, int], None] | None = None) -> Drift:

@@ -22,9 +22,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from truthheads.artifacts import load_artifact, save_artifact
+from truthheads.artifacts import check_whole, load_artifact, save_artifact
 from truthheads.errors import ArtifactError, DataError
-from truthheads.plots import heat_map
+from truthheads.plots import chart_html, heat_map
 from truthheads.scores import Scores
 from truthheads.stats import bootstrap_means, interval
 
@@ -235,7 +235,7 @@ class Trace:
         )
 
     def _repr_html_(self) -> str:
-        return str(self.chart().to_html(inline=True))  # a notebook may have no network
+        return chart_html(self.chart())  # a notebook may have no network
 
     def save(self, path: str | Path) -> None:
         """Write the artefact: one tensor for each measure and position, named ``answer.auroc`` and so on.
@@ -255,14 +255,22 @@ class Trace:
             ArtifactError: The file is missing, damaged, or not a trace.
         """
         artifact = load_artifact(Path(path), kind=KIND)
-        positions = artifact.meta.get("positions", [])
-        wanted = [f"{position}.{measure}" for position in positions for measure in MEASURES]
-        missing = sorted({*wanted, *_KEPT} - set(artifact.tensors))
-        if missing or not positions:
+        positions = artifact.meta.get("positions")
+        if not isinstance(positions, list) or artifact.meta.get("position") not in positions:
             raise ArtifactError(
                 f"{path} is not whole",
-                expected="a tensor for each measure and position, and the samples",
-                got=f"without {', '.join(missing[:4])}" if missing else "no positions",
+                expected="positions, and the main one of them",
+                got=f"{str(positions)[:80]}, {str(artifact.meta.get('position'))[:80]}",
+                fix="write it again with `truthheads trace`",
+            )
+        wanted = [f"{position}.{measure}" for position in positions for measure in MEASURES]
+        check_whole(Path(path), artifact, {**dict.fromkeys(wanted, HEADS), **_KEPT}, TOLD, command="trace")
+        shape = artifact.tensors["sample"].shape[1:3]
+        if shape != (len(positions), len(MEASURES)):
+            raise ArtifactError(
+                f"{path} is not whole",
+                expected=f"samples of {len(positions)} positions and {len(MEASURES)} measures",
+                got=" x ".join(map(str, shape)),
                 fix="write it again with `truthheads trace`",
             )
         arrays = torch.stack([artifact.tensors[name] for name in wanted])
@@ -282,4 +290,12 @@ class Trace:
         return self.positions.index(place), MEASURES.index(measure)
 
 
-_KEPT = ("sample", "sample_group", "sample_question", "sample_id", "truth")
+HEADS = "float num_layers num_heads"
+_KEPT = {
+    "sample": "float samples positions measures num_layers num_heads",
+    "sample_group": "int samples",
+    "sample_question": "int samples",
+    "sample_id": "int samples",
+    "truth": HEADS,
+}
+TOLD = {"model": dict, "data": dict, "claim": dict, "summary": dict}

@@ -17,7 +17,7 @@ from truthheads.artifacts import load_artifact, save_artifact
 from truthheads.errors import ArtifactError, GateError
 from truthheads.hooks import Scaling, Site, scale
 from truthheads.models import Model
-from truthheads.plots import heat_map
+from truthheads.plots import chart_html, heat_map
 from truthheads.scores import Scores
 
 KIND = "gate"
@@ -215,6 +215,10 @@ class Gate:
         try:
             absent = tuple((int(layer), int(head)) for layer, head in artifact.meta.get("absent", []))
             clipped = int(artifact.meta.get("clipped", 0))
+            if artifact.tensors["gate"].is_complex():
+                raise ValueError("complex factors")
+            if artifact.tensors["gate"].ndim != 2:
+                raise ValueError(f"an array of shape {list(artifact.tensors['gate'].shape)}")
             factors = artifact.tensors["gate"].float()
             shape = tuple(factors.shape)
             if any(not (0 <= place < size) for pair in absent for place, size in zip(pair, shape, strict=True)):
@@ -261,7 +265,7 @@ class Gate:
         return heat_map(shown.numpy(), title=f"gate per head, site {self.site}", unit="factor", middle=1.0)
 
     def _repr_html_(self) -> str:
-        return str(self.chart().to_html(inline=True))  # a notebook may have no network
+        return chart_html(self.chart())  # a notebook may have no network
 
     def _absent_mask(self) -> Bool[Tensor, "num_layers num_heads"]:
         mask = torch.zeros(self.gate.shape, dtype=torch.bool)

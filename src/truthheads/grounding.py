@@ -1,7 +1,7 @@
 """From a user's own rows to a model that stays closer to them: a learned gate, tested on rows it has never seen."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,8 @@ def ground(
     steps = Steps(folder, tell)
     network = _Lazy(lambda: load(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code))
     rows = read_questions(Path(data), limit=how.limit, skip_bad_rows=how.skip_bad_rows, images=how.images, halves=True)
+    # The files of the steps name the same images, from another folder.
+    how = replace(how, images=Path(data).parent if how.images is None else how.images)
     pairs, dev, test = (folder / f"{name}.jsonl" for name in ("pairs", "dev", "test"))
     base: dict[str, Any] = {"model": model, "rows": rows.sha256, "limit": how.limit, "seed": how.seed}
     steps.run("pair", base, [pairs], lambda: write_questions(pairs, _paired(rows, network, how.seed, progress)))
@@ -117,7 +119,7 @@ def ground(
         "split",
         {"pairs": pairs, "share": how.test_share, "seed": how.seed},
         [dev, test],
-        lambda: _split(read_questions(pairs), how, dev, test),
+        lambda: _split(read_questions(pairs, images=how.images), how, dev, test),
     )
     common = {"model": model, "dtype": dtype, "chat": how.chat, "truncate": how.truncate, "seed": how.seed}
     gate, tuning = folder / GATE, folder / "tuning.json"
@@ -202,7 +204,7 @@ def _learn(model: Model, dev: Path, gate: Path, how: Settings, progress: Progres
     start = Gate.load(how.base_gate) if how.base_gate is not None else None
     tune(
         model,
-        read_questions(dev),
+        read_questions(dev, images=how.images),
         method="learn",
         target=start,
         neutral=how.neutral,
@@ -223,7 +225,7 @@ def _test(model: Model, test: Path, gate: Path, out: Path, how: Settings, progre
         out=out,
         gates={RUN: Gate.load(gate)},
         controls=how.controls,
-        asking=Asking(chat=how.chat, truncate=how.truncate, seed=how.seed),
+        asking=Asking(images=how.images, chat=how.chat, truncate=how.truncate, seed=how.seed),
         neutral=how.neutral,
         batch_tokens=how.batch_tokens,
         seed=how.seed,

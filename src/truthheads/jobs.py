@@ -1,5 +1,6 @@
 """What each task asks of a model, and how what comes back becomes a prediction."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,11 +21,12 @@ from truthheads.elsewhere import chair_settings, check_vocabulary
 from truthheads.errors import DataError
 from truthheads.forward import shares_prefix
 from truthheads.generating import Written
+from truthheads.images import image_path
 from truthheads.margins import check_pairs
 from truthheads.models import Model
 from truthheads.predictions import Line
 from truthheads.prompts import Encoded, encode
-from truthheads.readers import read_questions
+from truthheads.readers import ELSEWHERE, read_questions
 
 Finish = Callable[[Line, Any, int], Line]
 """From a begun line, what the model gave for its batch, and the row in it, to the whole line."""
@@ -154,11 +156,10 @@ def _begun(task: str, name: str, group: str, key: str, gold: Any, split: str = "
 
 def _pope(model: Model, data: list[Path], how: Asking) -> Job:
     items = read_pope(data, limit=how.limit)
-    folder = how.images if how.images is not None else data[0].parent
     ending = f"\n{how.instruction.strip()}" if how.instruction else ""
     first = list({item.key: item for item in items}.values())
     questions = [
-        Question(item.id, "", item.text + ending, None, None, image=str(folder / item.image), group=item.image)
+        Question(item.id, "", item.text + ending, None, None, image=_placed(item.image, data, how), group=item.image)
         for item in first
     ]
     _needs_images(model, questions)
@@ -177,7 +178,7 @@ def _pope(model: Model, data: list[Path], how: Asking) -> Job:
 
 def _needs_images(model: Model, questions: Sequence[Question]) -> None:
     """Raise DataError where the model sees no images, or one of them is not there."""
-    absent = [str(question.image) for question in questions if not Path(str(question.image)).is_file()]
+    absent = [str(question.image) for question in questions if not os.path.isfile(str(question.image))]
     if model.processor is None or absent:
         raise DataError(
             f"{model.name} takes no images" if model.processor is None else f"{len(absent)} images are not there",
@@ -193,7 +194,7 @@ def _chair(model: Model, data: list[Path], how: Asking) -> Job:
     truth = read_truth(data, mentions)
     check_vocabulary(truth, vocabulary, data[0])
     folder = how.images if how.images is not None else data[0].parent
-    images = _chair_images(data[0], folder)[: how.limit]
+    images = _chair_images(data, folder, how)[: how.limit]
     check_images(folder, [image_key(path.name) for path in images], truth)
     prompt = (how.instruction or PROMPT).strip()
     questions = [Question(path.name, "", prompt, None, None, image=str(path), group=path.name) for path in images]
@@ -225,10 +226,24 @@ def _chair(model: Model, data: list[Path], how: Asking) -> Job:
     return Job("chair", [encoded for encoded, _ in groups], lines, finish, max(how.caps), None, settings)
 
 
-def _chair_images(path: Path, folder: Path) -> list[Path]:
+def _placed(name: str, data: list[Path], how: Asking) -> str:
+    """Return where an image lies that a file names; DataError where no file may send us there."""
+    try:
+        return image_path(name, beside=data[0].parent, images=how.images)
+    except ValueError as error:
+        raise DataError(
+            f"{data[0]}: the image {name!r} lies elsewhere",
+            expected=ELSEWHERE,
+            got=str(error),
+            fix="give the folder of the images as --images, or mend the row",
+        ) from error
+
+
+def _chair_images(data: list[Path], folder: Path, how: Asking) -> list[Path]:
     """Return the images to be described: those that a file of scenes names, else all in the folder."""
-    if path.suffix == ".jsonl":
-        return [folder / text_of(path, row, "image", "image_id") for row in benchmark_rows(path)]
+    if (path := data[0]).suffix == ".jsonl":
+        names = [text_of(path, row, "image", "image_id") for row in benchmark_rows(path)]
+        return [Path(_placed(name, data, how)) for name in names]
     suffixes = (".jpg", ".jpeg", ".png", ".webp")
     return sorted(each for each in folder.iterdir() if each.suffix.lower() in suffixes) if folder.is_dir() else []
 

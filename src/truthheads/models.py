@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoProcessor, AutoTokenizer, PreTrainedCon
 from transformers.models.auto import modeling_auto
 
 from truthheads.architectures import HeadLayout, locate_heads, widths
+from truthheads.configs import check_config
 from truthheads.devices import pick_device, pick_dtype
 from truthheads.errors import ModelError
 from truthheads.sources import resolve, smollm2_gguf
@@ -209,6 +210,8 @@ def _config(name: str, source: str, trust_remote_code: bool) -> PreTrainedConfig
             got=", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "an empty folder",
             fix="give the folder that save_pretrained wrote",
         )
+    if folder.is_dir():
+        check_config(folder)
     with _quiet(source), _explained(name, "a config.json of an architecture that transformers knows"):
         config: PreTrainedConfig = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
     return config

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from truthheads.artifacts import SURROGATE
 from truthheads.data import Question
 from truthheads.errors import DataError
 from truthheads.forward import positioned
@@ -54,7 +55,9 @@ def read_neutral(path: Path) -> list[str]:
             texts = [str(json.loads(line)["text"]).strip() for line in whole.splitlines() if line.strip()]
         else:
             texts = [part.strip() for part in whole.split("\n\n")]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if any(SURROGATE.search(text) for text in texts):
+            raise ValueError("half a character")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(
             f"{path} cannot be read as neutral text",
             expected="UTF-8 paragraphs between empty lines, or .jsonl with a text in every line",

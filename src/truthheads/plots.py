@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from truthheads.artifacts import replaced
+from truthheads.artifacts import replaced, write_text
 from truthheads.errors import ArtifactError
 
 SUFFIXES = (".html", ".png", ".svg")
@@ -102,6 +102,37 @@ def frontier_chart(path: list[dict[str, Any]], *, guard: float, chosen: int | No
     return chart.properties(width=460, height=300, title="What a gate gains and what it costs (95 % intervals)")
 
 
+def chart_html(chart: Any) -> str:
+    """Return a chart as a page of HTML that needs no network.
+
+    Altair writes the chart's JSON into a script as it is, so that a title with ``</script>`` would end it and begin
+    one of its own; here ``<`` stands in it as an escape.
+    """
+    import altair as alt
+
+    page = alt.utils.spec_to_html(
+        _held(chart.to_dict()),
+        mode="vega-lite",
+        vega_version=alt.VEGA_VERSION,
+        vegalite_version=alt.VEGALITE_VERSION,
+        vegaembed_version=alt.VEGAEMBED_VERSION,
+        template="inline",
+    )
+    return str(page).replace(HELD.encode("unicode_escape").decode(), "\\u003c").replace(HELD, "&lt;")
+
+
+HELD = "\ue03c"
+"""Stands for ``<`` from the chart to the page: a private character, which titles do not hold."""
+
+
+def _held(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {_held(key): _held(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_held(one) for one in value]
+    return value.replace("<", HELD) if isinstance(value, str) else value
+
+
 def save_chart(chart: Any, path: Path) -> None:
     """Write a chart as one self-contained ``.html``, ``.png`` or ``.svg``.
 
@@ -110,8 +141,11 @@ def save_chart(chart: Any, path: Path) -> None:
     """
     check_suffix(path)
     kind = path.suffix.lower().removeprefix(".")
+    if kind == "html":
+        write_text(path, chart_html(chart))
+        return
     with replaced(path) as temporary:
-        extra = {"inline": True} if kind == "html" else {"scale_factor": 2} if kind == "png" else {}
+        extra = {"scale_factor": 2} if kind == "png" else {}
         chart.save(str(temporary), format=kind, **extra)
 
 

@@ -71,7 +71,7 @@ def read_predictions(path: Path) -> Read:
 def _parsed(part: bytes) -> Line | None:
     try:
         line = json.loads(part)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return line if isinstance(line, dict) and {"task", "run", "id"} <= line.keys() else None
 

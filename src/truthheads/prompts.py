@@ -1,8 +1,8 @@
 """From a question to token ids: the prompt, its answers, and the prefix that the answers share."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from truthheads.data import Question
@@ -146,7 +146,7 @@ def shows_image(model: Model, question: Question) -> bool:
 
 def missing_images(model: Model, questions: Sequence[Question]) -> list[Question]:
     """Return the questions whose image would be shown and is not there."""
-    return [one for one in questions if shows_image(model, one) and not Path(str(one.image)).is_file()]
+    return [one for one in questions if shows_image(model, one) and not os.path.isfile(str(one.image))]
 
 
 def _check_images(missing: Sequence[Question], count: int) -> None:
@@ -204,15 +204,23 @@ def _turned(model: Model, content: Any) -> str:
         )
     made: Any
     turns: list[dict[str, Any]]
-    if isinstance(content, str) and own:
-        turns = [{"role": "user", "content": content}]
-        made = model.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    else:
-        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-        turns = [{"role": "user", "content": parts}]
-        made = model.processor.apply_chat_template(
-            turns, chat_template=seeing, tokenize=False, add_generation_prompt=True
-        )
+    try:
+        if isinstance(content, str) and own:
+            turns = [{"role": "user", "content": content}]
+            made = model.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        else:
+            parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+            turns = [{"role": "user", "content": parts}]
+            made = model.processor.apply_chat_template(
+                turns, chat_template=seeing, tokenize=False, add_generation_prompt=True
+            )
+    except Exception as error:  # a template is a small program of the model's, run in jinja's sandbox
+        raise ModelError(
+            f"the chat template of {model.name} fails",
+            expected="a template that makes a user's turn",
+            got=f"{type(error).__name__}: {' '.join(str(error).split())}"[:200],
+            fix="leave --chat out, or mend the template",
+        ) from error
     return str(made)
 
 

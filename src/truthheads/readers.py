@@ -9,8 +9,11 @@ from truthheads.artifacts import file_sha256
 from truthheads.data import Question, Questions
 from truthheads.errors import DataError
 from truthheads.hubrows import address, on_hub
+from truthheads.images import image_path
 from truthheads.layouts import LAYOUTS, WITH_HALVES, BadField, Layout, checked
 from truthheads.tables import Row, read_rows
+
+ELSEWHERE = "a path inside the folder that images start from (the question file's own, or --images) or the current one"
 
 
 def read_questions(
@@ -41,7 +44,6 @@ def read_questions(
             skipped); the message names file, line and field.
     """
     path = Path(path)
-    folder = Path(images) if images is not None else path.parent
     layout: Layout | None = None
     questions, streamed = Questions(path=address(path)), on_hub(path)
     seen: set[int] = set()
@@ -68,6 +70,7 @@ def read_questions(
             name = _hashed(question.id)
             if name in seen:
                 raise BadField("id", "an id of its own", question.id)
+            image = _image(question, path.parent, images)
         except BadField as bad:
             if not skip_bad_rows:
                 raise DataError(
@@ -80,8 +83,8 @@ def read_questions(
         else:
             seen.add(name)
             _agree(said, question, path, row.place)
-            if question.image is not None:
-                question = replace(question, image=str(folder / question.image))
+            if image is not None:
+                question = replace(question, image=image)
             if streamed:
                 rows.update(question.digest.to_bytes(8, "big", signed=True))
             questions.append(question)
@@ -102,6 +105,15 @@ def read_questions(
 def _hashed(*texts: str) -> int:
     """Return 64 bits that stand for texts: of a million rows, all would have to be kept to find one twice."""
     return int.from_bytes(hashlib.blake2b("\x1f".join(texts).encode(), digest_size=8).digest(), "big")
+
+
+def _image(question: Question, beside: Path, images: str | Path | None) -> str | None:
+    if question.image is None:
+        return None
+    try:
+        return image_path(question.image, beside=beside, images=None if images is None else Path(images))
+    except ValueError as error:
+        raise BadField("image", ELSEWHERE, str(error)) from error
 
 
 def _agree(said: dict[int, int], question: Question, path: Path, place: str) -> None:

@@ -167,11 +167,20 @@ def rescore(folder: Path, *, seed: int | None = None) -> dict[str, Any]:
     if (folder / SETTINGS).is_file():
         try:
             told = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-        except ValueError:
+        except (OSError, ValueError, RecursionError):
             told = {}
-    settings = dict(told.get("settings", {}))
-    notes = [*told.get("notes", []), *([read.dropped] if read.dropped else [])]
-    used = int(settings.get("seed", 0)) if seed is None else seed
-    summary = summarise(read.lines, seed=used, settings=settings, notes=notes)
+    try:
+        settings = dict(told.get("settings", {}))
+        notes = [*map(str, told.get("notes", [])), *([read.dropped] if read.dropped else [])]
+        used = int(settings.get("seed", 0)) if seed is None else seed
+        with np.errstate(all="ignore"):
+            summary = summarise(read.lines, seed=used, settings=settings, notes=notes)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{folder / NAME} cannot be scored again",
+            expected=f"predictions as `truthheads evaluate` writes them, and {SETTINGS}",
+            got=f"{type(error).__name__}: {error}"[:200],
+            fix="remove what was changed by hand, or evaluate again with another --out",
+        ) from error
     write_json(folder / SUMMARY, summary)
     return summary

@@ -1,6 +1,7 @@
 """The Truth Scores artefact: one number per head, with the samples that its uncertainty comes from."""
 
 import csv
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,27 +13,28 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from truthheads.artifacts import load_artifact, save_artifact
+from truthheads.artifacts import check_whole, load_artifact, save_artifact
 from truthheads.errors import ArtifactError
-from truthheads.plots import heat_map
+from truthheads.plots import chart_html, heat_map
 from truthheads.stats import bootstrap_means, interval
 
 KIND = "scores"
-TENSORS = (
-    "values",
-    "accuracy",
-    "auroc",
-    "pair_accuracy",
-    "fold_accuracy",
-    "kind_values",
-    "sample",
-    "sample_label",
-    "sample_group",
-    "sample_question",
-    "sample_id",
-    "probe_weight",
-    "probe_bias",
-)
+TENSORS = {
+    "values": "float num_layers num_heads",
+    "accuracy": "float num_layers num_heads",
+    "auroc": "float num_layers num_heads",
+    "pair_accuracy": "float num_layers num_heads",
+    "fold_accuracy": "float folds num_layers num_heads",
+    "kind_values": "float kinds num_layers num_heads",
+    "sample": "float samples num_layers num_heads",
+    "sample_label": "int samples",
+    "sample_group": "int samples",
+    "sample_question": "int samples",
+    "sample_id": "int samples",
+    "probe_weight": "float num_layers num_heads head_dim",
+    "probe_bias": "float num_layers num_heads",
+}
+TOLD = {"model": dict, "data": dict, "kinds": list, "summary": dict}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -124,12 +126,13 @@ class Scores:
             values = torch.from_numpy(_foreign(path))
             return cls.of("probe", values, accuracy=values.float(), meta={"source": path.name})
         artifact = load_artifact(path, kind=KIND)
-        missing = sorted({*TENSORS} - set(artifact.tensors))
-        if missing or artifact.tensors["values"].ndim != 2:
+        check_whole(path, artifact, TENSORS, TOLD, command="score")
+        kinds, known = artifact.meta.get("kinds") or [], len(artifact.tensors["kind_values"])
+        if len(kinds) != known or not all(isinstance(kind, str) for kind in kinds):
             raise ArtifactError(
                 f"{path} is not whole",
-                expected=f"tensors {', '.join(TENSORS)}",
-                got=f"without {', '.join(missing)}" if missing else "values that are not [layers, heads]",
+                expected=f"the names of {known} kinds",
+                got=str(kinds)[:80],
                 fix="write it again with `truthheads score`",
             )
         meta = {key: value for key, value in artifact.meta.items() if key not in ("kind", "method", "format_version")}
@@ -193,7 +196,7 @@ class Scores:
         )
 
     def _repr_html_(self) -> str:
-        return str(self.chart().to_html(inline=True))  # a notebook may have no network
+        return chart_html(self.chart())  # a notebook may have no network
 
 
 def _measure(meta: Mapping[str, Any]) -> str:
@@ -201,12 +204,32 @@ def _measure(meta: Mapping[str, Any]) -> str:
     return str(meta.get("measure", "auroc")).replace("auroc", "AUROC").replace("_", " ")
 
 
+def open_array(path: Path) -> np.ndarray:
+    """Return the array of a ``.npy`` file, mapped: the shape in its header is compared with the file's size.
+
+    Raises:
+        ValueError: It is damaged, or no array of numbers.
+        OSError: It cannot be read.
+    """
+    with path.open("rb") as opened:
+        if opened.read(6) != b"\x93NUMPY":  # the library would also open a zip file, or a pickle
+            raise ValueError("no array of numpy")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            values = np.load(path, mmap_mode="r", allow_pickle=False)
+    # numpy reads the header as Python, and raises what that raises.
+    except (EOFError, OverflowError, RecursionError, SyntaxError, TokenError, TypeError, MemoryError) as error:
+        raise ValueError(f"a damaged header: {error}") from error
+    return np.asarray(values)
+
+
 def _foreign(path: Path) -> Float[np.ndarray, "num_layers num_heads"]:
     """Return a released array: ``.npy`` of two axes, or a CSV with the columns layer, head, accuracy."""
     expected = "a .npy array [layers, heads], or a CSV with columns layer, head, accuracy"
     try:
         if path.suffix == ".npy":
-            values = np.load(path, allow_pickle=False)
+            values = open_array(path)
         else:
             with path.open(encoding="utf-8-sig", newline="") as lines:
                 cells = {(int(r["layer"]), int(r["head"])): float(r["accuracy"]) for r in csv.DictReader(lines)}
@@ -218,18 +241,7 @@ def _foreign(path: Path) -> Float[np.ndarray, "num_layers num_heads"]:
                 values[cell] = value
         if values.ndim != 2 or values.dtype.kind not in "fiu" or 0 in values.shape:
             raise ValueError(f"an array of shape {values.shape} and type {values.dtype}")
-    # numpy parses the header of a damaged .npy as Python, and believes the sizes that stand in it.
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        EOFError,
-        MemoryError,
-        SyntaxError,
-        TokenError,
-        csv.Error,
-    ) as error:
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise ArtifactError(
             f"{path} cannot be read as scores",
             expected=expected,

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,10 @@ DTYPES = {
     "F64": torch.float64,
 }
 """The format's names of types that can be read here; a checkpoint may hold others as long as nobody reads them."""
+
+
+PLAIN = re.compile(r"[^/\\\x00-\x1f\ud800-\udfff]{1,200}")
+"""A file's name on any system."""
 
 
 class Entry(NamedTuple):
@@ -74,6 +79,8 @@ class Shards:
                 shard is missing or cut short, or lacks a tensor that the index says it has.
         """
         folder = Path(folder)
+        for file in (SINGLE, INDEX):
+            _check_inside(folder, file)
         if (folder / SINGLE).is_file():
             return cls(folder, _header(folder / SINGLE))
         if not (folder / INDEX).is_file():
@@ -88,6 +95,8 @@ class Shards:
                 got=f"no {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}",
                 fix="download or copy the missing files into the folder",
             )
+        for file in files:
+            _check_inside(folder, file)
         found = {file: _header(folder / file) for file in files}
         for name, file in names.items():
             if name not in found[file]:
@@ -132,6 +141,24 @@ class Shards:
         return place.view(DTYPES[entry.dtype]).reshape(shape)
 
 
+def inside(file: Path, folder: Path) -> bool:
+    """Return whether a file lies in a folder after links are followed; in a cache of the hub, in its repository."""
+    own = folder.resolve()
+    # The hub's cache keeps snapshots of links to files beside them: models--owner--name/{snapshots/REVISION,blobs}.
+    root = own.parents[1] if own.parent.name == "snapshots" and own.parents[1].name.startswith("models--") else own
+    return file.resolve().is_relative_to(root)
+
+
+def _check_inside(folder: Path, file: str) -> None:
+    if not inside(folder / file, folder):
+        raise ModelError(
+            f"{folder / file} is a link that leaves its folder",
+            expected="files of the model, or links among them",
+            got=f"a link to {(folder / file).resolve()}",
+            fix="give the folder that the files lie in, or copy them into one",
+        )
+
+
 def _fill(file: Path, start: int, place: Tensor) -> None:
     view, got = memoryview(cast(Any, place.numpy())), 0
     try:
@@ -160,11 +187,11 @@ def _weight_map(folder: Path) -> dict[str, str]:
         ) from error
     for file in names.values():
         # An index comes with the checkpoint: it must not make us read what lies elsewhere on the machine.
-        if Path(file).name != file or "\\" in file or file in ("", ".", ".."):
+        if Path(file).name != file or not PLAIN.fullmatch(file) or file in (".", ".."):
             raise ModelError(
                 f"{path} names a file outside its folder",
                 expected="plain names of files that lie beside the index",
-                got=repr(file),
+                got=repr(file)[:120],
                 fix="do not use this checkpoint, or mend its index",
             )
     return dict(names)
@@ -177,7 +204,7 @@ def _header(file: Path) -> dict[str, Entry]:
             pass
         with file.open("rb") as opened:
             length = int.from_bytes(opened.read(8), "little")
-            header = json.loads(opened.read(length))
+            header = json.loads(opened.read(length), object_pairs_hook=_once)
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise _damaged(file, f"{type(error).__name__}: {error}") from error
     entries = {}
@@ -190,6 +217,14 @@ def _header(file: Path) -> dict[str, Entry]:
                 raise _damaged(file, f"{last - first} bytes for {name} of shape {shape}")
             entries[name] = Entry(file, item["dtype"], shape, 8 + length + first, 8 + length + last)
     return entries
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object; two values under one name would be read differently by different programs."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name stands twice in the header")
+    return found
 
 
 def _damaged(file: Path, got: str) -> ModelError:

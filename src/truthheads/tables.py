@@ -2,10 +2,10 @@
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow
 import pyarrow.parquet
@@ -14,7 +14,17 @@ from truthheads.errors import DataError
 from truthheads.hubrows import hub_rows, on_hub
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
-CSV_FIELD_LIMIT = 16 * 2**20
+LARGEST_ROW = 32 * 2**20
+"""Bytes of one row; a file without line ends, or a column that unpacks to gigabytes, is refused there."""
+LARGEST_ARRAY = 2**30
+"""Bytes of a JSON array, which has to be read whole."""
+UNPACKED = 1000
+"""How many times its own size a Parquet file may unpack to: text shrinks to a tenth, a bomb to a millionth."""
+UNPACKED_FREELY = 2**28
+BATCH = 1024
+DECODED = 2**31
+CELL = 8
+"""Bytes that an empty cell counts: a file may claim any number of rows that hold nothing."""
 
 
 class Row(NamedTuple):
@@ -69,11 +79,30 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 
 def _jsonl(path: Path) -> Iterator[Row]:
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
+    with path.open("rb") as opened:
+        for number, line in enumerate(_lines(opened, path), start=1):
             text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
             if text:
                 yield _parsed(f"line {number}", text)
+
+
+def _lines(opened: BinaryIO, path: Path) -> Iterator[bytes]:
+    """Yield lines, none longer than a row may be."""
+    number = 1
+    while line := opened.readline(LARGEST_ROW + 1):
+        if len(line) > LARGEST_ROW:
+            raise _too_large(path, f"line {number}", "a longer line")
+        yield line
+        number += 1
+
+
+def _too_large(path: Path, place: str, got: str) -> DataError:
+    return DataError(
+        f"{path}:{place}: the row is too large",
+        expected=f"rows of at most {LARGEST_ROW // 2**20} MiB",
+        got=got,
+        fix="check what the file is; one object per line belongs into .jsonl, an array into .json",
+    )
 
 
 def _parsed(place: str, text: str) -> Row:
@@ -81,6 +110,8 @@ def _parsed(place: str, text: str) -> Row:
         fields = json.loads(text)
     except ValueError as error:
         return Row(place, None, f"not JSON: {error}")
+    except RecursionError:
+        return Row(place, None, "JSON that is nested too deeply")
     return _object(place, fields)
 
 
@@ -91,6 +122,13 @@ def _object(place: str, fields: Any) -> Row:
 
 
 def _json(path: Path) -> Iterator[Row]:
+    if path.stat().st_size > LARGEST_ARRAY:
+        raise DataError(
+            f"{path} is too large to be read as one JSON value",
+            expected=f"at most {LARGEST_ARRAY // 2**20} MiB",
+            got=f"{path.stat().st_size // 2**20} MiB",
+            fix="write it as .jsonl, one object per line, which is read line by line",
+        )
     try:
         whole = json.loads(path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError:
@@ -119,14 +157,16 @@ def _json(path: Path) -> Iterator[Row]:
 
 
 def _csv(path: Path) -> Iterator[Row]:
-    previous = csv.field_size_limit(CSV_FIELD_LIMIT)
+    previous = csv.field_size_limit(LARGEST_ROW)
     try:
-        with path.open(encoding="utf-8-sig", newline="") as lines:
+        with path.open("rb") as opened:
+            lines = _Counted(_lines(opened, path), path)
             reader = csv.reader(lines)
             header = next(filter(None, reader), [])
             start = reader.line_num + 1
             for values in reader:
                 place, start = f"line {start}", reader.line_num + 1
+                lines.begin()
                 if len(values) > len(header):
                     yield Row(place, None, f"{len(values) - len(header)} more fields than the header has")
                 elif values:
@@ -135,10 +175,69 @@ def _csv(path: Path) -> Iterator[Row]:
         csv.field_size_limit(previous)
 
 
+class _Counted:
+    """Lines of a CSV file as text; those of one record together are no longer than a row may be."""
+
+    def __init__(self, lines: Iterable[bytes], path: Path) -> None:
+        self.lines, self.path = iter(lines), path
+        self.number = self.size = 0
+
+    def begin(self) -> None:
+        self.size = 0
+
+    def __iter__(self) -> "_Counted":
+        return self
+
+    def __next__(self) -> str:
+        line = next(self.lines)
+        self.number += 1
+        self.size += len(line)
+        if self.size > LARGEST_ROW:
+            raise _too_large(self.path, f"line {self.number}", "a longer record: is a closing quote missing?")
+        return line.decode("utf-8-sig" if self.number == 1 else "utf-8")
+
+
 def _parquet(path: Path) -> Iterator[Row]:
-    number = 0
+    size = path.stat().st_size
     with pyarrow.parquet.ParquetFile(path) as opened:
-        for batch in opened.iter_batches(batch_size=1024):
-            for fields in batch.to_pylist():
+        told = opened.metadata
+        # Of a row group, not of its columns: the library ends the process where a column's entry is damaged.
+        largest = max((told.row_group(at).total_byte_size for at in range(told.num_row_groups)), default=0)
+        if largest > max(UNPACKED_FREELY, UNPACKED * size):
+            raise _bomb(path, f"{largest // 2**20} MiB in a file of {size} bytes")
+        flat = [field.name for field in opened.schema_arrow if pyarrow.types.is_string(field.type)]
+        heavy = not all(pyarrow.types.is_primitive(one.type) or one.name in flat for one in opened.schema_arrow)
+        number = unpacked = 0
+    # Text stays in its dictionary until its row is asked for: one value may stand in a million rows. Inside of lists
+    # there are no dictionaries, so that fewer rows are read at a time the larger a value may be.
+    rows = max(1, min(BATCH, DECODED // max(1, largest))) if heavy else BATCH
+    with pyarrow.parquet.ParquetFile(path, read_dictionary=flat) as opened:
+        for batch in opened.iter_batches(batch_size=rows):
+            for at in range(batch.num_rows):
                 number += 1
+                fields = {name: batch.column(column)[at].as_py() for column, name in enumerate(batch.schema.names)}
+                row = sum(map(_size, fields.values()))
+                unpacked += row
+                if row > LARGEST_ROW:
+                    raise _too_large(path, f"row {number}", f"{row // 2**20} MiB")
+                if unpacked > max(UNPACKED_FREELY, UNPACKED * size):
+                    raise _bomb(path, f"{unpacked // 2**20} MiB up to row {number}, in a file of {size} bytes")
                 yield Row(f"row {number}", fields)
+
+
+def _size(value: Any) -> int:
+    """Return about how many bytes a cell takes."""
+    if isinstance(value, str | bytes):
+        return CELL + len(value)
+    if isinstance(value, list | tuple):
+        return CELL + sum(map(_size, value))
+    return CELL + (sum(map(_size, value.values())) if isinstance(value, dict) else 0)
+
+
+def _bomb(path: Path, got: str) -> DataError:
+    return DataError(
+        f"{path} unpacks to more than can be believed",
+        expected=f"at most {UNPACKED} times the size of the file, or {UNPACKED_FREELY // 2**20} MiB",
+        got=got,
+        fix="do not use this file; if it is your own, write it as .jsonl",
+    )

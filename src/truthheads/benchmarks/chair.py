@@ -80,7 +80,7 @@ def _coco(
                 held.update(mention.category for mention in mentions(entry["caption"]))
             else:
                 held.add(names[entry["category_id"]])
-    except (KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
         raise _unknown(path, f"{type(error).__name__}: {error}") from error
 
 
@@ -111,7 +111,15 @@ def read_captions(path: Path, truth: Mapping[str, list[str]], *, limit: int | No
                 got="a second one",
                 fix="remove one of them, or score the two sets in two runs",
             )
-        captions[key] = Caption(key, text_of(path, row, "caption"), (row.fields or {}).get("finished"))
+        finished = (row.fields or {}).get("finished")
+        if not isinstance(finished, bool | None):
+            raise DataError(
+                f"{path}:{row.place}: field 'finished'",
+                expected="true, false or null",
+                got=repr(finished)[:80],
+                fix="mend the row",
+            )
+        captions[key] = Caption(key, text_of(path, row, "caption"), finished)
     check_images(path, list(captions), truth)
     return list(captions.values())
 

@@ -8,8 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from truthheads.artifacts import SURROGATE
 from truthheads.errors import DataError
 from truthheads.tables import Row, read_rows
+
+LARGEST = 2**30
+"""Bytes of a file that is read whole; COCO's largest has 470 MB."""
+UNPACKED, UNPACKED_FREELY = 100, 2**26
+"""A gzip file may unpack to so many times its size, or to so many bytes: JSON shrinks to a tenth, zeros to a 1000th."""
 
 
 def benchmark_rows(path: Path) -> Iterator[Row]:
@@ -31,18 +37,20 @@ def _is_lines(path: Path) -> bool:
 
 
 def _lines(path: Path) -> Iterator[Row]:
-    whole = path.read_bytes()
+    whole = _bytes(path)
     try:
-        yield from _rows_of_value(json.loads(whole))
-        return
-    except ValueError:
+        value = json.loads(whole)
+    except (ValueError, RecursionError):
         pass
+    else:
+        yield from _rows_of_value(value)
+        return
     for number, line in enumerate(whole.splitlines(), start=1):
         if not line.strip():
             continue
         try:
             value = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             yield Row(f"line {number}", None, f"not JSON: {error}")
         else:
             yield Row(f"line {number}", value if isinstance(value, dict) else None, "no object")
@@ -59,8 +67,7 @@ def read_value(path: Path) -> Any:
         DataError: The file is missing, damaged or no JSON.
     """
     try:
-        whole = path.read_bytes()
-        return json.loads(gzip.decompress(whole) if path.suffix == ".gz" else whole)
+        return json.loads(_bytes(path))
     except (OSError, EOFError, ValueError, RecursionError, zlib.error) as error:
         raise DataError(
             f"{path} cannot be read",
@@ -68,6 +75,23 @@ def read_value(path: Path) -> Any:
             got="no such file" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: {error}",
             fix="check the path, or download it again",
         ) from error
+
+
+def _bytes(path: Path) -> bytes:
+    """Return what a file holds, unpacked where its name ends in ``.gz``.
+
+    Raises:
+        OSError: It is missing, damaged, no regular file, or unpacks to too much.
+    """
+    if path.exists() and not path.is_file():  # a pipe would be waited for, a device read without end
+        raise OSError("no regular file")
+    packed = path.suffix == ".gz"
+    most = min(LARGEST, max(UNPACKED_FREELY, UNPACKED * path.stat().st_size)) if packed else LARGEST
+    with gzip.open(path) if packed else path.open("rb") as opened:
+        whole: bytes = opened.read(most + 1)
+    if len(whole) > most:
+        raise OSError(f"more than {most // 2**20} MiB of JSON")
+    return whole
 
 
 def text_of(path: Path, row: Row, *names: str) -> str:
@@ -80,10 +104,10 @@ def text_of(path: Path, row: Row, *names: str) -> str:
     value = next((fields[name] for name in names if fields.get(name) is not None), None)
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    if not isinstance(value, str):
+    if not isinstance(value, str) or SURROGATE.search(value):
         raise DataError(
             f"{path}:{row.place}: field {names[0]!r}",
-            expected=f"text under {' or '.join(names)}",
+            expected=f"text in valid Unicode under {' or '.join(names)}",
             got=f"columns {', '.join(map(str, fields))}" if value is None else repr(value)[:80],
             fix="mend the row",
         )

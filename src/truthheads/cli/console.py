@@ -2,14 +2,16 @@
 
 import contextlib
 import functools
+import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ParamSpec, TypeVar
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
 from rich.table import Table
 
 from truthheads.errors import PartDone, TruthHeadsError
@@ -18,8 +20,23 @@ from truthheads.launching import ranks
 P = ParamSpec("P")
 R = TypeVar("R")
 
-out = Console(highlight=False, soft_wrap=True, emoji=False)
-err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Characters that drive a terminal, turn the direction of writing, or are halves of one."""
+
+
+class _Plain(Console):
+    """A console on which text from files can't move the cursor, retitle the window or write over what stands there."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            if segment.control or not UNPRINTABLE.search(segment.text):
+                yield segment
+            else:
+                yield Segment(UNPRINTABLE.sub("\ufffd", segment.text), segment.style)
+
+
+out = _Plain(highlight=False, soft_wrap=True, emoji=False)
+err = _Plain(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 BAR_AFTER_SECONDS = 2.0
 
 

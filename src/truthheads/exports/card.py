@@ -1,5 +1,7 @@
 """The model card: what it is made from, the gate in figures, its evidence, and how to serve it."""
 
+import html
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -11,6 +13,8 @@ from truthheads.gates import Gate
 
 CARD = "README.md"
 LICENCE = ("license", "license_name", "license_link")
+PLAIN = re.compile(r"[\w .:/+()-]{1,200}")
+"""What is carried over of a licence: its name or address, and no second line."""
 LONGEST = 160
 
 ADAPTER = """```python
@@ -80,10 +84,10 @@ def write_card(folder: Path, gate: Gate, base: Base, *, to: Literal["adapter", "
     figures = gate.describe()
     parts = [
         f"---\n{_front(base, to).to_yaml()}\n---\n",
-        f"# {Path(name).name}\n",
-        f"{base.name} with a gate on its attention heads: {figures['moved']} of its heads are made louder or softer. "
-        "Such gates are meant to keep a model with the context that it is given; what was measured of this one stands "
-        "under Evidence. Made with truthheads; nothing else was changed.\n",
+        f"# {plain(Path(name).name)}\n",
+        f"{plain(base.name)} with a gate on its attention heads: {figures['moved']} of its heads are made louder or "
+        "softer. Such gates are meant to keep a model with the context that it is given; what was measured of this one "
+        "stands under Evidence. Made with truthheads; nothing else was changed.\n",
         "## How to run it\n",
         serving,
         "## The gate\n",
@@ -108,7 +112,7 @@ def _front(base: Base, to: str) -> ModelCardData:
             theirs = metadata_load(source) or {}
         except Exception:  # somebody else's card, in whatever state: its licence is worth a try, not a failure
             theirs = {}
-        kept = {key: theirs[key] for key in LICENCE if isinstance(theirs.get(key), str)}
+        kept = {key: theirs[key] for key in LICENCE if PLAIN.fullmatch(str(theirs.get(key, "")))}
     return ModelCardData(
         base_model=base.reference if base.on_hub else None,
         library_name="peft" if to == "adapter" else "transformers",
@@ -151,5 +155,10 @@ def _text(value: Any) -> str:
 
 
 def _table(head: tuple[str, str], rows: list[tuple[str, str]]) -> str:
-    cells = [tuple(" ".join(cell.split()).replace("|", "\\|") for cell in row) for row in (head, ("---", "---"), *rows)]
+    cells = [head, ("---", "---"), *((plain(left), plain(right)) for left, right in rows)]
     return "\n".join(f"| {left} | {right} |" for left, right in cells) + "\n"
+
+
+def plain(text: str) -> str:
+    """Return text from outside as one line of Markdown that shows it and does nothing: no tag, link or column."""
+    return re.sub(r"[\\`|]|(?<=\])\(", r"\\\g<0>", html.escape(" ".join(text.split()), quote=False))

@@ -17,7 +17,7 @@ from truthheads.exports.headers import read_header
 from truthheads.exports.origin import OTHER_WEIGHTS, quantised
 from truthheads.gates import Gate
 from truthheads.projections import ELSEWHERE, decoder_prefix
-from truthheads.shards import DTYPES, INDEX, SINGLE, Entry, Shards
+from truthheads.shards import DTYPES, INDEX, SINGLE, Entry, Shards, inside
 
 FLOATS = ("F16", "BF16", "F32", "F64")
 CHUNK = 4 << 20
@@ -174,7 +174,8 @@ def _beside(folder: Path, weights: set[str]) -> Iterator[Path]:
     """Yield every file that goes along: all but weights in other formats or of other files, and the old card."""
     for file in sorted(folder.rglob("*")):
         place = file.relative_to(folder)
-        if not file.is_file() or any(part.startswith(".") for part in place.parts[:-1]):
+        # A link out of the folder could name anything on this machine, and the copy may be published.
+        if not file.is_file() or not inside(file, folder) or any(part.startswith(".") for part in place.parts[:-1]):
             continue
         top = len(place.parts) == 1
         left = file.suffix in OTHER_WEIGHTS or file.name.startswith("consolidated")

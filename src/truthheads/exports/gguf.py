@@ -14,6 +14,7 @@ from jaxtyping import Float, UInt8
 from truthheads.artifacts import dumps
 from truthheads.errors import GateError, ModelError, ShapeError
 from truthheads.gates import Gate
+from truthheads.ggufheader import check_gguf
 
 CHUNK = 16 * 2**20
 DIGEST, FACTORS = "truthheads.gate.digest", "truthheads.gate"
@@ -106,6 +107,7 @@ def export_gguf(source: Path, gate: Gate, out: Path) -> None:
 
 
 def _open(source: Path) -> GGUFReader:
+    check_gguf(source)
     try:
         reader = GGUFReader(str(source))
         if not reader.tensors or reader.byte_order == "S" or int(reader.fields["GGUF.version"].parts[0][0]) < 3:
@@ -269,4 +271,12 @@ def _value(fields: Mapping[str, Any], key: str) -> Any:
         raise ModelError(
             "the GGUF file lacks a key", expected=key, got=f"{len(fields)} others", fix="download or convert it again"
         )
-    return fields[key].contents()
+    try:
+        return fields[key].contents()
+    except (ValueError, LookupError, TypeError) as error:
+        raise ModelError(
+            f"{key} of the GGUF file is damaged",
+            expected="text in UTF-8, or numbers",
+            got=str(error),
+            fix="download it again",
+        ) from error

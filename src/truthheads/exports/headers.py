@@ -6,6 +6,9 @@ from typing import Any, NamedTuple
 
 from truthheads.artifacts import KEY, dumps
 
+LARGEST = 100_000_000
+"""Bytes; the format's own limit."""
+
 
 class Header(NamedTuple):
     """The header of one file.
@@ -43,11 +46,16 @@ def read_header(file: Path) -> Header:
         ValueError: It is damaged.
         OSError: The file cannot be read.
     """
+    if not file.is_file():  # a pipe would be waited for
+        raise ValueError("no regular file")
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
-        if length > file.stat().st_size:
-            raise ValueError("the header is longer than the file")
+        if length > min(file.stat().st_size, LARGEST):
+            raise ValueError("the header is longer than the file, or than any is")
         items = json.loads(opened.read(length))
     if not isinstance(items, dict):
         raise ValueError("the header is no object")
+    meta = items.get("__metadata__") or {}
+    if not isinstance(meta, dict) or not all(isinstance(value, str) for value in meta.values()):
+        raise ValueError("metadata that is no text")
     return Header(8 + length, items)

@@ -52,7 +52,7 @@ def check_ungated(folder: Path) -> None:
     for file in sorted(folder.glob("*.safetensors")):
         try:
             note = json.loads(read_header(file).meta.get(KEY, "null"))
-        except (ValueError, OSError, RecursionError, AttributeError):
+        except (ValueError, OSError, RecursionError, TypeError):
             continue  # damaged: the reader of the tensors says it better
         if isinstance(note, dict) and "gate" in note:
             raise ModelError(

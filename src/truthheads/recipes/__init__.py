@@ -188,7 +188,7 @@ def read_recipe(name: str | Path) -> Recipe:
         return Recipe.model_validate(tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
         raise DataError(f"{name} is not TOML", expected="a recipe", got=str(error), fix="mend the file") from error
-    except (ValidationError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         told = error.errors() if isinstance(error, ValidationError) else []
         first = f"{'.'.join(map(str, told[0]['loc']))}: {told[0]['msg']}" if told else str(error)
         raise DataError(

@@ -18,7 +18,7 @@ from truthheads.errors import ArtifactError, TruthHeadsError
 from truthheads.evidence import Trace
 from truthheads.gates import Gate
 from truthheads.reports.pages import Picture, read_pictures
-from truthheads.scores import Scores
+from truthheads.scores import Scores, open_array
 
 T = TypeVar("T")
 Heads = Float[np.ndarray, "num_layers num_heads"]
@@ -228,7 +228,7 @@ def _kind_of_array(path: Path) -> str | None:
         start = opened.read(256)
     if b"'descr': '|O'" in start:
         return None
-    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    array = open_array(path)
     return "scores" if array.ndim == 2 and array.dtype.kind in "fiu" else None
 
 

@@ -135,7 +135,8 @@ function csv(rows) {
   const cell = value => {
     if (value === null || value === undefined) return "";
     if (typeof value === "number") return String(value);
-    const safe = /^[=+@]/.test(value) ? "'" + value : value; // a spreadsheet would run it as a formula
+    const formula = /^\s*[=+@-]/.test(value) && !/^-?\d+(\.\d+)?$/.test(value);
+    const safe = formula ? "'" + value : value; // a spreadsheet would run it as a formula
     return /[",\n\r]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
   };
   return rows.map(row => row.map(cell).join(",")).join("\r\n") + "\r\n";
