@@ -7,7 +7,6 @@ import json
 import math
 import os
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -17,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from truthheads.aside import aside
 from truthheads.errors import ArtifactError
 
 KEY = "truthheads"
@@ -33,7 +33,9 @@ class Artifact(NamedTuple):
 
 @contextlib.contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """Yield a temporary path in the folder of ``path``; rename it to ``path`` only if the block succeeds.
+    """Yield a temporary path beside ``path``; rename it to ``path`` only if the block succeeds.
+
+    What a killed process has left of an earlier attempt is removed.
 
     Args:
         path: The final name. Its folder is made where it is missing.
@@ -41,25 +43,17 @@ def replaced(path: Path) -> Iterator[Path]:
     Raises:
         ArtifactError: The folder cannot be written to, or the disk is full.
     """
-    temporary: Path | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
-        yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        temporary.replace(path)
-        temporary = None
+        with aside(path) as temporary:
+            yield temporary
+            with temporary.open("rb") as written:
+                os.fsync(written.fileno())
+            umask = os.umask(0)
+            os.umask(umask)
+            temporary.chmod(0o666 & ~umask)
+            temporary.replace(path)
     except (OSError, SafetensorError) as error:
         raise unwritable(path, error) from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
 
 
 def check_target(path: Path) -> None:
@@ -68,7 +62,12 @@ def check_target(path: Path) -> None:
         raise ArtifactError(
             f"{path} is a folder", expected="the name of a file", got="a folder", fix="choose another --out"
         )
-    folder = next(parent for parent in (path.absolute().parent, *path.absolute().parents) if parent.exists())
+    check_around(path)
+
+
+def check_around(path: Path) -> None:
+    """Raise ArtifactError where nothing can be written beside a name, whatever has that name."""
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise unwritable(path, PermissionError(f"{folder} cannot be written to"))
 

@@ -1,7 +1,6 @@
 """Rows on disk that survive a kill: memory-mapped fields and a journal of the batches that are complete."""
 
 import errno
-import fcntl
 import json
 import os
 import shutil
@@ -14,7 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from truthheads.artifacts import unwritable
-from truthheads.errors import ArtifactError
+from truthheads.locks import Lock, in_use, take
 
 JOURNAL = "journal"
 PLAN = "plan.json"
@@ -46,10 +45,12 @@ class RowStore:
 
     def __init__(self, folder: Path, fields: Mapping[str, Field], *, rows: int, identity: str) -> None:
         self.folder = folder
-        self._lock = -1
+        self._lock: Lock | None = None
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._acquire()
+            self._lock = take(folder / "lock")
+            if self._lock is None:
+                raise in_use(folder)
             plan = json.dumps({"identity": identity, "rows": rows, "fields": {k: str(v) for k, v in fields.items()}})
             whole = all((folder / f"{name}.bin").is_file() for name in fields) and (folder / PLAN).is_file()
             if not whole or (folder / PLAN).read_text(encoding="utf-8") != plan:
@@ -63,8 +64,8 @@ class RowStore:
             journal.write_text("".join(f"{batch}\n" for batch in sorted(self.done)), encoding="ascii")
             self._journal = journal.open("a", encoding="ascii")
         except OSError as error:
-            if self._lock >= 0:  # let go, or the next attempt of this process would find the folder in use
-                os.close(self._lock)
+            if self._lock is not None:  # let go, or the next attempt of this process would find the folder in use
+                self._lock.release(remove=False)
             raise unwritable(folder, error) from error
 
     def write(self, name: str, rows: Int[Tensor, " batch"], values: Tensor) -> None:
@@ -85,25 +86,13 @@ class RowStore:
         """Let go of the files; the next process may go on with them."""
         self._tensors = {}
         self._journal.close()
-        os.close(self._lock)
+        if self._lock is not None:
+            self._lock.release(remove=False)
 
     def delete(self) -> None:
         """Remove the folder and all that is in it."""
         self.close()
         shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _acquire(self) -> None:
-        self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(self._lock)
-            raise ArtifactError(
-                f"{self.folder} is in use",
-                expected="one command at a time on one --out",
-                got="another process is writing there",
-                fix="wait for it, or choose another --out",
-            ) from error
 
     def _clear(self) -> None:
         (self.folder / PLAN).unlink(missing_ok=True)  # first: a plan beside half of its files would be believed

@@ -5,6 +5,7 @@ import functools
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import typer
@@ -45,6 +46,23 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
             raise typer.Exit(130) from error
 
     return run
+
+
+def claiming(*beside: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Let no other command write ``--out`` while this one runs, nor the files of these names beside it."""
+
+    def decorate(command: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(command)
+        def run(*args: P.args, **kwargs: P.kwargs) -> R:
+            from truthheads.outputs import claimed
+
+            out = Path(str(kwargs["out"]))
+            with claimed(out, *(out.with_name(name) for name in beside)):
+                return command(*args, **kwargs)
+
+        return run
+
+    return decorate
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from truthheads.cli import console
-from truthheads.cli.console import guarded
+from truthheads.cli.console import claiming, guarded
 from truthheads.cli.options import (
     BatchTokens,
     Data,
@@ -72,6 +72,7 @@ def inspect_model(
 
 
 @guarded
+@claiming()
 def score(
     model: ModelName,
     data: Data,

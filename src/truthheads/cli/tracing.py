@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from truthheads.cli import console
-from truthheads.cli.console import guarded
+from truthheads.cli.console import claiming, guarded
 from truthheads.cli.options import (
     BatchTokens,
     Data,
@@ -31,6 +31,7 @@ class PositionName(StrEnum):
 
 
 @guarded
+@claiming()
 def trace(
     model: ModelName,
     data: Data,
