@@ -29,6 +29,7 @@ LIGHT = ("--dtype", "fp32", "--batch-tokens", 200)
 RUN = ("model", "--data", "rows.jsonl", *LIGHT)
 GRID = ("--method", "grid", "--scores", "scores.safetensors", "--strengths", "1,2", "--norms", "centred")
 JUDGE = ("--gate", "gate.safetensors", "--controls", 1, "--guard-texts", 2, "--seed", 1)
+LEAN = ("--gate", "leaning.safetensors", "--controls", 1, "--guard-texts", 2)
 COMMANDS = {
     "score": Command(("score", *RUN), "s.safetensors"),
     "grid": Command(("tune", *RUN, *GRID, "--sites", "z"), "g/gate.safetensors"),
@@ -39,8 +40,7 @@ COMMANDS = {
     "gguf": Command(("export", "model.gguf", "--gate", "gate.safetensors", "--to", "gguf"), "gated.gguf"),
     "pairs": Command(("evaluate", *RUN, "--task", "pairs", *JUDGE), "pairs"),
     "halueval": Command(
-        ("evaluate", "leaning", "--data", "qa.jsonl", "--task", "halueval", "--instruction", "say.txt", *LIGHT)
-        + ("--gate", "leaning.safetensors", "--controls", 1, "--guard-texts", 2),
+        ("evaluate", "leaning", "--data", "qa.jsonl", "--task", "halueval", "--instruction", "say.txt", *LIGHT, *LEAN),
         "halueval",
     ),
     "trace": Command(("trace", *RUN), "t.safetensors"),

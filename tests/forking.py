@@ -25,7 +25,7 @@ TREES = Path(__file__).parents[1] / "src", Path(__file__).parent
 
 
 class Ended(NamedTuple):
-    """How a command ended: exit code (minus the signal's number), what it printed, seconds that it took and computed."""
+    """How a command ended: exit code (or minus a signal), what it printed, seconds that it took and computed."""
 
     code: int
     stdout: str

@@ -1,4 +1,4 @@
-"""Two commands on one ``--out``: the second is told so and harms nothing; locks end with the process that holds them."""
+"""Two commands on one ``--out``: the second is told so and harms nothing; locks end with their process."""
 
 import errno
 import fcntl

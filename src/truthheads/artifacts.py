@@ -150,9 +150,9 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically."""
+    """Write a text file atomically, in UTF-8; see :func:`as_text`."""
     with replaced(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(as_text(text), encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:
@@ -173,8 +173,27 @@ def read_json(path: Path) -> Any:
 
 
 def dumps(value: Any, *, indent: int | None = None) -> str:
-    """Return JSON with sorted keys; a number that is not finite ("not measured") becomes null."""
-    return json.dumps(_finite(value), sort_keys=True, ensure_ascii=False, allow_nan=False, indent=indent)
+    """Return JSON with sorted keys; a number that is not finite ("not measured") becomes null.
+
+    Names of files that are not in the encoding of the system's locale are read as UTF-8: see :func:`as_text`.
+    """
+    return as_text(json.dumps(_finite(value), sort_keys=True, ensure_ascii=False, allow_nan=False, indent=indent))
+
+
+def as_text(text: str) -> str:
+    """Return what can be written as UTF-8: bytes that Python has smuggled into a string are read as UTF-8.
+
+    Under an ASCII locale, that is every name of a file with other letters; what is no UTF-8 becomes a question mark
+    in a box (U+FFFD).
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        try:
+            return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        except UnicodeEncodeError:  # half a pair, which no file name holds
+            return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 def _finite(value: Any) -> Any:

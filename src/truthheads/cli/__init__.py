@@ -67,4 +67,5 @@ data_app.command("pairs")(making.pairs)
 
 def main() -> None:
     """Run the command line."""
+    console.escape_unknown()
     app(prog_name="truthheads")

@@ -1,8 +1,11 @@
 """What people see: errors in two lines, a progress bar for long work, short tables. JSON goes to stdout alone."""
 
+import codecs
 import contextlib
 import functools
+import io
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -14,7 +17,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from truthheads.errors import PartDone, TruthHeadsError
+from truthheads.errors import ActivationError, PartDone, TruthHeadsError, out_of_memory
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -22,12 +25,14 @@ R = TypeVar("R")
 out = Console(highlight=False, soft_wrap=True, emoji=False)
 err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 BAR_AFTER_SECONDS = 2.0
+MORE_MEMORY = "free memory, or give a smaller --batch-tokens, --limit or --dtype where the command has them"
 
 
 def guarded(command: Callable[P, R]) -> Callable[P, R]:
     """Turn an error raised on purpose into two lines and exit code 2, and Ctrl-C into one line and 130.
 
-    Of several processes, all but the first end here when their share is done.
+    So it is with memory that has run out, wherever that was. Of several processes, all but the first end here when
+    their share is done.
     """
 
     @functools.wraps(command)
@@ -35,17 +40,56 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
         try:
             return command(*args, **kwargs)
         except TruthHeadsError as error:
-            problem = f"{error.problem}: expected {error.expected}; got {error.got}"
-            err.print(f"[bold red]error:[/] {escape(' '.join(problem.split()))}")
-            err.print(f"[bold]do:[/] {escape(' '.join(error.fix.split()))}")
+            if out_of_memory(error) and not isinstance(error, ActivationError):  # it was taken for something else
+                _refuse_for_memory(error)
+            else:
+                _refuse(f"{error.problem}: expected {error.expected}; got {error.got}", error.fix)
             raise typer.Exit(2) from error
         except PartDone as error:
             raise typer.Exit(0) from error
         except KeyboardInterrupt as error:
             err.print("stopped; the same command goes on from here")
             raise typer.Exit(130) from error
+        except (MemoryError, RuntimeError, OSError) as error:
+            if not out_of_memory(error):
+                raise
+            _refuse_for_memory(error)
+            raise typer.Exit(2) from error
 
     return run
+
+
+def _refuse_for_memory(error: BaseException) -> None:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    said = (str(error) or type(error).__name__).splitlines()[0][:200]
+    try:
+        _refuse(f"there is not enough memory: {said}", MORE_MEMORY)
+    except MemoryError:  # not even for that
+        os.write(2, f"error: there is not enough memory\ndo: {MORE_MEMORY}\n".encode())
+
+
+def _refuse(problem: str, fix: str) -> None:
+    err.print(f"[bold red]error:[/] {escape(' '.join(problem.split()))}")
+    err.print(f"[bold]do:[/] {escape(' '.join(fix.split()))}")
+
+
+def escape_unknown() -> None:
+    """Let characters that standard output has no code for come out as numbers, as in JSON, instead of as an error.
+
+    So it is in a terminal that knows no more than ASCII, and everywhere with file names that are no text.
+    """
+    codecs.register_error("truthheads", _escaped)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="truthheads")
+
+
+def _escaped(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[at]:02x}{units[at + 1]:02x}" for at in range(0, len(units), 2)), error.end
 
 
 def claiming(*beside: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
