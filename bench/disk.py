@@ -49,7 +49,7 @@ def run(*, quick: bool) -> list[Outcome]:
                 os.fsync(out.fileno())
 
         def read() -> None:
-            activations = Activations(folder, [window], torch.bfloat16, -1)
+            activations = Activations(folder, [window], torch.bfloat16)
             for layer in range(LAYERS):
                 for head in range(HEADS):
                     activations.heads(HeadLayer(layer, "", HEADS, WIDTH, HEADS, False), head, head + 1)

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from zoo import ZooRow, build, tiny_tokenizer
 
 if TYPE_CHECKING:
+    from forking import Nursery
     from truthheads.models import Model
 
 REFERENCE_DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -49,3 +50,20 @@ def reference_data() -> Path:
     if not REFERENCE_DATA.is_dir():
         pytest.skip("reference data is not beside the checkout")
     return REFERENCE_DATA
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a model, its rows and all that the commands of ``commands`` read."""
+    from commands import workplace
+
+    return workplace(tmp_path_factory.mktemp("commands") / "work")
+
+
+@pytest.fixture(scope="session")
+def helper(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Nursery]":
+    """Yield the process from which real commands are forked."""
+    from forking import nursery
+
+    with nursery(tmp_path_factory.mktemp("commands") / "said") as made:
+        yield made

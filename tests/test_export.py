@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from typer.testing import CliRunner, Result
 
 import truthheads as th
+from truthheads import aside
 from truthheads.artifacts import KEY
 from truthheads.cli import app
 from truthheads.errors import ArchitectureError, ArtifactError, GateError, ModelError, ShapeError
@@ -594,10 +595,11 @@ def test_the_old_folder_comes_back_where_the_new_one_cannot_take_its_name(
     rename = Path.rename
 
     def refuse(self: Path, target: Path) -> Path:
-        if self.suffix == ".tmp":
+        if self.name == aside.NEW:
             raise PermissionError(13, "no", str(target))
         return rename(self, target)
 
+    monkeypatch.setattr(aside, "_change_places", lambda *_: False)  # as where the file system cannot
     monkeypatch.setattr(Path, "rename", refuse)
     with pytest.raises(ArtifactError, match="could not be written"):
         export(str(llama), gate_for(llama), to="checkpoint", out=old_export, force=True)

@@ -8,7 +8,6 @@ import math
 import os
 import re
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -19,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from truthheads.aside import aside
 from truthheads.errors import ArtifactError
 
 KEY = "truthheads"
@@ -42,7 +42,9 @@ class Artifact(NamedTuple):
 
 @contextlib.contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """Yield a temporary path in the folder of ``path``; rename it to ``path`` only if the block succeeds.
+    """Yield a temporary path beside ``path``; rename it to ``path`` only if the block succeeds.
+
+    What a killed process has left of an earlier attempt is removed.
 
     Args:
         path: The final name. Its folder is made where it is missing.
@@ -50,25 +52,17 @@ def replaced(path: Path) -> Iterator[Path]:
     Raises:
         ArtifactError: The folder cannot be written to, or the disk is full.
     """
-    temporary: Path | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
-        yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        temporary.replace(path)
-        temporary = None
+        with aside(path) as temporary:
+            yield temporary
+            with temporary.open("rb") as written:
+                os.fsync(written.fileno())
+            umask = os.umask(0)
+            os.umask(umask)
+            temporary.chmod(0o666 & ~umask)
+            temporary.replace(path)
     except (OSError, SafetensorError) as error:
         raise unwritable(path, error) from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
 
 
 def check_target(path: Path) -> None:
@@ -77,7 +71,12 @@ def check_target(path: Path) -> None:
         raise ArtifactError(
             f"{path} is a folder", expected="the name of a file", got="a folder", fix="choose another --out"
         )
-    folder = next(parent for parent in (path.absolute().parent, *path.absolute().parents) if parent.exists())
+    check_around(path)
+
+
+def check_around(path: Path) -> None:
+    """Raise ArtifactError where nothing can be written beside a name, whatever has that name."""
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise unwritable(path, PermissionError(f"{folder} cannot be written to"))
 
@@ -196,9 +195,9 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically."""
+    """Write a text file atomically, in UTF-8; see :func:`as_text`."""
     with replaced(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", errors="replace")
+        temporary.write_text(as_text(text), encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:
@@ -219,10 +218,32 @@ def read_json(path: Path) -> Any:
 
 
 def dumps(value: Any, *, indent: int | None = None) -> str:
-    """Return JSON with sorted keys; a number that is not finite ("not measured") becomes null."""
+    """Return JSON with sorted keys; a number that is not finite ("not measured") becomes null.
+
+    Names of files that are not in the encoding of the system's locale are read as UTF-8, as in :func:`as_text`; half a
+    character, which JSON may hold and UTF-8 may not, stays escaped.
+    """
     text = json.dumps(_finite(value), sort_keys=True, ensure_ascii=False, allow_nan=False, indent=indent)
-    # Half a character, which JSON may hold and UTF-8 may not, stays escaped.
-    return SURROGATE.sub(lambda half: f"\\u{ord(half[0]):04x}", text)
+    try:
+        return text.encode("utf-8", "surrogateescape").decode()
+    except UnicodeError:
+        return SURROGATE.sub(lambda half: f"\\u{ord(half[0]):04x}", text)
+
+
+def as_text(text: str) -> str:
+    """Return what can be written as UTF-8: bytes that Python has smuggled into a string are read as UTF-8.
+
+    Under an ASCII locale, that is every name of a file with other letters; what is no UTF-8 becomes a question mark
+    in a box (U+FFFD).
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        try:
+            return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        except UnicodeEncodeError:  # half a pair, which no file name holds
+            return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 def _finite(value: Any) -> Any:

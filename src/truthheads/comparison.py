@@ -1,6 +1,7 @@
 """The stage behind ``truthheads compare``: models side by side, by their Truth Scores, by their weights, or by both."""
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from truthheads.artifacts import provenance, read_json, write_json
+from truthheads.artifacts import dumps, provenance, read_json, replaced
 from truthheads.drift import Drift, weight_drift
 from truthheads.errors import ArtifactError, DataError
 from truthheads.lineage import relate
@@ -95,9 +96,12 @@ class Comparison:
         Raises:
             ArtifactError: A file could not be written.
         """
-        for (a, b), drift in self.drifts.items():
-            drift.save(Path(path).with_name(drift_file(a, b)))
-        write_json(Path(path), self.result)
+        path = Path(path)
+        with replaced(path) as told, ExitStack() as beside:  # there is room for all, or none changes
+            told.write_text(dumps(self.result, indent=2) + "\n", encoding="utf-8")
+            for (a, b), drift in self.drifts.items():
+                drift.save(beside.enter_context(replaced(path.with_name(drift_file(a, b)))))
+            path.unlink(missing_ok=True)  # it must not stand beside drifts that it does not tell of, after a kill
 
     @classmethod
     def load(cls, path: str | Path) -> "Comparison":

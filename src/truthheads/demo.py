@@ -15,6 +15,7 @@ from truthheads.family.text import make_text
 from truthheads.forward import Progress
 from truthheads.gates import Gate
 from truthheads.models import Model, load
+from truthheads.outputs import claiming
 from truthheads.picturing import draw
 from truthheads.plots import save_chart
 from truthheads.readers import read_questions
@@ -153,6 +154,7 @@ class _Chain:
         self.steps.run("export", {"model": name, "gate": gate}, [out], work)
 
 
+@claiming("folder")
 def run_demo(
     folder: Path, *, rows: int = ROWS, seed: int = 0, tell: Tell | None = None, progress: Progress | None = None
 ) -> dict[str, Any]:

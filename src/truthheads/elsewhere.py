@@ -10,6 +10,7 @@ from truthheads.benchmarks.objects import Lemmatizer, Vocabulary, matcher, own_v
 from truthheads.benchmarks.parsers import POPE
 from truthheads.benchmarks.pope import describe_pope, pope_notes, read_answers, read_pope
 from truthheads.errors import DataError
+from truthheads.outputs import claiming
 from truthheads.predictions import NAME, Line
 from truthheads.results import PLAIN, SETTINGS, SUMMARY, summarise
 
@@ -129,12 +130,14 @@ def chair_settings(vocabulary: Vocabulary, lemmatizer: str) -> dict[str, Any]:
     }
 
 
+@claiming("out")
 def write_results(
     out: Path, lines: Sequence[Line], settings: dict[str, Any], notes: Sequence[str], seed: int
 ) -> dict[str, Any]:
     """Write predictions, settings and figures into a folder and return the figures."""
     settings = {**settings, "seed": seed, **provenance()}
     summary = summarise(lines, seed=seed, settings=settings, notes=notes)
+    (out / SUMMARY).unlink(missing_ok=True)  # of other predictions; it is written last, and then tells of these
     with replaced(out / NAME) as temporary:
         temporary.write_text("".join(dumps(line) + "\n" for line in lines), encoding="utf-8")
     write_json(out / SETTINGS, {"settings": settings, "notes": list(notes)})

@@ -1,5 +1,6 @@
 """Every error raised on purpose: what was expected, what came, what to do."""
 
+import errno
 from functools import partial
 from typing import Any
 
@@ -52,6 +53,25 @@ class ActivationError(TruthHeadsError):
 
 class GateError(TruthHeadsError):
     """A gate cannot be used as it is, or not on this model."""
+
+
+def out_of_memory(error: BaseException | None) -> bool:
+    """Return whether an error says that there was no memory left; also one that another error was made from.
+
+    Libraries say so each in their own way. A thread that cannot be started lacks memory for its stack, as a rule.
+    """
+    while error is not None:
+        if isinstance(error, MemoryError) or any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__):
+            return True
+        if getattr(error, "errno", None) == errno.ENOMEM:
+            return True
+        if isinstance(error, RuntimeError | OSError) and any(words in str(error) for words in NO_MEMORY):
+            return True
+        error = error.__cause__
+    return False
+
+
+NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "std::bad_alloc", "can't start new thread")
 
 
 class PartDone(BaseException):

@@ -26,15 +26,17 @@ from truthheads.harness import PREFIX, Harness
 from truthheads.jobs import Asking, Job, make_job
 from truthheads.models import Model
 from truthheads.neutral import measure_harm, neutral_ids
+from truthheads.outputs import claiming
 from truthheads.predictions import NAME, Journal, Key, Line, files_of, gathered, key_of
 from truthheads.prompts import Encoded
-from truthheads.ranks import ranks
+from truthheads.ranks import ranks, together
 from truthheads.results import GUARD, PLAIN, SETTINGS, SUMMARY, summarise
 
 GUARD_TEXTS = 32
 HARNESS_BATCH = 8
 
 
+@claiming("out")
 def evaluate(
     model: Model,
     task: str,
@@ -76,7 +78,7 @@ def evaluate(
     Raises:
         DataError: A file cannot be used.
         GateError: A gate belongs to another model's shape, or two share a name.
-        ArtifactError: The folder holds the predictions of another evaluation, or cannot be written to.
+        ArtifactError: The folder holds the predictions of another evaluation, is in use, or cannot be written to.
     """
     asking = asking or Asking(seed=seed)
     folder = Path(out)
@@ -109,6 +111,7 @@ def evaluate(
     settings["gates"] = {**_check_folder(folder, settings), **settings["gates"]}
     told = [*(job.notes if job else []), *_relatives(model, named)]
     write_json(folder / SETTINGS, {"settings": settings, "notes": told})
+    together()  # the first process holds the folder for all: nobody writes before it does
     journal = Journal(folder / NAME)
     batches = _batches(model, job, limit) if job else []
     steps, first = len(runs) + 1, ranks().rank == 0
@@ -124,8 +127,7 @@ def evaluate(
         told_by_harness = [key_of(line) for line in journal.known if line["run"] in names] if harness else []
         keys = [*told_by_harness, *_keys(names, job, batches, len(texts))]
         journal = gathered(folder / NAME, sorted(keys, key=lambda key: names.index(key[1])))
-    notes = [*told, *([journal.dropped] if journal.dropped else [])]
-    summary = summarise(journal.lines, seed=seed, settings=settings, notes=notes)
+    summary = summarise(journal.lines, seed=seed, settings=settings, notes=told)  # what was cut off is there again
     write_json(folder / SUMMARY, summary)
     return summary
 

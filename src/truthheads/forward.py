@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from truthheads.ahead import WORTH, mapped
-from truthheads.errors import ActivationError
+from truthheads.errors import ActivationError, out_of_memory
 from truthheads.models import Model
 from truthheads.pictured import Pixels, beside, prepared
 from truthheads.prompts import Encoded
@@ -205,7 +205,7 @@ def _halving(members: Sequence[Encoded], step: Callable[[Sequence[Encoded]], Non
         step(members)
         return
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if not _out_of_memory(error):
+        if not out_of_memory(error):
             raise
         if len(members) == 1:
             raise ActivationError(
@@ -220,10 +220,6 @@ def _halving(members: Sequence[Encoded], step: Callable[[Sequence[Encoded]], Non
     middle = len(members) // 2
     _halving(members[:middle], step)
     _halving(members[middle:], step)
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def shares_prefix(model: Model) -> bool:

@@ -18,6 +18,7 @@ from truthheads.gates import Gate
 from truthheads.jobs import Asking
 from truthheads.margins import group_numbers
 from truthheads.models import Model, load
+from truthheads.outputs import claiming
 from truthheads.pairing import make_pairs
 from truthheads.readers import read_questions
 from truthheads.reports import write_report
@@ -68,6 +69,7 @@ class Settings:
     seed: int = 0
 
 
+@claiming("out")
 def ground(
     model: str,
     data: str | Path,

@@ -100,7 +100,7 @@ class Journal:
             read = read_predictions(self.path)
             self.lines, self.dropped = read.lines, read.dropped
             if self.dropped:
-                os.truncate(self.path, read.size)
+                self._cut(read.size)
         self.done = {key_of(line) for line in self.lines}
         others = [other for other in files_of(path) if other != self.path] if not whole else []
         self.known = self.lines + [line for other in others for line in read_predictions(other).lines]
@@ -116,19 +116,30 @@ class Journal:
         if not new:
             return
         text = "".join(dumps(line) + "\n" for line in new).encode()
+        size = None
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("ab") as opened:
-                opened.write(text)
-                opened.flush()
+            with self.path.open("ab", buffering=0) as opened:
+                size = opened.tell()
+                left = memoryview(text)
+                while left:
+                    left = left[opened.write(left) :]
                 os.fsync(opened.fileno())
         except OSError as error:
+            if size is not None:
+                self._cut(size)  # the part of it that found room
             raise unwritable(self.path, error) from error
         # What is summarised is what a later --rescore reads: floats through JSON and back are the same floats.
         read = [json.loads(line) for line in text.splitlines()]
         self.lines += read
         self.known += read
         self.done |= {key_of(line) for line in new}
+
+    def _cut(self, size: int) -> None:
+        try:
+            os.truncate(self.path, size)
+        except OSError as error:
+            raise unwritable(self.path, error) from error
 
 
 def key_of(line: Mapping[str, Any]) -> Key:

@@ -22,6 +22,7 @@ from truthheads.forward import Progress
 from truthheads.gates import Gate
 from truthheads.jobs import Asking
 from truthheads.models import Model, load
+from truthheads.outputs import claimed_folder
 from truthheads.planning import embedded, model_place, needs
 from truthheads.readers import read_questions
 from truthheads.recipes import ComparisonPart, DataPart, EvaluationPart, GatePart, Recipe, ScoresPart
@@ -73,6 +74,11 @@ def reproduce(
         ShapeError: A model is not of the shape that the recipe says.
     """
     _check(recipe, places)
+    with claimed_folder(places.out):
+        return _reproduced(recipe, places, tell, progress)
+
+
+def _reproduced(recipe: Recipe, places: Places, tell: Tell | None, progress: Progress | None) -> dict[str, Any]:
     chain = _Chain(recipe, places, Steps(places.out, tell), progress)
     for one in recipe.scores:
         chain.score(one)

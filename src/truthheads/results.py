@@ -16,6 +16,7 @@ from truthheads.benchmarks.yesno import measure_yesno
 from truthheads.effects import Compared, compare, figures, holm, rank_among, verdict
 from truthheads.errors import DataError
 from truthheads.measures import Measured, resample
+from truthheads.outputs import claiming
 from truthheads.predictions import NAME, Line, key_of, read_predictions
 from truthheads.stats import Figure, mean_figure
 
@@ -152,6 +153,7 @@ def _json(found: Mapping[str, Figure]) -> dict[str, dict[str, float]]:
     return {name: figure.json() for name, figure in found.items()}
 
 
+@claiming("folder")
 def rescore(folder: Path, *, seed: int | None = None) -> dict[str, Any]:
     """Compute every figure of a folder again from its predictions alone, and write ``summary.json``.
 

@@ -5,17 +5,18 @@ import hashlib
 import importlib.util
 import io
 import os
-import shutil
-import tempfile
+import re
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 import platformdirs
+from safetensors import SafetensorError
 
-from truthheads.artifacts import file_sha256
-from truthheads.errors import ModelError
+from truthheads.artifacts import file_sha256, write_text
+from truthheads.aside import aside
+from truthheads.errors import ArtifactError, ModelError
 from truthheads.ggufheader import check_gguf
 
 SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -117,6 +118,7 @@ def convert_gguf(path: Path) -> Path:
     target = cache_dir() / f"gguf-{_cached_sha256(path)[:24]}-v{CONVERSION_VERSION}"
     if target.is_dir():
         return target
+    check_cache(target.parent)  # before minutes are spent on what could not be kept
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
     from transformers.utils import logging
@@ -145,45 +147,58 @@ def convert_gguf(path: Path) -> Path:
 
 
 def publish(target: Path, write: Any) -> Path:
-    """Fill a temporary folder beside ``target`` and rename it; where another process was first, keep theirs.
+    """Fill a folder beside ``target`` and rename it; where another process was first, keep theirs.
 
     Args:
         target: The folder's final name.
-        write: Called with the temporary folder.
+        write: Called with that folder.
 
     Raises:
-        ModelError: The cache folder cannot be written to.
+        ModelError: The cache folder cannot be written to, or the disk is full.
     """
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-        try:
+        with aside(target) as temporary:
+            temporary.mkdir()
             write(temporary)
-            temporary.chmod(0o755)
-            if not target.is_dir():
-                temporary.replace(target)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    except OSError as error:
-        raise ModelError(
-            f"the cache folder {target.parent} cannot be written to",
-            expected="about 0.6 GB of free space in a folder that can be written to",
-            got=str(error),
-            fix="free some space, or set TRUTHHEADS_CACHE to another folder",
-        ) from error
+            try:
+                temporary.rename(target)
+            except OSError:
+                if not target.is_dir():
+                    raise
+    except (OSError, SafetensorError, ArtifactError) as error:
+        raise _unwritable(target.parent, error) from error
     return target
 
 
+def check_cache(folder: Path) -> None:
+    """Raise ModelError where nothing can be written to the cache folder, before any work is done for it."""
+    there = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise _unwritable(folder, PermissionError(f"{there} cannot be written to"))
+
+
+def _unwritable(folder: Path, error: Exception) -> ModelError:
+    return ModelError(
+        f"the cache folder {folder} cannot be written to",
+        expected="about 0.6 GB of free space in a folder that can be written to",
+        got=error.got if isinstance(error, ArtifactError) else str(error),
+        fix="free some space, or set TRUTHHEADS_CACHE to another folder",
+    )
+
+
 def _cached_sha256(path: Path) -> str:
-    """Return a file's SHA-256, remembered beside the cache under its path, size and time of change."""
+    """Return a file's SHA-256, remembered beside the cache under its path, place, size and times of change.
+
+    The time of modification can be set to any value, and copies keep it; that of the last change of any kind cannot.
+    """
     stat = path.stat()
-    key = hashlib.sha256(f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}".encode()).hexdigest()[:24]
+    place = f"{stat.st_dev}|{stat.st_ino}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ctime_ns}"
+    key = hashlib.sha256(os.fsencode(path.resolve()) + f"|{place}".encode()).hexdigest()[:24]
     memo = cache_dir() / "sha256" / key
-    if memo.is_file() and len(text := memo.read_text(encoding="ascii").strip()) == 64:
-        return text
+    with contextlib.suppress(OSError, ValueError):
+        if re.fullmatch("[0-9a-f]{64}", text := memo.read_text(encoding="ascii")):
+            return text
     digest = file_sha256(path)
-    memo.parent.mkdir(parents=True, exist_ok=True)
-    temporary = memo.with_suffix(f".{os.getpid()}")
-    temporary.write_text(digest, encoding="ascii")
-    temporary.replace(memo)
+    with contextlib.suppress(ArtifactError):  # a cache that cannot be written to costs time, no more
+        write_text(memo, digest)
     return digest

@@ -1,7 +1,6 @@
 """Rows on disk that survive a kill: memory-mapped fields and a journal of the batches that are complete."""
 
 import errno
-import fcntl
 import json
 import os
 import shutil
@@ -14,7 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from truthheads.artifacts import unwritable, write_text
-from truthheads.errors import ArtifactError
+from truthheads.locks import Lock, in_use, take
 
 JOURNAL = "journal"
 PLAN = "plan.json"
@@ -57,7 +56,7 @@ class RowStore:
 
     def __init__(self, folder: Path, fields: Mapping[str, Field], *, rows: int, identity: str) -> None:
         self.folder, self._identity = folder, identity
-        self._lock = -1
+        self._lock: Lock | None = None
         try:
             self._lock = locked(folder)
             plan = json.dumps({"identity": identity, "rows": rows, "fields": {k: str(v) for k, v in fields.items()}})
@@ -67,14 +66,14 @@ class RowStore:
             self._tensors = {name: self._map(name, field, rows) for name, field in fields.items()}
             (folder / PLAN).write_text(plan, encoding="utf-8")
             journal = folder / JOURNAL
-            lines = journal.read_text(encoding="ascii").split("\n")[:-1] if journal.is_file() else []
+            *lines, rest = journal.read_text(encoding="ascii").split("\n") if journal.is_file() else [""]
             self.done = {int(line) for line in lines if line.isdigit()}
-            # A line that was cut off goes, or the next number would be glued to it.
-            journal.write_text("".join(f"{batch}\n" for batch in sorted(self.done)), encoding="ascii")
+            if rest:  # a line that was cut off goes, or the next number would be glued to it
+                write_text(journal, "".join(f"{batch}\n" for batch in sorted(self.done)))
             self._journal = journal.open("a", encoding="ascii")
         except OSError as error:
-            if self._lock >= 0:  # let go, or the next attempt of this process would find the folder in use
-                os.close(self._lock)
+            if self._lock is not None:  # let go, or the next attempt of this process would find the folder in use
+                self._lock.release(remove=False)
             raise unwritable(folder, error) from error
 
     def write(self, name: str, rows: Int[Tensor, " batch"], values: Tensor) -> None:
@@ -99,7 +98,8 @@ class RowStore:
         """Let go of the files; the next process may go on with them."""
         self._tensors = {}
         self._journal.close()
-        os.close(self._lock)
+        if self._lock is not None:
+            self._lock.release(remove=False)
 
     def delete(self) -> None:
         """Remove the folder and all that is in it."""
@@ -129,25 +129,17 @@ class RowStore:
         return flat.view(*field.shape[: field.axis], rows, *field.shape[field.axis :]).movedim(field.axis, 0)
 
 
-def locked(folder: Path) -> int:
-    """Make a folder, take it for this process alone, and return the descriptor that holds it until it is closed.
+def locked(folder: Path) -> Lock:
+    """Make a folder and take it for this process alone.
 
     Raises:
         ArtifactError: Another process has it.
         OSError: The folder cannot be written to.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(lock)
-        raise ArtifactError(
-            f"{folder} is in use",
-            expected="one command at a time on one --out",
-            got="another process is writing there",
-            fix="wait for it, or choose another --out",
-        ) from error
+    lock = take(folder / "lock")
+    if lock is None:
+        raise in_use(folder)
     return lock
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from truthheads.answers import describe_data
-from truthheads.artifacts import provenance, write_json
+from truthheads.artifacts import dumps, provenance, replaced
 from truthheads.data import Question
 from truthheads.devices import pick_batch_tokens
 from truthheads.errors import DataError, GateError
@@ -54,8 +54,11 @@ class Tuning:
         Raises:
             ArtifactError: A file could not be written.
         """
-        self.gate.save(path)
-        write_json(Path(path).with_name("tuning.json"), self.result)
+        beside = Path(path).with_name("tuning.json")
+        with replaced(beside) as told, replaced(Path(path)) as gate:  # there is room for both, or neither changes
+            told.write_text(dumps(self.result, indent=2) + "\n", encoding="utf-8")
+            self.gate.save(gate)
+            beside.unlink(missing_ok=True)  # it must not stand beside a gate that it does not tell of, after a kill
 
     def chart(self) -> Any:
         """Return margin gained against nats lost, one point per candidate, as an Altair chart."""

@@ -6,7 +6,6 @@ read back without reading the others.
 """
 
 import hashlib
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -24,6 +23,7 @@ from truthheads.artifacts import dumps, unwritable
 from truthheads.data import Question
 from truthheads.errors import ArtifactError
 from truthheads.forward import Progress
+from truthheads.locks import Lock
 from truthheads.models import Model
 from truthheads.prompts import Encoded
 from truthheads.ranks import ranks, share, together
@@ -59,10 +59,10 @@ class Activations:
         folder: Where the windows lie.
         windows: All of them, complete.
         dtype: The model's type.
-        lock: Holds the folder for this process, or -1.
+        lock: Holds the folder for this process, or None.
     """
 
-    def __init__(self, folder: Path, windows: Sequence[Window], dtype: torch.dtype, lock: int) -> None:
+    def __init__(self, folder: Path, windows: Sequence[Window], dtype: torch.dtype, lock: Lock | None = None) -> None:
         self.folder, self.windows, self.dtype, self._lock = folder, windows, dtype, lock
 
     def heads(self, layer: HeadLayer, first: int, last: int) -> Float[Tensor, "heads answers head_dim"]:
@@ -84,9 +84,8 @@ class Activations:
 
     def close(self) -> None:
         """Let go of the folder; the files stay."""
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        if self._lock is not None:
+            self._lock.release(remove=False)
 
 
 def gather(
@@ -133,7 +132,7 @@ def gather(
         for at, (start, stop) in enumerate(zip(starts, stops, strict=True))
     ]
     apart = place.several and len(windows) >= WINDOWS_EACH * place.world
-    lock = _taken(folder) if place.rank == 0 else -1
+    lock = _taken(folder) if place.rank == 0 else None
     try:
         first = encode(questions[: stops[0]])
         tokens = hashlib.sha256(repr([(item.prefix, item.tails) for item in first]).encode()).hexdigest()
@@ -160,13 +159,13 @@ def gather(
         if place.several:
             together()
     except BaseException:
-        if lock >= 0:
-            os.close(lock)
+        if lock is not None:
+            lock.release(remove=False)
         raise
     return Activations(folder, windows, model.dtype, lock)
 
 
-def _taken(folder: Path) -> int:
+def _taken(folder: Path) -> Lock:
     try:
         return locked(folder)
     except OSError as error:

@@ -69,5 +69,6 @@ data_app.command("pairs")(making.pairs)
 
 def main() -> None:
     """Run the command line."""
+    console.escape_unknown()
     launch_all(sys.argv[1:])
     app(prog_name="truthheads")

@@ -7,13 +7,14 @@ import typer
 from rich.markup import escape
 
 from truthheads.cli import console
-from truthheads.cli.console import guarded
+from truthheads.cli.console import claiming, guarded
 from truthheads.cli.options import Json, Seed
 
 SCORE_FILES = (".safetensors", ".npy", ".csv")
 
 
 @guarded
+@claiming()
 def compare(
     items: Annotated[
         list[str],

@@ -1,10 +1,15 @@
 """What people see: errors in two lines, a progress bar for long work, short tables. JSON goes to stdout alone."""
 
+import codecs
 import contextlib
 import functools
+import io
+import os
 import re
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import typer
@@ -14,7 +19,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.segment import Segment
 from rich.table import Table
 
-from truthheads.errors import PartDone, TruthHeadsError
+from truthheads.errors import ActivationError, PartDone, TruthHeadsError, out_of_memory
 from truthheads.launching import ranks
 
 P = ParamSpec("P")
@@ -38,12 +43,14 @@ class _Plain(Console):
 out = _Plain(highlight=False, soft_wrap=True, emoji=False)
 err = _Plain(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 BAR_AFTER_SECONDS = 2.0
+MORE_MEMORY = "free memory, or give a smaller --batch-tokens, --limit or --dtype where the command has them"
 
 
 def guarded(command: Callable[P, R]) -> Callable[P, R]:
     """Turn an error raised on purpose into two lines and exit code 2, and Ctrl-C into one line and 130.
 
-    Of several processes, all but the first end here when their share is done.
+    So it is with memory that has run out, wherever that was. Of several processes, all but the first end here when
+    their share is done.
     """
 
     @functools.wraps(command)
@@ -51,15 +58,21 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
         try:
             return command(*args, **kwargs)
         except TruthHeadsError as error:
-            problem = f"{error.problem}: expected {error.expected}; got {error.got}"
-            err.print(f"[bold red]error:[/] {escape(' '.join(problem.split()))}")
-            err.print(f"[bold]do:[/] {escape(' '.join(error.fix.split()))}")
+            if out_of_memory(error) and not isinstance(error, ActivationError):  # it was taken for something else
+                _refuse_for_memory(error)
+            else:
+                _refuse(f"{error.problem}: expected {error.expected}; got {error.got}", error.fix)
             raise typer.Exit(2) from error
         except PartDone as error:
             raise typer.Exit(0) from error
         except KeyboardInterrupt as error:
             err.print("stopped; the same command goes on from here")
             raise typer.Exit(130) from error
+        except (MemoryError, RuntimeError, OSError) as error:
+            if not out_of_memory(error):
+                raise
+            _refuse_for_memory(error)
+            raise typer.Exit(2) from error
 
     return run
 
@@ -77,6 +90,56 @@ def shared(command: Callable[P, R]) -> Callable[P, R]:
             return command(*args, **kwargs)
 
     return run
+
+
+def _refuse_for_memory(error: BaseException) -> None:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    said = (str(error) or type(error).__name__).splitlines()[0][:200]
+    try:
+        _refuse(f"there is not enough memory: {said}", MORE_MEMORY)
+    except MemoryError:  # not even for that
+        os.write(2, f"error: there is not enough memory\ndo: {MORE_MEMORY}\n".encode())
+
+
+def _refuse(problem: str, fix: str) -> None:
+    err.print(f"[bold red]error:[/] {escape(' '.join(problem.split()))}")
+    err.print(f"[bold]do:[/] {escape(' '.join(fix.split()))}")
+
+
+def escape_unknown() -> None:
+    """Let characters that standard output has no code for come out as numbers, as in JSON, instead of as an error.
+
+    So it is in a terminal that knows no more than ASCII, and everywhere with file names that are no text.
+    """
+    codecs.register_error("truthheads", _escaped)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="truthheads")
+
+
+def _escaped(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[at]:02x}{units[at + 1]:02x}" for at in range(0, len(units), 2)), error.end
+
+
+def claiming(*beside: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Let no other command write ``--out`` while this one runs, nor the files of these names beside it."""
+
+    def decorate(command: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(command)
+        def run(*args: P.args, **kwargs: P.kwargs) -> R:
+            from truthheads.outputs import claimed
+
+            out = Path(str(kwargs["out"]))
+            with claimed(out, *(out.with_name(name) for name in beside)):
+                return command(*args, **kwargs)
+
+        return run
+
+    return decorate
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from truthheads.cli import console
-from truthheads.cli.console import guarded
+from truthheads.cli.console import claiming, guarded
 from truthheads.cli.options import Json, Remote, Seed, SiteName
 
 
@@ -29,6 +29,7 @@ class ControlName(StrEnum):
 
 
 @guarded
+@claiming()
 def gate(
     scores: Annotated[Path, typer.Argument(metavar="SCORES", help="Score file, or a released .npy or .csv array.")],
     strength: Annotated[float, typer.Option(help="Factor = 1 + strength x norm(score).")] = 4.5,

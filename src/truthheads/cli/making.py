@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from truthheads.cli import console
-from truthheads.cli.console import guarded
+from truthheads.cli.console import claiming, guarded
 from truthheads.cli.options import Device, Dtype, Json, Limit, Remote, Seed, SkipBadRows
 
 
@@ -27,6 +27,7 @@ class Split(StrEnum):
 
 
 @guarded
+@claiming()
 def make(
     what: Annotated[Generated, typer.Argument(help="What to generate.")],
     rows: Annotated[int, typer.Option(min=1, help="How many rows.")],
@@ -69,6 +70,7 @@ class StrategyName(StrEnum):
 
 
 @guarded
+@claiming()
 def pairs(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Rows with question, truthful (or answer), context.")],
     out: Annotated[Path, typer.Option(help="The question file (.jsonl).")],

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from truthheads.cli import console
-from truthheads.cli.console import guarded, shared
+from truthheads.cli.console import claiming, guarded, shared
 from truthheads.cli.options import (
     BatchTokens,
     Data,
@@ -73,6 +73,7 @@ def inspect_model(
 
 @guarded
 @shared
+@claiming()
 def score(
     model: ModelName,
     data: Data,

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from truthheads.cli import console
-from truthheads.cli.console import guarded, shared
+from truthheads.cli.console import claiming, guarded, shared
 from truthheads.cli.options import (
     BatchTokens,
     Data,
@@ -32,6 +32,7 @@ class PositionName(StrEnum):
 
 @guarded
 @shared
+@claiming()
 def trace(
     model: ModelName,
     data: Data,

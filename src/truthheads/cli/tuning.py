@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from truthheads.cli import console
-from truthheads.cli.console import guarded
+from truthheads.cli.console import claiming, guarded
 from truthheads.cli.options import (
     BatchTokens,
     Data,
@@ -32,6 +32,7 @@ class TuneMethod(StrEnum):
 
 
 @guarded
+@claiming("tuning.json")
 def tune(
     model: ModelName,
     data: Data,

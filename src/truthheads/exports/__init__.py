@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from transformers import AutoConfig
 
@@ -17,6 +17,7 @@ from truthheads.exports.origin import check_source, check_ungated, source_folder
 from truthheads.gates import Gate
 from truthheads.hooks import check_factors
 from truthheads.models import Model, inspect
+from truthheads.outputs import claimed
 from truthheads.shards import Shards
 from truthheads.sources import SMOLLM2_HUB_ID, resolve, smollm2_gguf
 
@@ -66,19 +67,20 @@ def export(
         check_name(push_to_hub)
     gate = gate if isinstance(gate, Gate) else Gate.load(gate)
     title = push_to_hub or out.absolute().name
-    if to == "adapter":
-        _adapter(model, name, gate, out, force=force, title=title, trust_remote_code=trust_remote_code)
-    elif to == "checkpoint":
-        remote = trust_remote_code
-        _checkpoint(name, gate, out, force=force, title=title, trust_remote_code=remote, progress=progress)
-    elif to == "gguf":
-        _gguf(name, gate, out, force=force)
-    else:
+    if to not in get_args(Format):
         raise GateError(
             "unknown format", expected="adapter, checkpoint or gguf", got=repr(to), fix="choose one of the three"
         )
-    if push_to_hub is not None:
-        push(out, push_to_hub, force=force)
+    with claimed(out):
+        if to == "adapter":
+            _adapter(model, name, gate, out, force=force, title=title, trust_remote_code=trust_remote_code)
+        elif to == "checkpoint":
+            remote = trust_remote_code
+            _checkpoint(name, gate, out, force=force, title=title, trust_remote_code=remote, progress=progress)
+        else:
+            _gguf(name, gate, out, force=force)
+        if push_to_hub is not None:
+            push(out, push_to_hub, force=force)
     return out
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from huggingface_hub import ModelCardData, metadata_load
 
-from truthheads.artifacts import dumps
+from truthheads.artifacts import as_text, dumps
 from truthheads.gates import Gate
 
 CARD = "README.md"
@@ -101,7 +101,7 @@ def write_card(folder: Path, gate: Gate, base: Base, *, to: Literal["adapter", "
     if settings:
         parts += ["How it was made:\n", _table(("setting", "value"), settings)]
     parts += ["## Evidence\n", _evidence(gate.meta.get("evidence"))]
-    (folder / CARD).write_text("\n".join(parts), encoding="utf-8")
+    (folder / CARD).write_text(as_text("\n".join(parts)), encoding="utf-8")
 
 
 def _front(base: Base, to: str) -> ModelCardData:

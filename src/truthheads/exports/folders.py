@@ -3,11 +3,13 @@
 import contextlib
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from truthheads.artifacts import unwritable
+from safetensors import SafetensorError
+
+from truthheads.artifacts import check_around, unwritable
+from truthheads.aside import aside, put_in_place
 from truthheads.errors import ArtifactError
 
 OURS = ("config.json", "adapter_config.json")
@@ -48,17 +50,15 @@ def check_folder(out: Path, *, force: bool, source: Path | None = None) -> None:
             got="a folder of another kind" if out.is_dir() else "a file",
             fix="choose another --out, or move it away yourself",
         )
-    around = next(parent for parent in out.absolute().parents if parent.exists())
-    if not around.is_dir() or not os.access(around, os.W_OK):
-        raise unwritable(out, PermissionError(f"{around} cannot be written to"))
+    check_around(out)
 
 
 @contextlib.contextmanager
 def replaced_folder(out: Path) -> Iterator[Path]:
     """Yield a new folder beside ``out``; rename it to ``out`` only if the block succeeds.
 
-    A folder that is there keeps its name until the new one is whole and on the disk. It is then moved aside, and
-    back again where the new one cannot take its name.
+    A folder that is there keeps its name until the new one is whole and on the disk; the two then change places, in
+    one step where the file system can do that.
 
     Args:
         out: The final name. The folder around it is made where it is missing.
@@ -66,25 +66,17 @@ def replaced_folder(out: Path) -> Iterator[Path]:
     Raises:
         ArtifactError: The folder cannot be written to, or the disk is full.
     """
-    temporary: Path | None = None
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
-        yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as written:
-                    os.fsync(written.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o777 & ~umask)
-        _swap(temporary, out)
-        temporary = None
-    except OSError as error:
+        with aside(out) as temporary:
+            temporary.mkdir()
+            yield temporary
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    with file.open("rb") as written:
+                        os.fsync(written.fileno())
+            put_in_place(temporary, out)
+    except (OSError, SafetensorError) as error:
         raise unwritable(out, error) from error
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def check_space(out: Path, size: int) -> None:
@@ -104,20 +96,3 @@ def _replaceable(out: Path) -> bool:
     if not out.is_dir():
         return False
     return not any(out.iterdir()) or any((out / name).is_file() for name in OURS)
-
-
-def _swap(new: Path, out: Path) -> None:
-    if not os.path.lexists(out):
-        new.rename(out)
-        return
-    aside = new.with_suffix(".old")
-    out.rename(aside)
-    try:
-        new.rename(out)
-    except OSError:
-        aside.rename(out)
-        raise
-    if aside.is_symlink():
-        aside.unlink()
-    else:
-        shutil.rmtree(aside, ignore_errors=True)

@@ -1,5 +1,6 @@
 """Putting a descendant together from SmolLM2 and its delta, once, as a plain transformers folder."""
 
+import contextlib
 import json
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -84,8 +85,9 @@ def assemble(name: str, *, base: str | Path, cache: Path, delta: Path | None = N
     folder = cache / f"smollm2-{name}-{digest[:12]}-{Path(base).name[:29]}-v{VERSION}"
     if intact(folder):
         return folder
+    sources.check_cache(cache)
     if folder.exists():
-        folder.rename(folder.with_name(f"{folder.name}.damaged-{file_sha256(folder / MANIFEST)[:8]}"))
+        _set_aside(folder)
     network, tokenizer = _base(base)
     add_factors(network, tensors)
 
@@ -100,6 +102,18 @@ def assemble(name: str, *, base: str | Path, cache: Path, delta: Path | None = N
         write_json(target / MANIFEST, {"version": VERSION, "delta": digest, "trained": meta, "files": sums})
 
     return sources.publish(folder, write)
+
+
+def _set_aside(folder: Path) -> None:
+    """Give a damaged folder another name: it is not ours to remove what somebody may have changed on purpose."""
+    manifest = folder / MANIFEST
+    digest = file_sha256(manifest)[:8] if manifest.is_file() else "no-manifest"
+    with contextlib.suppress(FileNotFoundError):  # another process was first
+        for number in range(1000):
+            name = f"{folder.name}.damaged-{digest}" + (f"-{number}" if number else "")
+            if not folder.with_name(name).exists():
+                folder.rename(folder.with_name(name))
+                return
 
 
 def intact(folder: Path) -> bool:

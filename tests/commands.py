@@ -1,0 +1,87 @@
+"""A small model, its rows, and every command that writes something, for tests of what a command survives."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from gguf import GGMLQuantizationType
+
+from leaning import save_leaning, write_rows
+from planted import NUM_HEADS, NUM_LAYERS, planted_model, planted_questions, save_planted
+from test_export_gguf import write as write_gguf
+from truthheads.data import write_questions
+from truthheads.gates import Gate
+from truthheads.scores import Scores
+
+ROWS = 16
+
+
+class Command(NamedTuple):
+    """A command without its ``--out``, and the name that is given there."""
+
+    words: tuple[object, ...]
+    out: str
+
+
+LIGHT = ("--dtype", "fp32", "--batch-tokens", 200)
+RUN = ("model", "--data", "rows.jsonl", *LIGHT)
+GRID = ("--method", "grid", "--scores", "scores.safetensors", "--strengths", "1,2", "--norms", "centred")
+JUDGE = ("--gate", "gate.safetensors", "--controls", 1, "--guard-texts", 2, "--seed", 1)
+LEAN = ("--gate", "leaning.safetensors", "--controls", 1, "--guard-texts", 2)
+COMMANDS = {
+    "score": Command(("score", *RUN), "s.safetensors"),
+    "grid": Command(("tune", *RUN, *GRID, "--sites", "z"), "g/gate.safetensors"),
+    "learn": Command(("tune", *RUN, "--epochs", 1), "g/gate.safetensors"),
+    "adapter": Command(("export", "model", "--gate", "gate.safetensors", "--to", "adapter"), "adapter"),
+    "checkpoint": Command(("export", "model", "--gate", "gate.safetensors", "--to", "checkpoint"), "checkpoint"),
+    "sharded": Command(("export", "sharded", "--gate", "gate.safetensors", "--to", "checkpoint"), "checkpoint"),
+    "gguf": Command(("export", "model.gguf", "--gate", "gate.safetensors", "--to", "gguf"), "gated.gguf"),
+    "pairs": Command(("evaluate", *RUN, "--task", "pairs", *JUDGE), "pairs"),
+    "halueval": Command(
+        ("evaluate", "leaning", "--data", "qa.jsonl", "--task", "halueval", "--instruction", "say.txt", *LIGHT, *LEAN),
+        "halueval",
+    ),
+    "trace": Command(("trace", *RUN), "t.safetensors"),
+    "report": Command(("report", "shown"), "report.html"),
+}
+"""Every command by a short name, as run in :func:`workplace`."""
+
+
+def workplace(folder: Path) -> Path:
+    """Fill a folder with what the commands read, and return it; everybody may read it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o755)
+    save_planted(folder / "model")
+    planted = planted_model()
+    planted.network.save_pretrained(folder / "sharded", max_shard_size="150KB")
+    planted.tokenizer.save_pretrained(folder / "sharded")
+    write_questions(folder / "rows.jsonl", planted_questions(ROWS))
+    save_leaning(folder / "leaning")
+    write_rows(folder / "qa.jsonl", rows=10)
+    (folder / "say.txt").write_text("Yes or No ?", encoding="utf-8")
+    write_gguf(folder / "model.gguf", GGMLQuantizationType.F16)
+    factors = 1 + 0.3 * torch.randn(NUM_LAYERS, NUM_HEADS, generator=torch.Generator().manual_seed(0))
+    Gate(factors).save(folder / "gate.safetensors")
+    Gate(torch.tensor([[1.0, 0.5]])).save(folder / "leaning.safetensors")
+    values = torch.rand(NUM_LAYERS, NUM_HEADS, generator=torch.Generator().manual_seed(1))
+    scores = Scores.of("probe", values.double(), accuracy=values, meta={"model": {"name": "planted"}})
+    scores.save(folder / "scores.safetensors")
+    (folder / "shown").mkdir(exist_ok=True)
+    scores.save(folder / "shown" / "scores.safetensors")
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return every file below a folder, hidden ones included, with its bytes."""
+    return {
+        file.relative_to(folder).as_posix(): file.read_bytes()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and not file.is_symlink()
+    }
+
+
+def digests(found: dict[str, bytes], names: Sequence[str] = ()) -> dict[str, str]:
+    """Return the beginning of each file's SHA-256, to be compared at a glance."""
+    return {name: hashlib.sha256(found[name]).hexdigest()[:12] for name in names or found}
