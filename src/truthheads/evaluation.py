@@ -94,7 +94,7 @@ def evaluate(
     if named and guard_texts:
         texts = neutral_ids(model, job.contexts if job else (), path=neutral, texts=guard_texts, seed=seed)
     settings = {
-        "model": {"name": model.name, "fingerprint": model.fingerprint, "dtype": str(model.dtype)},
+        "model": {**model.describe(), "dtype": str(model.dtype)},
         "task": task,
         **(job.settings if job else harness.settings if harness else {}),
         "files": [{"path": str(path), "sha256": file_sha256(path)} for path in paths if path.is_file()],

@@ -118,7 +118,7 @@ def score(
         "dtype": str(model.dtype).removeprefix("torch."),
     }
     meta: dict[str, Any] = {
-        "model": {"name": model.name, "fingerprint": model.fingerprint, "architecture": model.layout.architecture},
+        "model": model.describe(),
         "data": describe_data(questions),
         "settings": settings,
         "seed": seed,
