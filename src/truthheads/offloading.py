@@ -6,8 +6,8 @@ Outside a forward pass such a weight is on the meta device, which has a shape an
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -75,7 +75,7 @@ class _Absent:
 
     def __init__(
         self,
-        weights: Mapping[str, Tensor],
+        weights: Any,
         name: str,
         dtype: torch.dtype,
         device: torch.device,
@@ -86,7 +86,7 @@ class _Absent:
         self.size, self.stride = like.size(), like.stride()
 
     def fetched(self) -> Tensor:
-        whole = self.weights[self.name].to(self.device, self.dtype).contiguous()
+        whole: Tensor = self.weights[self.name].to(self.device, self.dtype).contiguous()
         return whole.as_strided(self.size, self.stride, whole.storage_offset() + self.offset)
 
 
@@ -100,8 +100,9 @@ def _fetched(network: nn.Module, name: str) -> Tensor:
     for cut in range(len(parts) - 1, -1, -1):
         below = ".".join(parts[cut:])
         for hook in _hooks(network.get_submodule(".".join(parts[:cut]))):
-            if hook.offload and below in hook.weights_map:
-                return hook.weights_map[below]
+            with suppress(KeyError, TypeError):  # to ask whether it is there would read it
+                found: Tensor = hook.weights_map[below]
+                return found
     raise KeyError(name)
 
 
@@ -110,7 +111,7 @@ class _Hook(NamedTuple):
 
     execution_device: Any
     offload: bool
-    weights_map: Mapping[str, Tensor]
+    weights_map: Any
     place_submodules: bool
 
 
@@ -119,7 +120,7 @@ def _hooks(module: nn.Module) -> Iterator[_Hook]:
     own: Any = getattr(module, "_hf_hook", None)
     for hook in getattr(own, "hooks", (own,)):
         if hasattr(hook, "execution_device") and hasattr(hook, "weights_map"):
-            yield _Hook(hook.execution_device, bool(hook.offload), hook.weights_map or {}, bool(hook.place_submodules))
+            yield _Hook(hook.execution_device, bool(hook.offload), hook.weights_map, bool(hook.place_submodules))
 
 
 class Scratch:
