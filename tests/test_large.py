@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 import truthheads as th
 from planted import PLANTED_HEAD, planted_questions, save_planted
+from truthheads import models
 from truthheads.artifacts import read_json
 from truthheads.attribution import attribute
 from truthheads.cli import app
@@ -35,7 +36,7 @@ from truthheads.offloading import fetched_again, is_offloaded
 from truthheads.predictions import NAME, read_predictions
 from truthheads.prompts import encode
 from truthheads.quantising import PACKAGES
-from zoo import ROWS, ZooRow, build, save
+from zoo import MULTIMODAL, ROWS, ZooRow, build, save
 
 BY_NAME = {row.name: row for row in ROWS}
 MAPS: dict[str, Any] = {
@@ -116,6 +117,21 @@ def test_families_are_offloaded(name: str, tmp_path: Path) -> None:
             assert torch.allclose(other.network(ids).logits, one.network(ids).logits, **SAME)
 
 
+def test_a_model_that_sees_has_its_layers_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LLaVA-NeXT keeps a weight of its own beside its modules, which no hook would fetch: it stays."""
+    monkeypatch.setattr(models, "read_processor", lambda *_: None)
+    row = next(row for row in MULTIMODAL if row.name == "llava_next")
+    folder = str(save(row, tmp_path / "model"))
+    one = load(folder, device="cpu", dtype="fp32")
+    layers = row.projection(0).split(".0.")[0]
+    other = load(folder, dtype="fp32", device_map={"": "disk", "model.vision_tower": "cpu", layers: "disk"})
+    assert other.network.model.image_newline.device.type == "cpu" and is_offloaded(other.network.get_decoder())
+    assert other.fingerprint == one.fingerprint and other.device == one.device
+    ids = torch.arange(20, 31)[None]
+    with torch.inference_mode():
+        assert torch.allclose(other.network(ids).logits, one.network(ids).logits, **SAME)
+
+
 def test_memory_is_kept_to(folder: Path, plain: Model) -> None:
     model = load(str(folder), dtype="fp32", max_memory="cpu=900KB")
     held = sum(one.numel() * one.element_size() for one in model.network.parameters() if one.device.type != "meta")
@@ -188,7 +204,7 @@ def test_scores_are_the_same(plain: Model, offloaded: Model, method: Any) -> Non
 
 def test_a_learned_gate_takes_the_same_path(plain: Model, offloaded: Model) -> None:
     made = [
-        th.tune(model, QUESTIONS, guard=0.05, schedule=Schedule(epochs=1), batch_tokens=400)
+        th.tune(model, QUESTIONS[:24], guard=0.05, schedule=Schedule(epochs=1), batch_tokens=400)
         for model in (plain, offloaded)
     ]
     assert not bool((made[0].gate.gate == 1).all())
@@ -243,7 +259,7 @@ def test_answers_are_the_same(plain: Model, offloaded: Model, rows: Path, tmp_pa
         said = []
         for name, model in (("plain", plain), ("offloaded", offloaded)):
             out = tmp_path / f"{task}-{name}"
-            asking = Asking(new_tokens=3)
+            asking = Asking(new_tokens=3, limit=12)
             th.evaluate(model, task, rows, out=out, gates={"g": gate}, asking=asking, guard_texts=2)
             lines = read_predictions(out / NAME).lines
             said.append([(line["run"], line["id"], line.get("answer")) for line in lines])
@@ -271,8 +287,11 @@ def run(*words: object) -> Any:
     return result
 
 
+FAST = ("--method", "attribution", "--limit", "10")
+
+
 def scored(folder: Path, rows: Path, out: Path, *words: object) -> dict[str, Any]:
-    result = run("score", folder, "--data", rows, "--out", out, "--dtype", "fp32", "--json", *words)
+    result = run("score", folder, "--data", rows, "--out", out, "--dtype", "fp32", "--json", *words, *FAST)
     assert (result.exit_code, result.stderr) == (0, "")
     found: dict[str, Any] = json.loads(result.stdout)
     return found
@@ -282,12 +301,10 @@ def test_the_command_line_takes_maps(folder: Path, rows: Path, tmp_path: Path) -
     file = tmp_path / "map.json"
     file.write_text(json.dumps(MAPS["some"]))
     wanted = scored(folder, rows, tmp_path / "plain.safetensors")
-    for at, device_map in enumerate((file, "auto", json.dumps(MAPS["all"]))):
-        found = scored(folder, rows, tmp_path / f"{at}.safetensors", "--device-map", device_map)
-        assert found["top"][0]["head"] == wanted["top"][0]["head"]
-        assert found["mean"]["value"] == pytest.approx(wanted["mean"]["value"], abs=0.01)
-    found = scored(folder, rows, tmp_path / "small.safetensors", "--max-memory", "cpu=900KB")
-    assert found["top"][0]["head"] == wanted["top"][0]["head"]
+    for at, given in enumerate((("--device-map", file), ("--device-map", "auto"), ("--max-memory", "cpu=900KB"))):
+        found = scored(folder, rows, tmp_path / f"{at}.safetensors", *given)
+        assert found["top"][0]["score"] == pytest.approx(wanted["top"][0]["score"], rel=1e-4)
+        assert found["mean"]["value"] == pytest.approx(wanted["mean"]["value"], rel=1e-4)
 
 
 def test_every_command_that_loads_a_model_says_how() -> None:
@@ -440,15 +457,15 @@ def test_a_quantised_model_is_read_and_gated(loaded: Loaded, wide: Path, how: st
 @quantised
 def test_stages_run_on_a_quantised_model(loaded: Loaded, how: str, tmp_path: Path) -> None:
     model = loaded(how)
-    scores = th.score(model, QUESTIONS)
+    scores = th.score(model, QUESTIONS[:20])
     assert scores.meta["model"]["load_in"] == how
     assert bool(th.score(model, QUESTIONS[:8], method="attribution").values.isfinite().all())
     assert th.trace(model, QUESTIONS[:8]).meta["model"]["load_in"] == how
-    tuning = th.tune(model, QUESTIONS, guard=10.0, schedule=Schedule(epochs=1), batch_tokens=4000)
-    assert bool(tuning.gate.gate.isfinite().all()) and tuning.result["settings"] is not None
+    tuning = th.tune(model, QUESTIONS[:16], guard=10.0, schedule=Schedule(epochs=1), batch_tokens=4000)
+    assert bool(tuning.gate.gate.isfinite().all()) and tuning.result["model"]["load_in"] == how
     rows = write_questions(tmp_path / "rows.jsonl", QUESTIONS[:6])
     th.evaluate(model, "pairs", rows, out=tmp_path / "e", gates={"g": some_gate(model)}, guard_texts=2)
-    assert read_json(tmp_path / "e" / "summary.json")["model"]["load_in"] == how
+    assert read_json(tmp_path / "e" / "summary.json")["settings"]["model"]["load_in"] == how
 
 
 @quantised

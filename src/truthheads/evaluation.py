@@ -150,7 +150,8 @@ def _relatives(model: Model, gates: Mapping[str, Gate]) -> list[str]:
     for name, gate in gates.items():
         made = gate.meta.get("model") or (gate.meta.get("scores") or {}).get("model") or {}
         if made.get("fingerprint") not in (None, model.fingerprint):
-            notes.append(f"gate {name} was made on another model: {made.get('name')}")
+            rounded = f" in {made['load_in']}" if made.get("load_in") else ""
+            notes.append(f"gate {name} was made on another model: {made.get('name')}{rounded}")
     return notes
 
 

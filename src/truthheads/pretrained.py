@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -119,7 +120,9 @@ def quiet(source: str) -> Iterator[None]:
     if Path(source).is_dir():
         ours.disable_progress_bar()
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # standard output is for results
+        with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():  # standard output is for results
+            # accelerate knows modules alone, transformers' own maps name single weights too
+            warnings.filterwarnings("ignore", message="The following device_map keys do not match")
             yield
     finally:
         ours.set_verbosity(before)
