@@ -138,7 +138,7 @@ def test_a_saved_model_is_loaded_ready_to_be_read(name: str, shards: int, tmp_pa
 def test_the_thinker_of_an_omni_folder_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     row = BY_NAME["qwen2_5_omni"]
     save(row, tmp_path / "model")
-    monkeypatch.setattr(models, "_processor", lambda *_: None)
+    monkeypatch.setattr(models, "read_processor", lambda *_: None)
     model = load(str(tmp_path / "model"), device="cpu", dtype="fp32")
     expected = build(row).thinker.state_dict()
     found = model.network.state_dict()

@@ -73,7 +73,7 @@ def own(tmp_path: Path) -> Recipe:
 def places(tmp_path: Path) -> Places:
     save_planted(tmp_path / "models" / "planted" / "one")
     write_questions(tmp_path / "data" / "rows.jsonl", planted_questions(40))
-    return Places(tmp_path / "out", tmp_path / "models", tmp_path / "data", dtype="fp32")
+    return Places(tmp_path / "out", tmp_path / "models", tmp_path / "data", loading={"dtype": "fp32"})
 
 
 @pytest.mark.parametrize("name", shipped())

@@ -11,6 +11,7 @@ from truthheads.errors import ActivationError
 from truthheads.forward import Progress, answer_logprobs, filled, prepare_tails
 from truthheads.hooks import intercepted
 from truthheads.models import Model
+from truthheads.offloading import fetched_again
 from truthheads.prompts import Encoded
 from truthheads.ranks import open_rows
 from truthheads.store import Field, RowStore
@@ -54,12 +55,12 @@ def attribute(
         owner = torch.tensor([i for i, item in enumerate(batch) for _ in item.tails], device=model.device)
 
         def scale(layer: int, z: Tensor) -> Tensor:
-            own = gates[:, layer, : z.shape[2]]
-            own = own if len(z) == len(batch) else own[owner]
+            own = gates[:, layer, : z.shape[2]].to(z.device)
+            own = own if len(z) == len(batch) else own[owner.to(z.device)]
             # The product is taken in fp32, so that the gate's gradient is summed in fp32; at 1 no bit of z changes.
             return (z.float() * own[:, None, :, None]).to(z.dtype)
 
-        with torch.enable_grad(), intercepted(model, scale):
+        with torch.enable_grad(), fetched_again(model.network), intercepted(model, scale):
             logprob = answer_logprobs(model, prepare_tails(model, batch)).view(len(batch), 2)
             margin = logprob[:, 0] - logprob[:, 1]
             (gradient,) = torch.autograd.grad(margin.sum(), gates)

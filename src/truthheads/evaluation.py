@@ -96,7 +96,7 @@ def evaluate(
     if named and guard_texts:
         texts = neutral_ids(model, job.contexts if job else (), path=neutral, texts=guard_texts, seed=seed)
     settings = {
-        "model": {"name": model.name, "fingerprint": model.fingerprint, "dtype": str(model.dtype)},
+        "model": {**model.describe(), "dtype": str(model.dtype)},
         "task": task,
         **(job.settings if job else harness.settings if harness else {}),
         "files": [{"path": str(path), "sha256": file_sha256(path)} for path in paths if path.is_file()],
@@ -154,7 +154,8 @@ def _relatives(model: Model, gates: Mapping[str, Gate]) -> list[str]:
     for name, gate in gates.items():
         made = gate.meta.get("model") or (gate.meta.get("scores") or {}).get("model") or {}
         if made.get("fingerprint") not in (None, model.fingerprint):
-            notes.append(f"gate {name} was made on another model: {made.get('name')}")
+            rounded = f" in {made['load_in']}" if made.get("load_in") else ""
+            notes.append(f"gate {name} was made on another model: {made.get('name')}{rounded}")
     return notes
 
 

@@ -285,10 +285,10 @@ def answer_logprobs(model: Model, tails: Tails) -> Float[Tensor, " tails"]:
     The language-model head runs on the tails alone.
     """
     logits = model.network(**tails.inputs).logits[:, :-1].float()
-    targets = tails.ids[:, 1:]
+    targets = tails.ids[:, 1:].to(logits.device)
     chosen = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
     position = torch.arange(1, tails.ids.shape[1], device=targets.device)
-    counted = tails.real[:, 1:] & (position >= tails.start.unsqueeze(1))
+    counted = tails.real[:, 1:].to(logits.device) & (position >= tails.start.to(logits.device).unsqueeze(1))
     total: Float[Tensor, " tails"] = chosen.masked_fill(~counted, 0.0).sum(1)
     return total
 

@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from truthheads.errors import ActivationError
 from truthheads.forward import Tails, backbone, positioned, prepare_tails, shares_prefix
 from truthheads.models import Model
+from truthheads.offloading import is_spread
 from truthheads.prompts import Encoded
 
 
@@ -152,10 +153,14 @@ def _first(model: Model, tails: Tails, growing: bool) -> tuple[Float[Tensor, "ta
     inputs = dict(tails.inputs)
     inputs["use_cache"] = growing or bool(inputs.get("use_cache"))
     lasts, place = torch.unique(tails.last, return_inverse=True)
-    if "logits_to_keep" in inspect.signature(model.network.forward).parameters:
-        inputs["logits_to_keep"] = lasts
-    else:
+    if "logits_to_keep" not in inspect.signature(model.network.forward).parameters:
         place = tails.last
+    elif is_spread(model.network):
+        # Indices would be on the first device, the states that they choose from on the last: a number is on none.
+        width, first = tails.ids.shape[1], int(lasts[0])
+        inputs["logits_to_keep"], place = width - first, tails.last - first
+    else:
+        inputs["logits_to_keep"] = lasts
     made = model.network(**inputs)
     rows = torch.arange(len(place), device=place.device)
     logits: Float[Tensor, "tails vocabulary"] = made.logits[rows, place].float()

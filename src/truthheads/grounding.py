@@ -3,23 +3,24 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
 from truthheads.artifacts import provenance, read_json, write_json
 from truthheads.data import Question, write_questions
 from truthheads.effects import BETTER
-from truthheads.errors import DataError
+from truthheads.errors import DataError, ModelError
 from truthheads.evaluation import evaluate
-from truthheads.exports import export
+from truthheads.exports import Format, export
 from truthheads.forward import Progress
 from truthheads.gates import Gate
 from truthheads.jobs import Asking
 from truthheads.margins import group_numbers
-from truthheads.models import Model, load
+from truthheads.models import Loading, Model, load
 from truthheads.outputs import claiming
 from truthheads.pairing import make_pairs
+from truthheads.quantising import PACKAGES
 from truthheads.readers import read_questions
 from truthheads.reports import write_report
 from truthheads.steps import Steps, Tell
@@ -76,28 +77,25 @@ def ground(
     *,
     out: str | Path,
     settings: Settings | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
-    trust_remote_code: bool = False,
     tell: Tell | None = None,
     progress: Progress | None = None,
+    **loading: Unpack[Loading],
 ) -> dict[str, Any]:
     """Pair, split, learn, test, export and report; every step is done once, also when the run was killed.
 
     Writes into ``out``: ``pairs.jsonl``, ``dev.jsonl`` and ``test.jsonl`` (no group is in both), ``gate.safetensors``
-    and ``tuning.json`` (learned from dev alone), ``evaluation/`` (test rows, controls), ``model/`` or
-    ``model.gguf`` where the test says so, ``report.html`` and ``ground.json``.
+    and ``tuning.json`` (learned from dev alone), ``evaluation/`` (test rows, controls), ``model/``,
+    ``model.gguf`` or ``adapter/`` where the test says so, ``report.html`` and ``ground.json``.
 
     Args:
         model: As for :func:`truthheads.load`; a ``.gguf`` file is exported as one.
         data: Question file; rows without an untruthful answer get one (:func:`truthheads.make_pairs`).
         out: The folder.
         settings: None: the defaults.
-        device: As for ``load``.
-        dtype: As for ``load``.
-        trust_remote_code: As for ``load``.
         tell: Told each step.
         progress: Told what is done and in all, within a step.
+        loading: As for ``load``. What is learned and tested in 8 or 4 bits is exported as an adapter: it belongs to a
+            base that is loaded in the same way.
 
     Returns:
         What ``ground.json`` holds: ``better``, ``verdict``, the effect on the test rows with intervals, ``exported``.
@@ -110,12 +108,15 @@ def ground(
     how = settings or Settings()
     folder = Path(out)
     steps = Steps(folder, tell)
-    network = _Lazy(lambda: load(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code))
+    network = _Lazy(lambda: load(model, **loading))
+    load_in = loading.get("load_in")
+    to, exported = _export_as(model, folder, load_in)
     rows = read_questions(Path(data), limit=how.limit, skip_bad_rows=how.skip_bad_rows, images=how.images, halves=True)
     # The files of the steps name the same images, from another folder.
     how = replace(how, images=Path(data).parent if how.images is None else how.images)
     pairs, dev, test = (folder / f"{name}.jsonl" for name in ("pairs", "dev", "test"))
-    base: dict[str, Any] = {"model": model, "rows": rows.sha256, "limit": how.limit, "seed": how.seed}
+    made_by = {"model": model} if load_in is None else {"model": model, "load_in": load_in}
+    base: dict[str, Any] = {**made_by, "rows": rows.sha256, "limit": how.limit, "seed": how.seed}
     steps.run("pair", base, [pairs], lambda: write_questions(pairs, _paired(rows, network, how.seed, progress)))
     steps.run(
         "split",
@@ -123,7 +124,8 @@ def ground(
         [dev, test],
         lambda: _split(read_questions(pairs, images=how.images), how, dev, test),
     )
-    common = {"model": model, "dtype": dtype, "chat": how.chat, "truncate": how.truncate, "seed": how.seed}
+    dtype = loading.get("dtype", "auto")
+    common = {**made_by, "dtype": dtype, "chat": how.chat, "truncate": how.truncate, "seed": how.seed}
     gate, tuning = folder / GATE, folder / "tuning.json"
     steps.run(
         "learn",
@@ -139,7 +141,6 @@ def ground(
         lambda: _test(network(), test, gate, tested, how, progress),
     )
     result = _judged(read_json(tested / "summary.json"), read_json(tuning))
-    exported = folder / ("model.gguf" if model.endswith(".gguf") else "model")
     if result["better"] or (how.export_anyway and result["moved"]):
         steps.run(
             "export",
@@ -148,10 +149,10 @@ def ground(
             lambda: export(
                 model,
                 gate,
-                to="gguf" if exported.suffix else "checkpoint",
+                to=to,
                 out=exported,
                 force=True,
-                trust_remote_code=trust_remote_code,
+                trust_remote_code=loading.get("trust_remote_code", False),
                 progress=progress,
             ),
         )
@@ -160,6 +161,24 @@ def ground(
     write_json(folder / RESULT, result)
     write_report(folder, folder / REPORT)
     return result
+
+
+def _export_as(model: str, folder: Path, load_in: str | None) -> tuple[Format, Path]:
+    """Return as what a gate is exported, and where to: as the base that it was tested on can take it.
+
+    Raises:
+        ModelError: That base takes no export.
+    """
+    if load_in is None:
+        return ("gguf", folder / "model.gguf") if model.endswith(".gguf") else ("checkpoint", folder / "model")
+    if PACKAGES.get(load_in) == "torchao":
+        raise ModelError(
+            f"a gate that is tested in {load_in} cannot be exported",
+            expected="8bit or 4bit, whose layers PEFT's IA³ wraps",
+            got=load_in,
+            fix="use --load-in 8bit, or none",
+        )
+    return "adapter", folder / "adapter"
 
 
 class _Lazy:

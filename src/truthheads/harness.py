@@ -87,6 +87,7 @@ class Harness:
             overlay.write_text(dumps(_with_rows(self.request, self._source(), rows[0].absolute())), encoding="utf-8")
             self.manager = TaskManager(include_path=[self._kept.name], include_defaults=False)
         self.lm = HFLM(pretrained=model.network, tokenizer=model.tokenizer, batch_size=batch)
+        self.lm._device = model.device  # the harness asks the first weight, which may be offloaded
 
     def _source(self) -> str:
         """Return the path of the task's own file."""

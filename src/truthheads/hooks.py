@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from truthheads.architectures import HeadLayer, HeadLayout, locate_heads, widths
 from truthheads.errors import ArchitectureError, GateError, ShapeError
 from truthheads.models import Model
+from truthheads.offloading import execution_device
 
 Site = Literal["z", "output"]
 """``z``: a head's slice of the output projection's input. ``output``: a block of the projection's output, as wide as
@@ -110,9 +111,7 @@ class _Scale:
     """
 
     def __init__(self, factors: Float[Tensor, " num_heads"], width: int, projection: nn.Module) -> None:
-        weight = getattr(projection, "weight", None)
-        place = "cpu" if weight is None or weight.device.type == "meta" else weight.device  # meta: offloaded
-        self.vector = factors.repeat_interleave(width // len(factors)).to(place)
+        self.vector = factors.repeat_interleave(width // len(factors)).to(execution_device(projection))
 
     def scaled(self, values: Tensor) -> Tensor:
         return (values * self.vector.to(values.device)).to(values.dtype)

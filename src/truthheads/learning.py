@@ -16,6 +16,7 @@ from truthheads.hooks import Site, intercepted
 from truthheads.margins import learning_margins
 from truthheads.models import Model
 from truthheads.neutral import divergence
+from truthheads.offloading import fetched_again
 from truthheads.prompts import Encoded
 
 
@@ -127,7 +128,7 @@ def learn(
         for turn, number in enumerate(generator.permutation(len(batches)), start=1):
             batch = [encoded[i] for i in batches[number]]
             texts = [neutral[i] for i in generator.choice(len(neutral), min(schedule.texts, len(neutral)), False)]
-            with torch.enable_grad():
+            with torch.enable_grad(), fetched_again(model.network):
                 with under():
                     logprob = learning_margins(model, batch)
                 margin = (logprob[:, 0] - logprob[:, 1]) / temperature

@@ -1,25 +1,31 @@
 """Load a model and know where its heads are."""
 
-import contextlib
 import hashlib
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
-import huggingface_hub
 import torch
-import transformers
-from transformers import AutoConfig, AutoProcessor, AutoTokenizer, PreTrainedConfig, PreTrainedModel
-from transformers.models.auto import modeling_auto
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from truthheads.architectures import HeadLayout, locate_heads, widths
-from truthheads.configs import check_config
+from truthheads.devicemaps import DeviceMap, MaxMemory, main_device, read_device_map, read_max_memory, spread_over
 from truthheads.devices import pick_device, pick_dtype
 from truthheads.errors import ModelError
+from truthheads.offloading import execution_device, is_spread, scratch_folder, stored_tensors
+from truthheads.pretrained import (
+    explained,
+    network_class_of,
+    quiet,
+    read_config,
+    read_processor,
+    read_tokenizer,
+    takes_images,
+)
+from truthheads.quantising import check_whole, quantisation, stored_quantised
 from truthheads.sources import resolve, smollm2_gguf
 
 FINGERPRINT_VALUES = 256
@@ -35,6 +41,7 @@ class Model:
         processor: Its processor where it takes images, else None.
         layout: Where its heads are.
         name: What the user called it.
+        load_in: What its weights are quantised to: as ``load`` was told, or as its checkpoint says; else None.
     """
 
     network: PreTrainedModel
@@ -42,10 +49,13 @@ class Model:
     processor: Any
     layout: HeadLayout
     name: str
+    load_in: str | None = None
 
     @property
     def device(self) -> torch.device:
-        """Where token ids are to be sent."""
+        """Where token ids are to be sent: to the embedding, which may be elsewhere than other layers."""
+        if is_spread(self.network):
+            return execution_device(self.network.get_input_embeddings())
         place: torch.device = self.network.device
         return place
 
@@ -59,45 +69,121 @@ class Model:
     def fingerprint(self) -> str:
         """Hexadecimal digest of the weights: names, shapes and 256 evenly spaced values of each, rounded to bf16.
 
-        Rounded, so that one checkpoint loaded in bf16 and in fp32 has one fingerprint.
+        Rounded, so that one checkpoint loaded in bf16 and in fp32 has one fingerprint; offloaded or spread over devices
+        it has the same. Quantised, it is another model and has another.
         """
         digest = hashlib.sha256()
-        for name, value in sorted(self.network.state_dict().items()):
+        for name, value in stored_tensors(self.network):
             digest.update(f"{name}{tuple(value.shape)}".encode())
-            flat = value.reshape(-1)
-            sample = flat[:: max(1, flat.numel() // FINGERPRINT_VALUES)][:FINGERPRINT_VALUES]
-            digest.update(sample.to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())
+            for part in _plain(value):
+                flat = part.reshape(-1)
+                sample = flat[:: max(1, flat.numel() // FINGERPRINT_VALUES)][:FINGERPRINT_VALUES]
+                digest.update(sample.to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())
         return digest.hexdigest()[:32]
 
+    def describe(self) -> dict[str, Any]:
+        """Return what an artefact says about the model."""
+        said = {"name": self.name, "fingerprint": self.fingerprint, "architecture": self.layout.architecture}
+        return said if self.load_in is None else {**said, "load_in": self.load_in}
 
-def load(name: str, *, device: str = "auto", dtype: str = "auto", trust_remote_code: bool = False) -> Model:
+
+def _plain(value: Tensor) -> Iterator[Tensor]:
+    """Yield a tensor, or the plain ones that a quantised one is made of."""
+    if hasattr(value, "__tensor_flatten__"):
+        for name in value.__tensor_flatten__()[0]:
+            yield from _plain(getattr(value, name))
+    else:
+        yield value
+
+
+class Loading(TypedDict, total=False):
+    """How a model is loaded; see :func:`load`."""
+
+    device: str
+    dtype: str
+    device_map: DeviceMap | None
+    max_memory: MaxMemory | None
+    offload_folder: str | Path | None
+    load_in: str | None
+    trust_remote_code: bool
+
+
+def load(
+    name: str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    device_map: DeviceMap | None = None,
+    max_memory: MaxMemory | None = None,
+    offload_folder: str | Path | None = None,
+    load_in: str | None = None,
+    trust_remote_code: bool = False,
+) -> Model:
     """Load a model with its tokenizer.
 
     Args:
         name: A transformers folder or hub id, a ``.gguf`` file, ``smollm2``, ``smollm2:reader`` or ``smollm2:vision``.
         device: ``auto`` (the first accelerator, else the CPU) or a torch device.
         dtype: ``auto`` (bf16 where the hardware has it, else fp32), ``bf16``, ``fp16`` or ``fp32``.
+        device_map: For a model that is too large for one device: ``auto``, ``balanced`` or ``sequential``, or which
+            module goes where (see :func:`truthheads.devicemaps.read_device_map`). Layers on ``disk``, and on ``cpu``
+            beside an accelerator, are fetched whenever they are needed.
+        max_memory: What each device may hold of the model, such as ``cpu=2GiB,0=20GiB``; implies ``device_map="auto"``.
+        offload_folder: For weights on disk that cannot be read from the checkpoint as they are; None: a temporary one.
+        load_in: ``8bit`` or ``4bit`` (bitsandbytes), ``int8`` (torchao): quantise while loading.
         trust_remote_code: Run modelling code that comes with the model. Off: such a model is refused.
 
     Raises:
-        ModelError: The model or its tokenizer is missing, damaged, or needs code that is not allowed to run.
+        ModelError: The model or its tokenizer is missing, damaged, or needs code that is not allowed to run; or it
+            cannot be placed or quantised in this way.
         ArchitectureError: Its heads could not be located.
     """
-    place = pick_device(device)
+    spread = None if device_map is None and max_memory is None else read_device_map(device_map or "auto")
+    if spread is not None and device != "auto":
+        raise ModelError(
+            "a device and a device map are two places for one model",
+            expected="--device or --device-map",
+            got=f"--device {device} and a device map",
+            fix="leave one of them out",
+        )
+    place = pick_device(device) if spread is None else main_device(spread)
     kind = pick_dtype(dtype, place)
+    limits = None if max_memory is None else read_max_memory(max_memory)
     source = resolve(name)
-    config = _config(name, source, trust_remote_code)
-    tokenizer = _tokenizer(name, source, trust_remote_code)
-    with _quiet(source), _explained(name, "whole safetensors weights that fit config.json"):
-        network_class = _network_class(config, trust_remote_code)
+    config = read_config(name, source, trust_remote_code)
+    stored = stored_quantised(config)
+    if load_in is not None and stored is not None:
+        raise ModelError(
+            f"the weights of {name} are quantised already",
+            expected="unquantised weights for --load-in",
+            got=stored,
+            fix="leave --load-in out",
+        )
+    settings: dict[str, Any] = {}
+    if isinstance(spread, dict):
+        spread = spread_over(spread, skeleton(name, trust_remote_code=trust_remote_code))
+    tokenizer = read_tokenizer(name, source, trust_remote_code)
+    with quiet(source), explained(name, "whole safetensors weights that fit config.json"), scratch_folder() as scratch:
+        if load_in is not None:
+            settings = {"quantization_config": quantisation(load_in, kind), "device_map": {"": place}}
+        if spread is not None:
+            folder = offload_folder or scratch.folder()
+            settings |= {"device_map": spread, "max_memory": limits, "offload_folder": folder}
+        network_class = network_class_of(config)
         config = getattr(config, "thinker_config", config)  # the thinker's class reads no more than its own
         network, info = network_class.from_pretrained(
-            source, config=config, dtype=kind, trust_remote_code=trust_remote_code, output_loading_info=True
+            source, config=config, dtype=kind, trust_remote_code=trust_remote_code, output_loading_info=True, **settings
         )
         if info["missing_keys"]:  # transformers fills them with random numbers
             raise ValueError(f"no weights for {', '.join(sorted(info['missing_keys']))}")
-    network = network.to(place).eval().requires_grad_(False)
-    return Model(network, tokenizer, _processor(source, config, trust_remote_code), locate_heads(network), name)
+        scratch.keep_for(network)
+    if not settings:
+        network = network.to(place)
+    elif load_in is not None:
+        check_whole(network, load_in)
+    network = network.eval().requires_grad_(False)
+    processor = read_processor(source, config, trust_remote_code)
+    return Model(network, tokenizer, processor, locate_heads(network), name, load_in or stored)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +248,7 @@ def inspect(name: str, *, trust_remote_code: bool = False) -> Inspection:
         layout=layout,
         parameters=sum(parameter.numel() for parameter in network.parameters()),
         dtype=None if stored is None else str(stored).removeprefix("torch."),
-        image=_takes_images(config),
+        image=takes_images(config),
         sites=tuple(site for site in ("z", "output") if site not in refused),
         exports=tuple(target for target in ("adapter", "checkpoint", "gguf") if target not in refused),
         refused=refused,
@@ -175,11 +261,8 @@ def _refused(name: str, config: PreTrainedConfig, network: PreTrainedModel, layo
     outs = [(widths(network.get_submodule(head.path)), head) for head in layout.layers]
     if not all(wide and wide[1] % head.num_heads == 0 for wide, head in outs):
         refused["output"] = "the projections' width is no multiple of the heads"
-    parts = (config, config.get_text_config(decoder=True))
-    found = next((part.quantization_config for part in parts if getattr(part, "quantization_config", None)), None)
-    if found is not None:
-        how = found.get("quant_method") if isinstance(found, dict) else getattr(found, "quant_method", None)
-        how = str(getattr(how, "value", how) or "unknown")
+    how = stored_quantised(config)
+    if how is not None:
         refused["checkpoint"] = f"a factor merged into quantised weights ({how}) would be rounded away"
         if how != "bitsandbytes":
             refused["adapter"] = f"PEFT's IA³ does not wrap {how} layers; the hook (`gated`) works"
@@ -191,113 +274,11 @@ def _refused(name: str, config: PreTrainedConfig, network: PreTrainedModel, layo
 def skeleton(name: str, *, trust_remote_code: bool = False) -> PreTrainedModel:
     """Return a model's network without weights, on the meta device; ModelError without a usable configuration."""
     source = resolve(name)
-    config = _config(name, source, trust_remote_code)
-    with _quiet(source), _explained(name, "a configuration that its class accepts"), torch.device("meta"):
-        network_class = _network_class(config, trust_remote_code)
+    config = read_config(name, source, trust_remote_code)
+    with quiet(source), explained(name, "a configuration that its class accepts"), torch.device("meta"):
+        network_class = network_class_of(config)
         config = getattr(config, "thinker_config", config)
         make = getattr(network_class, "_from_config", None) or network_class.from_config
         network: PreTrainedModel = make(config)
     network.tie_weights()
     return network
-
-
-def _config(name: str, source: str, trust_remote_code: bool) -> PreTrainedConfig:
-    folder = Path(source)
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise ModelError(
-            f"{name} is not a model folder",
-            expected="a folder with config.json",
-            got=", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "an empty folder",
-            fix="give the folder that save_pretrained wrote",
-        )
-    if folder.is_dir():
-        check_config(folder)
-    with _quiet(source), _explained(name, "a config.json of an architecture that transformers knows"):
-        config: PreTrainedConfig = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
-    return config
-
-
-def _network_class(config: PreTrainedConfig, trust_remote_code: bool) -> Any:
-    """Return the class that the configuration names where it generates text, else the auto class for its type."""
-    if hasattr(config, "thinker_config"):  # an omni model: its talker and its own from_pretrained stay out
-        return getattr(transformers, type(config).__name__.replace("Config", "ThinkerForConditionalGeneration"))
-    generators: set[str] = set()
-    for table in (
-        modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-        modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
-    ):
-        for names in table.values():
-            generators.update([names] if isinstance(names, str) else names)
-    for architecture in getattr(config, "architectures", None) or []:
-        named = getattr(transformers, architecture, None)
-        if named is not None and (architecture in generators or architecture.endswith("ForConditionalGeneration")):
-            return named
-    model_type = getattr(config, "model_type", "")
-    if model_type in modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
-        return transformers.AutoModelForImageTextToText
-    return transformers.AutoModelForCausalLM
-
-
-def _tokenizer(name: str, source: str, trust_remote_code: bool) -> Any:
-    folder = Path(source)
-    files = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "spiece.model")
-    if folder.is_dir() and not any((folder / file).is_file() for file in files):
-        raise ModelError(
-            f"{name} has no tokenizer",
-            expected="tokenizer.json (or tokenizer.model, vocab.json) beside config.json",
-            got=", ".join(sorted(entry.name for entry in folder.iterdir())[:8]),
-            fix="copy the tokenizer of the model's base into the folder: tokenizer.save_pretrained(folder)",
-        )
-    with _quiet(source), _explained(name, "a tokenizer that transformers can read"):
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
-
-
-def _takes_images(config: PreTrainedConfig) -> bool:
-    return config.get_text_config(decoder=True) is not config and hasattr(config, "vision_config")
-
-
-def _processor(source: str, config: PreTrainedConfig, trust_remote_code: bool) -> Any:
-    if not _takes_images(config):
-        return None
-    with _quiet(source), _explained(source, "a processor that transformers can read"):
-        return AutoProcessor.from_pretrained(source, trust_remote_code=trust_remote_code)
-
-
-@contextmanager
-def _explained(name: str, expected: str) -> Iterator[None]:
-    """Turn whatever transformers raises for a model that it cannot read into one clear message."""
-    try:
-        yield
-    except (KeyboardInterrupt, ModelError, MemoryError):
-        raise
-    except Exception as error:
-        text = " ".join(str(error).split())
-        got = f"{type(error).__name__}: {text[:300]}"
-        fix = "check the folder or hub id; download damaged files again"
-        if "trust_remote_code" in text:
-            got, fix = "a model that brings its own code", "read that code, then pass --trust-remote-code"
-        elif "couldn't connect" in text:
-            got = "no such folder, and no connection to the hub"
-            fix = "check the spelling, or the network; a model that is at hand loads by its folder"
-        elif isinstance(error, ImportError):
-            fix = "install what this model's processor needs: pip install 'truthheads[vision]'"
-        raise ModelError(f"{name} could not be loaded", expected=expected, got=got, fix=fix) from error
-
-
-@contextmanager
-def _quiet(source: str) -> Iterator[None]:
-    """Keep the libraries' own notes off the terminal, and their bars where nothing is downloaded."""
-    ours, hub = transformers.utils.logging, huggingface_hub.utils.logging
-    before, hub_before, bars = ours.get_verbosity(), hub.get_verbosity(), ours.is_progress_bar_enabled()
-    ours.set_verbosity_error()
-    hub.set_verbosity_error()  # type: ignore[no-untyped-call]
-    if Path(source).is_dir():
-        ours.disable_progress_bar()
-    try:
-        with contextlib.redirect_stdout(sys.stderr):  # standard output is for results
-            yield
-    finally:
-        ours.set_verbosity(before)
-        hub.set_verbosity(hub_before)
-        if bars:
-            ours.enable_progress_bar()

@@ -4,7 +4,7 @@ import shutil
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from truthheads.family.text import make_text
 from truthheads.forward import Progress
 from truthheads.gates import Gate
 from truthheads.jobs import Asking
-from truthheads.models import Model, load
+from truthheads.models import Loading, Model, load
 from truthheads.outputs import claimed_folder
 from truthheads.planning import embedded, model_place, needs
 from truthheads.readers import read_questions
@@ -42,16 +42,14 @@ class Places:
         models_dir: Models as ``DIR/organisation/name`` or ``DIR/name``; None: the hub.
         data_dir: Data files; None: they are fetched where a recipe has an address.
         rows: Rows of each file, at most; None: all that the recipe asks for.
-        device: As for ``load``.
-        dtype: As for ``load``.
+        loading: How models are loaded: keyword arguments of ``load``.
     """
 
     out: Path
     models_dir: Path | None = None
     data_dir: Path | None = None
     rows: int | None = None
-    device: str = "auto"
-    dtype: str = "auto"
+    loading: Loading = field(default_factory=Loading)
 
 
 def reproduce(
@@ -156,7 +154,7 @@ class _Chain:
         """Return a model; one at a time is held."""
         if self._loaded is None or self._loaded[0] != key:
             self._loaded = None
-            self._loaded = key, load(self.name_of(key), device=self.places.device, dtype=self.places.dtype)
+            self._loaded = key, load(self.name_of(key), **self.places.loading)
         return self._loaded[1]
 
     def source(self, key: str) -> Path:

@@ -125,7 +125,7 @@ def score(
         features=form_features if method == "probe" else None,
     )
     meta: dict[str, Any] = {
-        "model": {"name": model.name, "fingerprint": model.fingerprint, "architecture": model.layout.architecture},
+        "model": model.describe(),
         "data": describe_data(questions, digest=answers.digest),
         "settings": settings,
         "seed": seed,

@@ -103,7 +103,7 @@ def trace(
         check_shape(model.layout.shape, scores)
     rows, left_out = traceable(model, questions, untruthful=untruthful, chat=chat, truncate=truncate)
     meta: dict[str, Any] = {
-        "model": {"name": model.name, "fingerprint": model.fingerprint, "architecture": model.layout.architecture},
+        "model": model.describe(),
         "data": describe_data(questions),
         "settings": {
             "method": "evidence",

@@ -150,7 +150,7 @@ def tune(
     chosen = choose(judge.path, guard)
     meta = {
         "method": method,
-        "model": {"name": model.name, "fingerprint": model.fingerprint, "architecture": model.layout.architecture},
+        "model": model.describe(),
         "data": describe_data(questions),
         "settings": {
             **settings,

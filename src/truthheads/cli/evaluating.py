@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from truthheads.cli import console
 from truthheads.cli.console import guarded, shared
-from truthheads.cli.options import BatchTokens, Device, Dtype, Json, Limit, Remote
+from truthheads.cli.options import BatchTokens, How, Json, Limit, loads_model
 
 BESIDE = {
     "halueval": ("yes_rate",),
@@ -37,6 +37,7 @@ class ShownAnswers(StrEnum):
 
 @guarded
 @shared
+@loads_model
 def evaluate(
     model: Annotated[
         str | None, typer.Argument(metavar="[MODEL]", help="As for every command; none with --answers, --captions.")
@@ -85,9 +86,8 @@ def evaluate(
     limit: Limit = None,
     batch_tokens: BatchTokens = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of controls, intervals and what is shown.")] = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    trust_remote_code: Remote = False,
+    *,
+    how: How,
     json: Json = False,
 ) -> None:
     """Run a benchmark on a model, ungated and gated, or score what was made elsewhere."""
@@ -129,7 +129,7 @@ def evaluate(
                 seed=number,
             )
             gates = read_gates(gate or [])
-            loaded = load(str(model), device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+            loaded = load(str(model), **how)
             with console.progress_bar(f"{task}: tokens read") as progress:
                 summary = run(
                     loaded,

@@ -7,10 +7,11 @@ import typer
 
 from truthheads.cli import console
 from truthheads.cli.console import guarded
-from truthheads.cli.options import BatchTokens, Data, Device, Dtype, Json, Limit, ModelName, Remote, Seed, SkipBadRows
+from truthheads.cli.options import BatchTokens, Data, How, Json, Limit, ModelName, Seed, SkipBadRows, loads_model
 
 
 @guarded
+@loads_model
 def ground(
     model: ModelName,
     data: Data,
@@ -39,9 +40,8 @@ def ground(
     skip_bad_rows: SkipBadRows = False,
     batch_tokens: BatchTokens = None,
     seed: Seed = 0,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    trust_remote_code: Remote = False,
+    *,
+    how: How,
     json: Json = False,
 ) -> None:
     """Learn a gate from your rows, test it on rows it has not seen, and write the model where that is better."""
@@ -70,9 +70,7 @@ def ground(
             data,
             out=out,
             settings=settings,
-            device=device,
-            dtype=dtype,
-            trust_remote_code=trust_remote_code,
+            **how,
             tell=tell,
             progress=progress,
         )
@@ -117,6 +115,10 @@ def _show(result: dict[str, Any], out: Path) -> None:
     console.out.print("next:")
     if exported.suffix == ".gguf":
         console.out.print(f"  llama-server -m {exported}", markup=False)
+    elif exported.name == "adapter":
+        console.out.print(
+            f'  PeftModel.from_pretrained(base, "{exported}")  # base: loaded as it was here', markup=False
+        )
     else:
         console.out.print(f"  vllm serve {exported}", markup=False)
         console.out.print(f'  AutoModelForCausalLM.from_pretrained("{exported}")  # plain transformers', markup=False)

@@ -8,7 +8,7 @@ import typer
 
 from truthheads.cli import console
 from truthheads.cli.console import claiming, guarded
-from truthheads.cli.options import Device, Dtype, Json, Limit, Remote, Seed, SkipBadRows
+from truthheads.cli.options import How, Json, Limit, Seed, SkipBadRows, loads_model
 
 
 class Generated(StrEnum):
@@ -71,6 +71,7 @@ class StrategyName(StrEnum):
 
 @guarded
 @claiming()
+@loads_model
 def pairs(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Rows with question, truthful (or answer), context.")],
     out: Annotated[Path, typer.Option(help="The question file (.jsonl).")],
@@ -82,9 +83,8 @@ def pairs(
     limit: Limit = None,
     skip_bad_rows: SkipBadRows = False,
     seed: Seed = 0,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    trust_remote_code: Remote = False,
+    *,
+    how: How,
     json: Json = False,
 ) -> None:
     """Make the untruthful side of rows that have a context, a question and an answer."""
@@ -97,7 +97,7 @@ def pairs(
     check_target(out)
     questions = read_questions(file, limit=limit, skip_bad_rows=skip_bad_rows, images=images, halves=True)
     asked = strategy is not StrategyName.swap and model is not None
-    loaded = load(str(model), device=device, dtype=dtype, trust_remote_code=trust_remote_code) if asked else None
+    loaded = load(str(model), **how) if asked else None
     with console.progress_bar(f"{len(questions)} questions without their contexts") as progress:
         made = make_pairs(questions, loaded, strategy=strategy.value, seed=seed, progress=progress)
     write_questions(out, made.questions)

@@ -11,8 +11,7 @@ from truthheads.cli.console import claiming, guarded, shared
 from truthheads.cli.options import (
     BatchTokens,
     Data,
-    Device,
-    Dtype,
+    How,
     Json,
     Limit,
     ModelName,
@@ -20,6 +19,7 @@ from truthheads.cli.options import (
     Seed,
     SkipBadRows,
     SkipMissing,
+    loads_model,
 )
 
 
@@ -74,6 +74,7 @@ def inspect_model(
 @guarded
 @shared
 @claiming()
+@loads_model
 def score(
     model: ModelName,
     data: Data,
@@ -99,9 +100,8 @@ def score(
     skip_bad_rows: SkipBadRows = False,
     batch_tokens: BatchTokens = None,
     seed: Seed = 0,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    trust_remote_code: Remote = False,
+    *,
+    how: How,
     json: Json = False,
 ) -> None:
     """Measure how context-truthful every attention head is (Truth Scores)."""
@@ -120,7 +120,7 @@ def score(
         check_suffix(plot)
         check_target(plot)
     questions = read_questions(data, limit=limit, skip_bad_rows=skip_bad_rows, images=images)
-    loaded = load(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    loaded = load(model, **how)
     if skip_missing:
         questions = questions.without(missing_images(loaded, questions))
     work = out.with_name(f"{out.name}.partial")

@@ -1,16 +1,20 @@
 """``truthheads reproduce``: a published experiment, planned or run."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from truthheads.cli import console
 from truthheads.cli.console import guarded
-from truthheads.cli.options import Device, Dtype, Json
+from truthheads.cli.options import How, Json, loads_model
+
+if TYPE_CHECKING:
+    from truthheads.models import Loading
 
 
 @guarded
+@loads_model
 def reproduce(
     recipe: Annotated[str | None, typer.Argument(help="A shipped recipe, or a TOML file.")] = None,
     plan: Annotated[
@@ -25,8 +29,8 @@ def reproduce(
     ] = None,
     rows: Annotated[int | None, typer.Option(min=1, help="Rows of each file, at most.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder to write to. [default: reproduced/RECIPE]")] = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
+    *,
+    how: How,
     json: Json = False,
 ) -> None:
     """Repeat a published experiment and put its figures beside ours."""
@@ -51,7 +55,7 @@ def reproduce(
     from truthheads.reproduction import reproduce as run
 
     folder = out or Path("reproduced") / Path(recipe).stem
-    places = Places(folder, models_dir, data_dir, rows, device, dtype)
+    places = Places(folder, models_dir, data_dir, rows, cast("Loading", how))
     with console.stepwise({step.name: step.what for step in steps_of(chosen, rows=rows)}) as (tell, progress):
         result = run(chosen, places, tell=tell, progress=progress)
     if json:

@@ -11,15 +11,14 @@ from truthheads.cli.console import claiming, guarded, shared
 from truthheads.cli.options import (
     BatchTokens,
     Data,
-    Device,
-    Dtype,
+    How,
     Json,
     Limit,
     ModelName,
-    Remote,
     Seed,
     SkipBadRows,
     SkipMissing,
+    loads_model,
 )
 
 
@@ -33,6 +32,7 @@ class PositionName(StrEnum):
 @guarded
 @shared
 @claiming()
+@loads_model
 def trace(
     model: ModelName,
     data: Data,
@@ -61,9 +61,8 @@ def trace(
     skip_missing: SkipMissing = False,
     batch_tokens: BatchTokens = None,
     seed: Seed = 0,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    trust_remote_code: Remote = False,
+    *,
+    how: How,
     json: Json = False,
 ) -> None:
     """Measure how well every head's attention finds the evidence in a context or an image."""
@@ -87,7 +86,7 @@ def trace(
         check_target(pictures)
     questions = read_questions(data, limit=limit, skip_bad_rows=skip_bad_rows, images=images)
     truth = None if scores is None else Scores.load(scores)
-    loaded = load(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    loaded = load(model, **how)
     if skip_missing:
         questions = questions.without(missing_images(loaded, questions))
     work = out.with_name(f"{out.name}.partial")

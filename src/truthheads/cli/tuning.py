@@ -11,16 +11,15 @@ from truthheads.cli.console import claiming, guarded
 from truthheads.cli.options import (
     BatchTokens,
     Data,
-    Device,
-    Dtype,
+    How,
     Json,
     Limit,
     ModelName,
-    Remote,
     Seed,
     SiteName,
     SkipBadRows,
     SkipMissing,
+    loads_model,
 )
 
 
@@ -33,6 +32,7 @@ class TuneMethod(StrEnum):
 
 @guarded
 @claiming("tuning.json")
+@loads_model
 def tune(
     model: ModelName,
     data: Data,
@@ -73,9 +73,8 @@ def tune(
     skip_missing: SkipMissing = False,
     batch_tokens: BatchTokens = None,
     seed: Seed = 0,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    trust_remote_code: Remote = False,
+    *,
+    how: How,
     json: Json = False,
 ) -> None:
     """Find the gate that gains most margin for the least harm."""
@@ -102,7 +101,7 @@ def tune(
         "norms": words(norms),
         "sites": words(sites),
     }
-    loaded = load(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    loaded = load(model, **how)
     if skip_missing:
         questions = questions.without(missing_images(loaded, questions))
     with console.progress_bar(f"{method.value} on {len(questions)} questions") as progress:

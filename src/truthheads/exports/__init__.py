@@ -18,6 +18,7 @@ from truthheads.gates import Gate
 from truthheads.hooks import check_factors
 from truthheads.models import Model, inspect
 from truthheads.outputs import claimed
+from truthheads.quantising import PACKAGES
 from truthheads.shards import Shards
 from truthheads.sources import SMOLLM2_HUB_ID, resolve, smollm2_gguf
 
@@ -63,6 +64,8 @@ def export(
     """
     out = Path(out)
     name = model.name if isinstance(model, Model) else model
+    if isinstance(model, Model):
+        _check_quantised(model, to)
     if push_to_hub is not None:
         check_name(push_to_hub)
     gate = gate if isinstance(gate, Gate) else Gate.load(gate)
@@ -82,6 +85,20 @@ def export(
         if push_to_hub is not None:
             push(out, push_to_hub, force=force)
     return out
+
+
+def _check_quantised(model: Model, to: Format) -> None:
+    """Raise ModelError for a model that was quantised while it was loaded, save as an adapter for a like base."""
+    package = PACKAGES.get(model.load_in or "")
+    if package is None or (to == "adapter" and package == "bitsandbytes"):
+        return
+    raise ModelError(
+        f"{model.name} was loaded in {model.load_in}, and a {to} would be made of its unquantised weights",
+        expected="a model that is loaded as it is exported",
+        got=f"weights in {model.load_in}",
+        fix="give the model's name instead, and test what is written"
+        + ('; or to="adapter", for a base that is loaded alike' if package == "bitsandbytes" else ""),
+    )
 
 
 def _adapter(

@@ -1,0 +1,136 @@
+"""What transformers reads of a model: configuration, class, tokenizer, processor; its errors made clear."""
+
+import contextlib
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import transformers
+from transformers import AutoConfig, AutoProcessor, AutoTokenizer, PreTrainedConfig
+from transformers.models.auto import modeling_auto
+
+from truthheads.configs import check_config
+from truthheads.errors import ModelError
+
+NOISY = ("accelerate", "bitsandbytes", "torchao", "torch.utils._pytree")
+"""Loggers whose notes on what was asked for (layers are offloaded) and on themselves tell a user nothing."""
+
+
+def read_config(name: str, source: str, trust_remote_code: bool) -> PreTrainedConfig:
+    """Return a model's configuration; ModelError where there is none that transformers knows."""
+    folder = Path(source)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise ModelError(
+            f"{name} is not a model folder",
+            expected="a folder with config.json",
+            got=", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "an empty folder",
+            fix="give the folder that save_pretrained wrote",
+        )
+    if folder.is_dir():
+        check_config(folder)
+    with quiet(source), explained(name, "a config.json of an architecture that transformers knows"):
+        config: PreTrainedConfig = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    return config
+
+
+def network_class_of(config: PreTrainedConfig) -> Any:
+    """Return the class that the configuration names where it generates text, else the auto class for its type."""
+    if hasattr(config, "thinker_config"):  # an omni model: its talker and its own from_pretrained stay out
+        return getattr(transformers, type(config).__name__.replace("Config", "ThinkerForConditionalGeneration"))
+    generators: set[str] = set()
+    for table in (
+        modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    ):
+        for names in table.values():
+            generators.update([names] if isinstance(names, str) else names)
+    for architecture in getattr(config, "architectures", None) or []:
+        named = getattr(transformers, architecture, None)
+        if named is not None and (architecture in generators or architecture.endswith("ForConditionalGeneration")):
+            return named
+    model_type = getattr(config, "model_type", "")
+    if model_type in modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        return transformers.AutoModelForImageTextToText
+    return transformers.AutoModelForCausalLM
+
+
+def read_tokenizer(name: str, source: str, trust_remote_code: bool) -> Any:
+    """Return a model's tokenizer; ModelError where there is none that transformers can read."""
+    folder = Path(source)
+    files = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "spiece.model")
+    if folder.is_dir() and not any((folder / file).is_file() for file in files):
+        raise ModelError(
+            f"{name} has no tokenizer",
+            expected="tokenizer.json (or tokenizer.model, vocab.json) beside config.json",
+            got=", ".join(sorted(entry.name for entry in folder.iterdir())[:8]),
+            fix="copy the tokenizer of the model's base into the folder: tokenizer.save_pretrained(folder)",
+        )
+    with quiet(source), explained(name, "a tokenizer that transformers can read"):
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+
+
+def takes_images(config: PreTrainedConfig) -> bool:
+    """Return whether a model sees."""
+    return config.get_text_config(decoder=True) is not config and hasattr(config, "vision_config")
+
+
+def read_processor(source: str, config: PreTrainedConfig, trust_remote_code: bool) -> Any:
+    """Return the processor of a model that takes images, None of another; ModelError where it cannot be read."""
+    if not takes_images(config):
+        return None
+    with quiet(source), explained(source, "a processor that transformers can read"):
+        return AutoProcessor.from_pretrained(source, trust_remote_code=trust_remote_code)
+
+
+@contextmanager
+def explained(name: str, expected: str) -> Iterator[None]:
+    """Turn whatever transformers raises for a model that it cannot read into one clear message."""
+    try:
+        yield
+    except (KeyboardInterrupt, ModelError, MemoryError):
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())
+        got = f"{type(error).__name__}: {text[:300]}"
+        fix = "check the folder or hub id; download damaged files again"
+        if "trust_remote_code" in text:
+            got, fix = "a model that brings its own code", "read that code, then pass --trust-remote-code"
+        elif "couldn't connect" in text:
+            got = "no such folder, and no connection to the hub"
+            fix = "check the spelling, or the network; a model that is at hand loads by its folder"
+        elif "device_map" in text or "dispatched on the CPU" in text or "offload" in text:
+            fix = 'mend --device-map ("" stands for every module not named); give --load-in enough memory'
+        elif isinstance(error, ImportError):
+            fix = "install what this model's processor needs: pip install 'truthheads[vision]'"
+        raise ModelError(f"{name} could not be loaded", expected=expected, got=got, fix=fix) from error
+
+
+@contextmanager
+def quiet(source: str) -> Iterator[None]:
+    """Keep the libraries' own notes off the terminal, and their bars where nothing is downloaded."""
+    ours, hub = transformers.utils.logging, huggingface_hub.utils.logging
+    others = {one: one.level for one in map(logging.getLogger, NOISY)}
+    for one in others:
+        one.setLevel(logging.ERROR)
+    before, hub_before, bars = ours.get_verbosity(), hub.get_verbosity(), ours.is_progress_bar_enabled()
+    ours.set_verbosity_error()
+    hub.set_verbosity_error()  # type: ignore[no-untyped-call]
+    if Path(source).is_dir():
+        ours.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():  # standard output is for results
+            # accelerate knows modules alone, transformers' own maps name single weights too
+            warnings.filterwarnings("ignore", message="The following device_map keys do not match")
+            yield
+    finally:
+        ours.set_verbosity(before)
+        hub.set_verbosity(hub_before)
+        for one, level in others.items():
+            one.setLevel(level)
+        if bars:
+            ours.enable_progress_bar()
