@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple, SupportsIndex, overload
 
 from truthheads.artifacts import dumps, replaced
 from truthheads.spool import Spool
@@ -96,12 +96,12 @@ class QuestionRows(Sequence[Question]):
         return iter(self._few) if self._many is None else map(_restored, self._many.read(0, len(self._many)))
 
     @overload
-    def __getitem__(self, at: int) -> Question: ...
+    def __getitem__(self, at: SupportsIndex) -> Question: ...
 
     @overload
     def __getitem__(self, at: slice) -> list[Question]: ...
 
-    def __getitem__(self, at: int | slice) -> Question | list[Question]:
+    def __getitem__(self, at: SupportsIndex | slice) -> Question | list[Question]:
         if self._many is None:
             return self._few[at]
         if isinstance(at, slice):

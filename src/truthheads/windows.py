@@ -132,9 +132,9 @@ def gather(
         for at, (start, stop) in enumerate(zip(starts, stops, strict=True))
     ]
     apart = place.several and len(windows) >= WINDOWS_EACH * place.world
+    first = encode(questions[: stops[0]])  # before anything is written: rows that cannot be used are found here
     lock = _taken(folder) if place.rank == 0 else None
     try:
-        first = encode(questions[: stops[0]])
         tokens = hashlib.sha256(repr([(item.prefix, item.tails) for item in first]).encode()).hexdigest()
         identity = dumps({**made_from, "tokens": tokens, "window": length})
         if place.rank == 0:
