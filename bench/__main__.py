@@ -25,6 +25,7 @@ from bench import (
     growth,
     kinship,
     probing,
+    processes,
     released,
     tracing,
 )
@@ -46,6 +47,7 @@ BENCHMARKS = {
         generating,
         tracing,
         evaluating,
+        processes,
     )
 }
 
