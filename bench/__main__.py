@@ -26,6 +26,7 @@ from bench import (
     growth,
     kinship,
     probing,
+    processes,
     released,
     rows,
     tracing,
@@ -50,6 +51,7 @@ BENCHMARKS = {
         generating,
         tracing,
         evaluating,
+        processes,
     )
 }
 

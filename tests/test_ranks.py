@@ -16,7 +16,7 @@ from truthheads.data import write_questions
 from truthheads.errors import ArtifactError, PartDone
 from truthheads.gates import Gate
 from truthheads.predictions import NAME, Journal, files_of, gathered, key_of
-from truthheads.ranks import Parts, open_rows, ranks, share
+from truthheads.ranks import Parts, on_cpus, open_rows, ranks, share
 from truthheads.store import Field, RowStore
 
 FIELDS = {"value": Field((2,), torch.float32)}
@@ -161,6 +161,29 @@ def test_a_process_knows_its_place(
     for name, value in names.items():
         monkeypatch.setenv(name, value)
     assert ranks() == expected
+
+
+@pytest.mark.parametrize(
+    ("accelerators", "names", "cpus"),
+    [
+        (0, {}, True),
+        (2, {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}, False),
+        (2, {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "True"}, True),
+        (1, {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}, True),  # shared: nccl refuses two processes on one
+        (1, {"LOCAL_RANK": "3"}, True),  # each process sees its own alone
+        (8, {"LOCAL_RANK": "7", "ACCELERATE_USE_CPU": "False"}, False),
+    ],
+)
+def test_processes_meet_on_cpus_unless_each_has_an_accelerator(
+    accelerators: int, names: dict[str, str], cpus: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: accelerators > 0)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: accelerators)
+    for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "ACCELERATE_USE_CPU"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in names.items():
+        monkeypatch.setenv(name, value)
+    assert on_cpus() == cpus
 
 
 @pytest.fixture(scope="module")

@@ -26,11 +26,14 @@ def pick_batch_tokens(device: torch.device) -> int:
 def pick_device(name: str) -> torch.device:
     """Return a torch device; ``auto`` is the first accelerator, else the CPU.
 
-    Of several processes on a machine (``accelerate launch``), each takes an accelerator of its own.
+    Of several processes on a machine (``accelerate launch``), each takes an accelerator of its own; with its ``--cpu``
+    none does.
 
     Raises:
         ModelError: The device is not one of torch's, or is not there.
     """
+    if name == "auto" and os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true":
+        return torch.device("cpu")
     if name == "auto":
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         local = os.environ.get("LOCAL_RANK")

@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from importlib import metadata
 from pathlib import PurePath
 from typing import NamedTuple
 
@@ -151,6 +152,8 @@ def _parent() -> tuple[list[str], Mapping[str, str]]:
 
 def _room(processes: int) -> bool:
     """Return whether each process of this machine has an accelerator of its own, or there is none at all."""
+    if metadata.version("torch").endswith("+cpu"):  # importing it only to be told so takes two seconds
+        return True
     import torch
 
     count = torch.accelerator.device_count() if torch.accelerator.is_available() else 0

@@ -129,8 +129,8 @@ def leave() -> NoReturn:
 
 def on_cpus() -> bool:
     """Return whether processes meet on CPUs: there is no accelerator, or not one for each, or the CPU was asked for."""
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return _accelerators() < max(local, 1) or os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
+    local = max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0")) + 1)
+    return _accelerators() < local or os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
 
 
 def _accelerators() -> int:
