@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -114,5 +115,6 @@ class RowStore:
                     if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
                         raise
                     opened.truncate(size)
-        flat = torch.from_file(str(path), shared=True, size=count, dtype=field.dtype)
-        return flat.view(rows, *field.shape)
+        # Not torch.from_file, which refuses names that are no UTF-8: under an ASCII locale all with other letters.
+        flat = torch.from_numpy(np.memmap(path, np.uint8, mode="r+", shape=(max(size, 1),)))
+        return flat[:size].view(field.dtype).view(rows, *field.shape)
