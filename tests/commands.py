@@ -27,7 +27,7 @@ class Command(NamedTuple):
 
 LIGHT = ("--dtype", "fp32", "--batch-tokens", 200)
 RUN = ("model", "--data", "rows.jsonl", *LIGHT)
-GRID = ("--method", "grid", "--scores", "scores.safetensors", "--strengths", "1,2", "--norms", "centred")
+GRID = ("--method", "grid", "--scores", "scores.safetensors", "--strengths", "1", "--norms", "centred")
 JUDGE = ("--gate", "gate.safetensors", "--controls", 1, "--guard-texts", 2, "--seed", 1)
 LEAN = ("--gate", "leaning.safetensors", "--controls", 1, "--guard-texts", 2)
 COMMANDS = {
@@ -58,6 +58,7 @@ def workplace(folder: Path) -> Path:
     planted.network.save_pretrained(folder / "sharded", max_shard_size="150KB")
     planted.tokenizer.save_pretrained(folder / "sharded")
     write_questions(folder / "rows.jsonl", planted_questions(ROWS))
+    write_questions(folder / "many.jsonl", planted_questions(40))
     save_leaning(folder / "leaning")
     write_rows(folder / "qa.jsonl", rows=10)
     (folder / "say.txt").write_text("Yes or No ?", encoding="utf-8")

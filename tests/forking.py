@@ -18,7 +18,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-NOBODY = 65534
+PERMISSIONS_BIND = not hasattr(os, "geteuid") or os.geteuid() != 0 or sys.platform == "linux"
+"""Whether a process can be had for which the bits of files count, as they do not for root."""
 HANG = 120.0
 """Seconds after which a child counts as hanging."""
 TREES = Path(__file__).parents[1] / "src", Path(__file__).parent
@@ -97,7 +98,7 @@ class Nursery:
         variables: Mapping[str, str] | None = None,
         limits: Mapping[str, int] | None = None,
         spare: int | None = None,
-        user: int | None = None,
+        plain: bool = False,
         clock: float = 0.0,
         locale: str | None = None,
         first: str = "",
@@ -110,7 +111,7 @@ class Nursery:
             variables: Added to its environment.
             limits: ``resource`` limits by name, in bytes: ``FSIZE`` …
             spare: Bytes of address space that it may take beyond what it has at its start.
-            user: Number of the user that it becomes.
+            plain: Give up root's power to pass by permissions, where it has that; its owner's bits then bind it.
             clock: Seconds by which its clock is wrong.
             locale: Given to ``locale.setlocale`` for all categories.
             first: Python code that runs in it before the command.
@@ -124,7 +125,7 @@ class Nursery:
             "variables": dict(variables or {}),
             "limits": dict(limits or {}),
             "spare": spare,
-            "user": user,
+            "plain": plain,
             "clock": clock,
             "locale": locale,
             "first": first,
@@ -283,11 +284,18 @@ def _set_up(request: dict[str, Any]) -> None:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
         size = pages * resource.getpagesize() + request["spare"]
         resource.setrlimit(resource.RLIMIT_AS, (size, size))
-    if request["user"] is not None:
-        os.setgroups([])
-        os.setresgid(request["user"], request["user"], request["user"])
-        os.setresuid(request["user"], request["user"], request["user"])
-        os.environ["HOME"] = "/nonexistent"
+    if request["plain"] and os.geteuid() == 0:
+        _give_up_powers()
+
+
+def _give_up_powers() -> None:
+    """Drop every capability of this process: a user of its own could not read an interpreter below /root."""
+    import ctypes
+
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # version 3, this process
+    nothing = (ctypes.c_uint32 * 6)()
+    if ctypes.CDLL(None, use_errno=True).capset(header, nothing):
+        raise OSError(ctypes.get_errno(), "capabilities cannot be dropped")
 
 
 def _move_clock(seconds: float) -> None:

@@ -274,16 +274,6 @@ def test_an_out_or_plot_that_cannot_be_written_is_refused_before_any_work(tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
-def test_a_read_only_folder_is_refused_before_any_work(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    try:
-        said = refused("score", "nowhere/at/all", "--data", "none.jsonl", "--out", tmp_path / "s")
-    finally:
-        tmp_path.chmod(0o700)
-    assert "could not be written" in said
-
-
 # --- bad input -------------------------------------------------------------------------------------------------------
 
 GOOD = {"context": "the town", "question": "which town ?", "truthful": "Oslo", "untruthful": "Paris"}

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -125,7 +126,8 @@ class RowStore:
                     if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
                         raise
                     opened.truncate(size)
-        flat = torch.from_file(str(path), shared=True, size=size // field.dtype.itemsize, dtype=field.dtype)
+        # Not torch.from_file, which refuses names that are no UTF-8: under an ASCII locale all with other letters.
+        flat = torch.from_numpy(np.memmap(path, np.uint8, mode="r+", shape=(max(size, 1),)))[:size].view(field.dtype)
         return flat.view(*field.shape[: field.axis], rows, *field.shape[field.axis :]).movedim(field.axis, 0)
 
 

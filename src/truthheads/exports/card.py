@@ -77,9 +77,10 @@ def write_card(folder: Path, gate: Gate, base: Base, *, to: Literal["adapter", "
         name: What the export will be called: its folder, or its repository on the hub.
     """
     auto = "AutoModelForImageTextToText" if base.image else "AutoModelForCausalLM"
+    name = as_text(name)
     # A folder on somebody's disk means nothing to a reader of the card, and may say what is not meant to be said.
     serving = (ADAPTER if to == "adapter" else CHECKPOINT).format(
-        auto=auto, name=name, base=base.reference if base.on_hub else base.name
+        auto=auto, name=name, base=as_text(base.reference if base.on_hub else base.name)
     )
     figures = gate.describe()
     parts = [
@@ -150,7 +151,7 @@ def _flat(value: Mapping[str, Any], before: str = "") -> list[tuple[str, str]]:
 def _text(value: Any) -> str:
     if isinstance(value, float):
         return "not measured" if value != value else f"{value:.4g}"
-    text = value if isinstance(value, str) else "–" if value is None else dumps(value)
+    text = as_text(value) if isinstance(value, str) else "–" if value is None else dumps(value)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} …"
 
 
