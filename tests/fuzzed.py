@@ -597,7 +597,7 @@ def targets(folder: Path) -> list[Target]:
     )
     return [
         Target("questions .jsonl by bytes", 1000, by_bytes(lines), questions, "q.jsonl"),
-        Target("questions .jsonl by fields", 1500, by_rows(QUESTIONS), questions, "q.jsonl"),
+        Target("questions .jsonl by fields", 1200, by_rows(QUESTIONS), questions, "q.jsonl"),
         Target(
             "questions .json",
             500,
@@ -636,7 +636,7 @@ def targets(folder: Path) -> list[Target]:
         Target("captions scored", 150, by_rows(CAPTIONS), captions_scored, "c.jsonl"),
         Target("synonyms", 200, by_bytes(SYNONYMS), read_vocabulary, "s.txt"),
         Target("predictions", 400, by_bytes([jsonl(rows) for rows in PREDICTIONS]), read_predictions, "p.jsonl"),
-        Target("predictions scored again", 400, by_predictions, lambda p: rescore(p.parent), "predictions.jsonl"),
+        Target("predictions scored again", 250, by_predictions, lambda p: rescore(p.parent), "predictions.jsonl"),
         Target("neutral text", 200, by_bytes(NEUTRAL[:1]), read_neutral, "n.txt"),
         Target(
             "neutral .jsonl",
@@ -654,7 +654,7 @@ def targets(folder: Path) -> list[Target]:
             ArtifactError,
         ),
         Target("recipe", 300, by_bytes([RECIPE]), read_recipe, "r.toml"),
-        Target("scores", 300, scores, used(Scores.load), "s.safetensors", ArtifactError),
+        Target("scores", 200, scores, used(Scores.load), "s.safetensors", ArtifactError),
         Target("scores .npy", 300, array, used(Scores.load), "s.npy", ArtifactError),
         Target("scores .csv", 200, by_bytes(CELLS), used(Scores.load), "s.csv", ArtifactError),
         Target("gate", 250, gate, used(Gate.load), "g.safetensors", TruthHeadsError),
@@ -662,7 +662,7 @@ def targets(folder: Path) -> list[Target]:
         Target("drift", 200, drift, drift_read, "d.safetensors", ArtifactError),
         Target(
             "comparison",
-            300,
+            150,
             either(by_bytes([json.dumps(COMPARISON).encode()]), by_value([COMPARISON])),
             compared,
             "c.json",
@@ -674,9 +674,9 @@ def targets(folder: Path) -> list[Target]:
         Target("a GGUF export", 150, by_bytes([gguf]), gated, "g.gguf"),
         Target("a configuration", 120, by_value(configurations()), inspected, "config.json", ModelError),
         Target("an image", 400, by_bytes(pictures()), load_image, "i.img", DataError),
-        Target("report: comparison", 120, by_value([COMPARISON]), reported, "report/comparison.json", ArtifactError),
+        Target("report: comparison", 90, by_value([COMPARISON]), reported, "report/comparison.json", ArtifactError),
         Target("report: tuning", 80, by_value([TUNING]), reported, "report/tuning.json", ArtifactError),
-        Target("report: summary", 120, by_value(summaries), reported, "report/summary.json", ArtifactError),
+        Target("report: summary", 80, by_value(summaries), reported, "report/summary.json", ArtifactError),
         Target("report: ground", 60, by_value([GROUND]), reported, "report/ground.json", ArtifactError),
         Target("report: scores", 80, scores, reported, "report/s.safetensors", ArtifactError),
         Target("report: trace", 60, trace, reported, "report/t.safetensors", ArtifactError),

@@ -100,7 +100,7 @@ VALUES = st.recursive(
 
 
 @settings(
-    max_examples=600, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=300, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
     seed=st.sampled_from(QUESTIONS),

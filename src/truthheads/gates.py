@@ -226,7 +226,7 @@ class Gate:
             site = artifact.meta.get("site", "z")
             if site not in ("z", "output"):
                 raise ValueError(f"site {site!r}")
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, OverflowError, TypeError, ValueError) as error:
             raise ArtifactError(
                 f"{path} is not whole",
                 expected="a tensor gate [layers, heads], site z or output, and absent as pairs",
