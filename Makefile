@@ -1,9 +1,10 @@
-.PHONY: install demo test check sight lint bench docs fix family clean
+.PHONY: install demo test check sight bits lint bench docs fix family clean
 
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 SIGHT := .venv/torchvision
+BITS := .venv/quantised
 export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 
@@ -23,7 +24,7 @@ demo: install
 
 test: check
 
-check: lint sight
+check: lint sight bits
 	$(BIN)/pytest -q
 
 # Six image classes need torchvision. It stays out of the environment, where what users without it get is tested.
@@ -32,6 +33,13 @@ sight: $(SIGHT)
 
 $(SIGHT): $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps --target $(SIGHT) torchvision || mkdir -p $(SIGHT)
+
+# Packages that quantise; transformers imports torchao at every start where it is there, so they stay out too.
+bits: $(BITS)
+	PYTHONPATH=$(BITS) $(BIN)/pytest -q tests/test_large.py -k quantised
+
+$(BITS): $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps --target $(BITS) torchao bitsandbytes || mkdir -p $(BITS)
 
 lint: install
 	$(BIN)/ruff format --check src tests bench
