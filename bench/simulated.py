@@ -7,6 +7,8 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from truthheads.windows import WINDOW, WINDOW_BYTES, WINDOWS_EACH
+
 
 @dataclass(frozen=True)
 class Assumed:
@@ -23,7 +25,7 @@ class Assumed:
         peak: FLOP per second of an H100 in bf16, dense.
         use: Share of the peak that a pass over padded batches reaches.
         batch_tokens: ``--batch-tokens`` on accelerators.
-        window: Questions that are planned and merged at a time.
+        scanned: Seconds in which a row is read, checked and counted, by every process (measured).
         gpus_of_machine: GPUs that share one machine and its page cache.
         disk: Bytes per second of the shared disk, all machines together.
         link: Bytes per second that one process reads or writes.
@@ -45,7 +47,7 @@ class Assumed:
     peak: float = 989e12
     use: float = 0.4
     batch_tokens: int = 16_384
-    window: int = 4096
+    scanned: float = 150e-6
     gpus_of_machine: int = 8
     disk: float = 5e9
     link: float = 2e9
@@ -58,9 +60,10 @@ class Assumed:
 
 
 class Times(NamedTuple):
-    """Seconds of each part; the first four are shared by the processes, the rest is one process's."""
+    """Seconds of each part; all are shared by the processes but ``start``, ``scan`` and the first one's ``merge``."""
 
     start: float
+    scan: float
     encode: float
     forward: float
     write: float
@@ -84,37 +87,38 @@ def token_rate(a: Assumed) -> float:
     return a.peak * a.use / (2 * a.parameters)
 
 
-def balance(a: Assumed, gpus: int, *, by_window: bool) -> float:
+def window(a: Assumed) -> int:
+    """Return the questions of a window, as ``truthheads.windows.gather`` has it."""
+    return min(WINDOW, max(64, WINDOW_BYTES // (4 * a.layers * a.heads * a.width)))
+
+
+def by_window(a: Assumed, gpus: int) -> bool:
+    """Return whether whole windows are dealt to the processes; else they share the batches of each window."""
+    return gpus == 1 or math.ceil(a.rows / window(a)) >= WINDOWS_EACH * gpus
+
+
+def balance(a: Assumed, gpus: int) -> float:
     """Return the share of the time in which all GPUs work, B / (N · ceil(B / N)), for B units dealt to N processes."""
-    whole = a.rows / a.window if by_window else a.window * a.tokens / a.batch_tokens
-    units = math.ceil(whole)
+    units = math.ceil(a.rows / window(a) if by_window(a, gpus) else window(a) * a.tokens / a.batch_tokens)
     return units / (gpus * math.ceil(units / gpus))
 
 
-def times(a: Assumed, gpus: int, *, by_window: bool, by_layer: bool = False) -> Times:
-    """Return the seconds of each part.
-
-    Args:
-        a: The assumptions.
-        gpus: Processes, a GPU each.
-        by_window: Processes take whole windows of rows and encode these alone; else they share the batches of every
-            window, and each encodes all rows.
-        by_layer: Every process fits and measures its share of the layers; else the first does all.
-    """
+def times(a: Assumed, gpus: int) -> Times:
+    """Return the seconds of each part, for so many processes with a GPU each."""
     weights = 2 * a.parameters
     machines = math.ceil(gpus / a.gpus_of_machine)
-    fitting = min(gpus, a.layers) if by_layer else 1
-    even = balance(a, gpus, by_window=by_window)
-    answers = 2 * a.rows
-    features = a.width + 1
+    dealt, even = by_window(a, gpus), balance(a, gpus)
+    fitting = a.layers / math.ceil(a.layers / gpus)  # whole layers are dealt
+    answers, features = 2 * a.rows, a.width + 1
     hessians = 2 * 2 * answers * features**2
     gradients = a.steps * 6 * 4 * answers * features  # all answers and five folds; two products a step
     return Times(
         start=a.begin + weights / min(a.link, a.disk / machines),
-        encode=a.rows * a.tokens / a.read / (gpus * even if by_window else 1),
+        scan=a.rows * a.scanned,
+        encode=a.rows * a.tokens / a.read / (gpus * even if dealt else 1),
         forward=a.rows * a.tokens / token_rate(a) / (gpus * even),
         write=z_bytes(a) / min(gpus * a.link, a.disk) / even,
-        merge=0.0 if gpus == 1 else 2 * z_bytes(a) / min(a.link, a.disk),
+        merge=0.0 if dealt else 2 * z_bytes(a) / min(a.link, a.disk),
         fit=z_bytes(a) / min(fitting * a.link, a.disk)
         + a.passes * a.layers * a.heads * (hessians + gradients) / a.fitted / fitting,
         measure=a.passes * a.layers * a.heads * a.measured * answers / 1e6 / fitting,
@@ -122,25 +126,21 @@ def times(a: Assumed, gpus: int, *, by_window: bool, by_layer: bool = False) -> 
 
 
 def main() -> None:
-    """Print the assumptions that matter and the table."""
-    a = Assumed()
-    print(f"tokens per second and GPU: {token_rate(a):,.0f}")
-    print(
-        f"z of a row: {z_bytes(a) / a.rows:,.0f} bytes; of all rows: {z_bytes(a) / 1e12:.2f} TB (twice, while merged)"
-    )
-    print(f"writing beside a pass, per GPU: {z_bytes(a) / a.rows * token_rate(a) / a.tokens / 1e6:.0f} MB/s")
-    print()
-    print("| way | GPUs | " + " | ".join(Times._fields) + " | total s | hours | speed-up | all busy |")
-    print("|---" * (len(Times._fields) + 6) + "|")
-    ways = {"batches": (False, False), "windows": (True, False), "windows, layers": (True, True)}
-    for way, (by_window, by_layer) in ways.items():
-        alone = times(a, 1, by_window=by_window).total
+    """Print the assumptions that matter and the tables."""
+    for rows in (1_000_000, 50_000):
+        a = Assumed(rows=rows)
+        print(f"{rows:,} rows; tokens per second and GPU: {token_rate(a):,.0f}; windows of {window(a):,} rows")
+        print(f"z of a row: {z_bytes(a) / a.rows:,.0f} bytes; of all rows: {z_bytes(a) / 1e12:.3f} TB")
+        print(f"writing beside a pass, per GPU: {z_bytes(a) / a.rows * token_rate(a) / a.tokens / 1e6:.0f} MB/s\n")
+        print("| GPUs | shared | " + " | ".join(Times._fields) + " | total s | hours | speed-up | all busy |")
+        print("|---" * (len(Times._fields) + 6) + "|")
+        alone = times(a, 1).total
         for gpus in (1, 8, 64):
-            found = times(a, gpus, by_window=by_window, by_layer=by_layer)
+            found = times(a, gpus)
             cells = [f"{value:,.0f}" for value in (*found, found.total)]
-            cells += [f"{found.total / 3600:.2f}", f"{alone / found.total:.1f}"]
-            cells += [f"{balance(a, gpus, by_window=by_window):.0%}"]
-            print(f"| {way} | {gpus} | " + " | ".join(cells) + " |")
+            cells += [f"{found.total / 3600:.2f}", f"{alone / found.total:.1f}", f"{balance(a, gpus):.0%}"]
+            print(f"| {gpus} | {'windows' if by_window(a, gpus) else 'batches'} | " + " | ".join(cells) + " |")
+        print()
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from truthheads.store import locked, sealed
 
 WINDOW = 4096
 WINDOW_BYTES = 1 << 30
-WINDOWS_EACH = 8
+WINDOWS_EACH = 4
 """Windows for each process from which whole windows are dealt instead of batches: nothing is then put together, and
 nobody reads the rows of others."""
 
