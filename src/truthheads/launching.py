@@ -66,11 +66,10 @@ def launch_all(argv: Sequence[str]) -> None:
     """
     if "ACCELERATE_MIXED_PRECISION" not in os.environ or not argv or argv[0] not in SHARED or _placed():
         return
-    words, before = _parent()
-    launched = launch_words(words)
+    launched, before, direct = _launcher()
     new_port = "MASTER_PORT" in os.environ and "MASTER_PORT" not in before  # set for several processes alone
-    if launched is None or launched[-len(argv) :] != list(argv):
-        if new_port:
+    if not direct or launched[-len(argv) :] != list(argv):  # a script stands between
+        if launched and new_port:
             _note("on CPUs, give it --multi_gpu")
         return
     asked = asked_for(launched[: -len(argv)])
@@ -83,7 +82,7 @@ def launch_all(argv: Sequence[str]) -> None:
         return
     if on_cpu:
         os.environ["ACCELERATE_USE_CPU"] = "true"
-    if "OMP_NUM_THREADS" not in before and not asked.threads:
+    if asked.processes and not asked.threads and "OMP_NUM_THREADS" not in before:
         os.environ["OMP_NUM_THREADS"] = str(max(_cores() // each, 1))
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         os.environ.pop(name, None)
@@ -139,15 +138,18 @@ def _placed() -> bool:
     return any(_number(os.environ, name, -1) >= 0 for name in PLACE)
 
 
-def _parent() -> tuple[list[str], Mapping[str, str]]:
-    """Return the command line and the environment of the process that started this one."""
+def _launcher() -> tuple[list[str], Mapping[str, str], bool]:
+    """Return the words and the environment of the launcher above this process, and whether nothing stands between."""
     import psutil  # type: ignore[import-untyped]
 
     try:
-        parent = psutil.Process(os.getppid())
-        return list(parent.cmdline()), dict(parent.environ())
+        for generation, parent in enumerate(psutil.Process().parents()):
+            words = launch_words(parent.cmdline())
+            if words is not None:
+                return words, dict(parent.environ()), generation == 0
     except (psutil.Error, OSError):
-        return [], {}
+        pass
+    return [], {}, False
 
 
 def _room(processes: int) -> bool:
