@@ -37,8 +37,8 @@ def check_config(folder: Path) -> None:
         found = _beyond(config)
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(
-            f"{path} cannot be read",
-            expected="a JSON object, as save_pretrained writes it",
+            f"{folder} could not be loaded",
+            expected="config.json with a JSON object, as save_pretrained writes it",
             got=f"{type(error).__name__}: {error}"[:200],
             fix="download it again",
         ) from error
