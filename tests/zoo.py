@@ -106,7 +106,7 @@ class ZooRow:
         return self.name
 
     def config(self) -> PreTrainedConfig:
-        """Return a fresh config: nothing in it is shared with the row. A test whose class is still to come is skipped."""
+        """Return a fresh config that shares nothing with the row. Where its class is missing, the test is skipped."""
         if not hasattr(transformers, self.config_class):  # tests/test_packaging.py: never with the pinned release
             pytest.skip(f"transformers {transformers.__version__} has no {self.config_class}")
         return cast(PreTrainedConfig, getattr(transformers, self.config_class)(**copy.deepcopy(dict(self.settings))))
