@@ -120,19 +120,21 @@ def convert_gguf(path: Path) -> Path:
         return target
     check_cache(target.parent)  # before minutes are spent on what could not be kept
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    import transformers
+    from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     # Left open, a file config.json beside the weights could ask for code of its own to be run.
     settings: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True, "trust_remote_code": False}
+    # Before 5.17, transformers has no such class, and dequantises without being asked.
+    kept = getattr(transformers, "GgufConfig", None)
+    as_numbers = {"quantization_config": kept(dequantize=True)} if kept else {}
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # bars that no setting switches off
             tokenizer = AutoTokenizer.from_pretrained(path.parent, **settings)
-            network = AutoModelForCausalLM.from_pretrained(
-                path.parent, **settings, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
-            )
+            network = AutoModelForCausalLM.from_pretrained(path.parent, **settings, **as_numbers, dtype=torch.float32)
     except Exception as error:  # whatever a reader of damaged or unknown files raises becomes one clear message
         raise ModelError(
             f"{path} cannot be read as a model",
