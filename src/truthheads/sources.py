@@ -114,10 +114,10 @@ def convert_gguf(path: Path) -> Path:
     """
     if not path.is_file():
         raise ModelError(f"{path} is not there", expected="a .gguf file", got="no such file", fix="check the path")
-    check_gguf(path)
     target = cache_dir() / f"gguf-{_cached_sha256(path)[:24]}-v{CONVERSION_VERSION}"
     if target.is_dir():
         return target
+    check_gguf(path)
     check_cache(target.parent)  # before minutes are spent on what could not be kept
     import torch
     import transformers
