@@ -80,10 +80,9 @@ def probe_form(
         pair: Question of each answer.
         seed: Of the bootstrap.
     """
-    features = features.astype(float)
-    spread = features.std(0)
-    scaled = (features - features.mean(0)) / np.where(spread > 0, spread, 1.0)
-    fits = newton_probe(torch.from_numpy(scaled).float()[None], torch.from_numpy(label).float(), torch.from_numpy(fold))
+    mean, spread = features.mean(0, dtype=float), features.std(0, dtype=float)
+    scaled = ((features - mean) / np.where(spread > 0, spread, 1.0)).astype(np.float32)
+    fits = newton_probe(torch.from_numpy(scaled)[None], torch.from_numpy(label).float(), torch.from_numpy(fold))
     logit = fits.logit.numpy()
     right = ((logit[:, 0] > 0) == label).astype(float)
     accuracy = mean_figure(right, group, seed=seed)._replace(value=float(measure(logit, label, fold, pair).accuracy[0]))
