@@ -81,7 +81,7 @@ fcntl.flock = flock
 """
 
 
-@pytest.mark.parametrize("name", ["score", "grid", "sharded", "pairs"])
+@pytest.mark.parametrize("name", ["score", "sharded", "pairs"])
 def test_a_file_system_without_locks_does_as_well(name: str, helper: Nursery, place: Path, tmp_path: Path) -> None:
     command = COMMANDS[name]
     for folder, first in (("with", ""), ("without", NO_LOCKS)):
