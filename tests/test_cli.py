@@ -169,7 +169,7 @@ def test_inspect_something_else(tmp_path: Path) -> None:
     assert "not a model folder" in refused("inspect", tmp_path)
     assert "is not there" in refused("inspect", tmp_path / "nowhere")
     (tmp_path / "config.json").write_text("{", encoding="utf-8")
-    assert "config.json cannot be read" in refused("inspect", tmp_path, "--json")
+    assert "could not be loaded" in refused("inspect", tmp_path, "--json")
 
 
 # --- score -----------------------------------------------------------------------------------------------------------

@@ -186,9 +186,9 @@ def _check_space(folder: Path, windows: Sequence[Window], identity: str, bytes_e
     needed, free = sum(one.answers for one in left) * bytes_each - there, shutil.disk_usage(folder).free
     if needed > free:
         raise ArtifactError(
-            f"{folder} has too little room for the activations",
-            expected=f"{needed / 1e9:,.1f} GB of free space ({bytes_each / 1e3:,.1f} kB an answer)",
-            got=f"{free / 1e9:,.1f} GB",
+            f"the activations could not be written to {folder}",
+            expected=f"{needed / 1e6:,.1f} MB of free space ({bytes_each / 1e3:,.1f} kB an answer)",
+            got=f"{free / 1e6:,.1f} MB",
             fix="free some space, choose an --out on another disk, or pass --limit",
         )
 
