@@ -225,8 +225,8 @@ def dumps(value: Any, *, indent: int | None = None) -> str:
     """
     text = json.dumps(_finite(value), sort_keys=True, ensure_ascii=False, allow_nan=False, indent=indent)
     try:
-        return text.encode("utf-8", "surrogateescape").decode()
-    except UnicodeError:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    except UnicodeEncodeError:
         return SURROGATE.sub(lambda half: f"\\u{ord(half[0]):04x}", text)
 
 

@@ -30,7 +30,7 @@ def claimed(*paths: Path) -> Iterator[None]:
     """
     for path in paths:
         check_around(path)
-    with _held([(path, path.with_name(f".{path.absolute().name}.lock")) for path in paths]):
+    with _held([(path, path.absolute().with_name(f".{path.absolute().name}.lock")) for path in paths]):
         for path in paths:
             recover(path)
         yield
