@@ -112,6 +112,17 @@ def test_claims_leave_nothing_and_no_empty_folder(tmp_path: Path) -> None:
     assert [path.name for path in target.parent.iterdir()] == ["c.bin"]
 
 
+def test_the_folder_one_stands_in_is_no_file_and_can_be_filled(helper: Nursery, place: Path, tmp_path: Path) -> None:
+    for words in (COMMANDS["score"].words, COMMANDS["grid"].words, ("gate", "scores.safetensors")):
+        ended = helper.run(*words, "--out", ".", folder=place)
+        assert ended.code == 2 and "is a folder" in ended.stderr
+    said = helper.run(*COMMANDS["adapter"].words, "--out", ".", folder=place)
+    assert said.code == 2 and said.stderr.startswith("error: ")
+    made = helper.run("data", "make", "text", "--rows", 3, "--out", ".", folder=tmp_path)
+    assert made.code == 0, made.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["questions.jsonl"]
+
+
 def test_the_first_process_claims_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with claimed(tmp_path / "x"), claimed_folder(tmp_path / "f"):
         monkeypatch.setenv("RANK", "1")

@@ -30,8 +30,10 @@ def claimed(*paths: Path) -> Iterator[None]:
     """
     for path in paths:
         check_around(path)
-    with _held([(path, path.absolute().with_name(f".{path.absolute().name}.lock")) for path in paths]):
-        for path in paths:
+    whole = [path.absolute() for path in paths]  # "." has no name of its own
+    locks = [path.with_name(f".{path.name}.lock") for path in whole]
+    with _held(list(zip(paths, locks, strict=True))):
+        for path in whole:
             recover(path)
         yield
 

@@ -131,9 +131,11 @@ def claiming(*beside: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     def decorate(command: Callable[P, R]) -> Callable[P, R]:
         @functools.wraps(command)
         def run(*args: P.args, **kwargs: P.kwargs) -> R:
+            from truthheads.artifacts import check_target
             from truthheads.outputs import claimed
 
             out = Path(str(kwargs["out"]))
+            check_target(out)
             with claimed(out, *(out.with_name(name) for name in beside)):
                 return command(*args, **kwargs)
 

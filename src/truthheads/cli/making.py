@@ -27,7 +27,6 @@ class Split(StrEnum):
 
 
 @guarded
-@claiming()
 def make(
     what: Annotated[Generated, typer.Argument(help="What to generate.")],
     rows: Annotated[int, typer.Option(min=1, help="How many rows.")],
@@ -40,20 +39,22 @@ def make(
 ) -> None:
     """Generate questions about invented people, places and things, or scenes with their questions."""
     from truthheads.artifacts import dumps
+    from truthheads.outputs import claimed_folder
 
     written: list[Path]
-    if what is Generated.text:
-        from truthheads.data import write_questions
-        from truthheads.family.text import KINDS, make_text
+    with claimed_folder(out):
+        if what is Generated.text:
+            from truthheads.data import write_questions
+            from truthheads.family.text import KINDS, make_text
 
-        chosen = [kind.strip() for kind in kinds.split(",")] if kinds else list(KINDS)
-        questions = make_text(rows, seed=seed, kinds=chosen, facts=facts, split=split.value)
-        written = [write_questions(out / "questions.jsonl", questions)]
-    else:
-        from truthheads.family.scenes import make_scenes
+            chosen = [kind.strip() for kind in kinds.split(",")] if kinds else list(KINDS)
+            questions = make_text(rows, seed=seed, kinds=chosen, facts=facts, split=split.value)
+            written = [write_questions(out / "questions.jsonl", questions)]
+        else:
+            from truthheads.family.scenes import make_scenes
 
-        files = make_scenes(rows, seed=seed, out=out, split=split.value)
-        written = [files.images, files.questions, *files.pope.values(), files.captions]
+            files = make_scenes(rows, seed=seed, out=out, split=split.value)
+            written = [files.images, files.questions, *files.pope.values(), files.captions]
     if json:
         typer.echo(dumps({"files": [str(path) for path in written]}))
     else:
