@@ -15,7 +15,7 @@ from truthheads.artifacts import provenance, read_json, replaced, write_json
 from truthheads.comparison import compare
 from truthheads.data import write_questions
 from truthheads.errors import DataError
-from truthheads.evaluation import evaluate
+from truthheads.evaluation import GUARD_TEXTS, evaluate
 from truthheads.family.scenes import make_scenes
 from truthheads.family.text import make_text
 from truthheads.forward import Progress
@@ -255,6 +255,9 @@ class _Chain:
             limit=self.places.rows,
         )
 
+        rows = self.places.rows
+        guard_texts = GUARD_TEXTS if rows is None else max(4, min(GUARD_TEXTS, rows // 2))  # a trial is to be short
+
         def work() -> None:
             made = {name: Gate.load(path) for name, path in gates.items()}
             evaluate(
@@ -265,6 +268,7 @@ class _Chain:
                 gates=made,
                 controls=test.controls,
                 asking=asking,
+                guard_texts=guard_texts,
                 progress=self.progress,
             )
 
