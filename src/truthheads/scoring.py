@@ -1,7 +1,6 @@
 """The stage behind ``truthheads score``: questions in, Truth Scores out."""
 
 import hashlib
-import tempfile
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -26,6 +25,7 @@ from truthheads.probes import NUM_FOLDS, PROBES, dealt_folds, paper_folds
 from truthheads.prompts import Encoded, encode
 from truthheads.scores import Scores
 from truthheads.stats import half_of, mean_figure
+from truthheads.store import work_folder
 from truthheads.tracing import trace
 from truthheads.windows import Activations, gather
 
@@ -133,8 +133,7 @@ def score(
     }
     tokens = partial(encode, model, chat=chat, truncate=truncate, share_prefix=bool(settings["share_prefix"]))
     made_from = {key: meta[key] for key in ("model", "data", "settings", "packages")}
-    with tempfile.TemporaryDirectory(prefix="truthheads-") as scratch:
-        folder = Path(work_dir) if work_dir is not None else Path(scratch) / "work"
+    with work_folder(work_dir) as folder:
         if method == "attribution":
             return _attributed(
                 model, questions, tokens(questions), answers, folder, made_from, meta, max_samples, progress

@@ -4,7 +4,9 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -129,6 +131,16 @@ class RowStore:
         # Not torch.from_file, which refuses names that are no UTF-8: under an ASCII locale all with other letters.
         flat = torch.from_numpy(np.memmap(path, np.uint8, mode="r+", shape=(max(size, 1),)))[:size].view(field.dtype)
         return flat.view(*field.shape[: field.axis], rows, *field.shape[field.axis :]).movedim(field.axis, 0)
+
+
+@contextmanager
+def work_folder(given: str | Path | None) -> Iterator[Path]:
+    """Yield the folder that a stage works in: the given one, which stays, else a temporary one."""
+    if given is not None:
+        yield Path(given)
+        return
+    with tempfile.TemporaryDirectory(prefix="truthheads-") as scratch:
+        yield Path(scratch) / "work"
 
 
 def locked(folder: Path) -> Lock:

@@ -1,7 +1,6 @@
 """The stage behind ``truthheads trace``: questions with evidence in, attention to the evidence per head out."""
 
 import hashlib
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -28,7 +27,7 @@ from truthheads.prompts import Encoded
 from truthheads.ranks import open_rows
 from truthheads.scores import Scores
 from truthheads.stats import bootstrap_means, interval
-from truthheads.store import Field, RowStore
+from truthheads.store import Field, RowStore, work_folder
 
 MAX_SAMPLES = 5_000
 
@@ -120,8 +119,7 @@ def trace(
     }
     tokens = hashlib.sha256(repr([(row.encoded, row.located) for row in rows]).encode()).hexdigest()
     identity = dumps({"tokens": tokens, **{key: meta[key] for key in ("model", "data", "settings", "packages")}})
-    with tempfile.TemporaryDirectory(prefix="truthheads-") as scratch:
-        folder = Path(work_dir) if work_dir is not None else Path(scratch) / "work"
+    with work_folder(work_dir) as folder:
         store = _measured(model, rows, positions, folder, identity, batch_tokens, progress)
         try:
             sample = store.read("sample")
