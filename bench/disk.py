@@ -60,13 +60,19 @@ def run(*, quick: bool) -> list[Outcome]:
                 while opened.readinto(buffer):
                     pass
 
-        wrote = over(*in_turns(write, plain_write, turns=turns))
-        again = over(*in_turns(read, plain_read, turns=turns))
+        written, read_back = in_turns(write, plain_write, turns=turns), in_turns(read, plain_read, turns=turns)
     n = f"{size / 1e6:,.0f} MB, {answers:,} answers"
-    return [
-        Outcome(f"{NAME} (write)", wrote[0], "", n, cpu_ratios=wrote[1]),
-        Outcome(f"{NAME} (read back by head)", again[0], "", n, cpu_ratios=again[1]),
-    ]
+    outcomes = []
+    for name, (ours, plain) in (("write", written), ("read back by head", read_back)):
+        wall, cpu = over(ours, plain)
+        speeds = {
+            "MB_per_second": {
+                way: size / 1e6 / float(np.median([cost.wall for cost in costs]))
+                for way, costs in (("ours", ours), ("plain", plain))
+            }
+        }
+        outcomes.append(Outcome(f"{NAME} ({name})", wall, "", n, cpu_ratios=cpu, detail=speeds))
+    return outcomes
 
 
 def _sync(path: Path) -> None:

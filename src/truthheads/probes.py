@@ -20,6 +20,8 @@ TOLERANCE = 1e-4
 than one answer in 600 off the accuracy at the exact minimum."""
 MAX_STEPS = 200
 NUM_FOLDS = 5
+EPOCHS = 200
+"""Of the paper's probe."""
 ROWS_AT_ONCE = 1 << 15
 
 
@@ -217,7 +219,7 @@ def _adamw(z: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
     weight = torch.zeros(z.shape[0], z.shape[2], device=z.device, requires_grad=True)
     bias = torch.zeros(z.shape[0], device=z.device, requires_grad=True)
     optimiser = torch.optim.AdamW([weight, bias], lr=1e-2, weight_decay=1e-3)
-    for _ in range(200):
+    for _ in range(EPOCHS):
         for start in range(0, z.shape[1], 512):
             rows = slice(start, start + 512)
             logit = torch.einsum("hnd,hd->nh", z[:, rows], weight) + bias

@@ -75,10 +75,9 @@ class Activations:
         found = torch.empty(last - first, answers, layer.head_dim, dtype=self.dtype)
         at = 0
         for window in self.windows:
-            part = torch.empty(last - first, window.answers, layer.head_dim, dtype=self.dtype)
             each = window.answers * layer.head_dim * self.dtype.itemsize
-            _read(window.folder / f"{field_name(layer.index)}.bin", first * each, part)
-            found[:, at : at + window.answers] = part
+            places = [found[number, at : at + window.answers] for number in range(last - first)]
+            _read(window.folder / f"{field_name(layer.index)}.bin", first * each, places)
             at += window.answers
         return found
 
@@ -200,20 +199,26 @@ def _part(progress: Progress | None, window: Window, rows: int) -> Progress | No
     return lambda done, total: told(window.start + (window.stop - window.start) * done // max(1, total), rows)
 
 
-def _read(path: Path, start: int, place: Tensor) -> None:
-    """Fill a tensor with a file's bytes from ``start`` on, by plain reads: a mapped file would count as memory."""
-    view, got = memoryview(cast(Any, place.view(torch.uint8).flatten().numpy())), 0
+def _read(path: Path, start: int, places: Sequence[Tensor]) -> None:
+    """Fill tensors, one after the other, with a file's bytes from ``start`` on.
+
+    By plain reads: what a mapped file has shown would count as this process's memory.
+    """
+    got, wanted = start, start
     try:
         with path.open("rb", buffering=0) as opened:
             opened.seek(start)
-            while got < len(view) and (count := opened.readinto(view[got:])):
-                got += count
+            for place in places:
+                view = memoryview(cast(Any, place.view(torch.uint8).flatten().numpy()))
+                wanted += len(view)
+                while got < wanted and (count := opened.readinto(view[got - wanted :])):
+                    got += count
     except OSError as error:
         raise unwritable(path, error) from error
-    if got < len(view):
+    if got < wanted:
         raise ArtifactError(
             f"{path} is shorter than it was",
-            expected=f"{start + len(view)} bytes",
-            got=f"{start + got}",
+            expected=f"{wanted} bytes",
+            got=f"{got}",
             fix="let no other program write there, and run the same command again",
         )
