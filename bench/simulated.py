@@ -47,7 +47,7 @@ class Assumed:
     peak: float = 989e12
     use: float = 0.4
     batch_tokens: int = 16_384
-    scanned: float = 150e-6
+    scanned: float = 155e-6
     gpus_of_machine: int = 8
     disk: float = 5e9
     link: float = 2e9
