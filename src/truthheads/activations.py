@@ -9,7 +9,7 @@ from torch import Tensor
 
 from truthheads.data import Question
 from truthheads.errors import ActivationError
-from truthheads.forward import Progress, backbone, final_values, prepare_tails, shared
+from truthheads.forward import Progress, backbone, filled, final_values, prepare_tails
 from truthheads.hooks import intercepted
 from truthheads.models import Model
 from truthheads.prompts import Encoded
@@ -103,7 +103,7 @@ def collect(
                 )
             store.write(field_name(layer), rows, values)
 
-    return shared(model, store, encoded, step, batch_tokens=batch_tokens, progress=progress)
+    return filled(model, store, encoded, step, batch_tokens=batch_tokens, progress=progress)
 
 
 def z_fields(model: Model) -> dict[str, Field]:

@@ -55,14 +55,11 @@ def list_answers(
         features: What to keep of each answer's text, as numbers; kept in fp32.
     """
     label, row = array("b"), array("q")
-    name_hash, place, digest, size, kind = array("Q"), array("Q"), array("q"), array("q"), array("q")
+    place, digest, size, kind = array("Q"), array("q"), array("q"), array("q")
     kinds: dict[str, int] = {}
     kept = array("f")
     for i, question in enumerate(questions):
-        name = question.group or question.id
-        hashed = hashlib.blake2b(name.encode(), digest_size=8).digest()
-        name_hash.append(int.from_bytes(hashed, "big"))
-        place.append(shuffled_place(name, seed))
+        place.append(shuffled_place(question.group or question.id, seed))
         digest.append(question.digest)
         size.append(len(question.context) + len(question.question) + sum(len(one.text) for one in question.answers))
         own = kind_of(question)
@@ -73,7 +70,8 @@ def list_answers(
             row.append(i)
             if features is not None:
                 kept.extend(features(answer.text))
-    number, first = _numbered(np.array(name_hash, dtype=np.uint64))
+    places = np.array(place, dtype=np.uint64)  # 64 bits of a hash of the name: as good as the name
+    number, first = _numbered(places)
     names = sorted(kinds)
     renamed = np.array([names.index(name) for name in kinds] + [-1])  # the last one serves those without a kind
     rows = np.array(row, dtype=np.int64)
@@ -81,7 +79,7 @@ def list_answers(
         label=np.array(label, dtype=bool),
         group=number[rows],
         question=rows,
-        order=np.array(place, dtype=np.uint64)[first],
+        order=places[first],
         kinds=tuple(names),
         kind=renamed[np.array(kind, dtype=np.int64)][rows],
         digest=np.array(digest, dtype=np.int64),

@@ -8,7 +8,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -254,6 +254,23 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return value
+
+
+def read_into(path: Path, start: int, views: Sequence[memoryview]) -> int:
+    """Fill buffers, one after the other, with a file's bytes from ``start`` on; return how many there were.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    total = 0
+    with path.open("rb", buffering=0) as opened:
+        opened.seek(start)
+        for view in views:
+            got = 0
+            while got < len(view) and (count := opened.readinto(view[got:])):
+                got += count
+            total += got
+    return total
 
 
 def file_sha256(path: Path) -> str:

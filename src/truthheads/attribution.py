@@ -13,7 +13,7 @@ from truthheads.hooks import intercepted
 from truthheads.models import Model
 from truthheads.offloading import fetched_again
 from truthheads.prompts import Encoded
-from truthheads.ranks import open_rows
+from truthheads.ranks import first_only, open_rows
 from truthheads.store import Field, RowStore
 
 
@@ -77,4 +77,4 @@ def attribute(
         store.write("gradient", rows, gradient)
         store.write("margin", rows, margin)
 
-    return filled(model, store, encoded, step, batch_tokens=batch_tokens, progress=progress)
+    return first_only(filled(model, store, encoded, step, batch_tokens=batch_tokens, progress=progress))

@@ -11,10 +11,11 @@ from safetensors.numpy import load_file, save_file
 
 from truthheads.answers import Answers
 from truthheads.architectures import HeadLayer, HeadLayout
-from truthheads.artifacts import dumps, read_json, replaced, write_json
+from truthheads.artifacts import dumps, replaced
 from truthheads.errors import ArtifactError
 from truthheads.probes import Probe, fold_accuracies, measure
 from truthheads.ranks import leave, ranks, share, together
+from truthheads.store import made_room
 from truthheads.windows import Activations
 
 BLOCK_BYTES = 1 << 26
@@ -98,7 +99,7 @@ def fit_probes(
     if place.several or len(answers.label) >= WORTH_KEEPING:
         folder = activations.folder / "probes"
         if place.rank == 0:
-            _clear_others(folder, made_from)
+            made_room(folder, {"made from": dumps(made_from)})
         together()
     mine = share([head.num_heads * head.head_dim for head in layout.layers])
     found: dict[int, Layer] = {}
@@ -129,16 +130,6 @@ def _load(folder: Path | None, index: int) -> Layer:
             fix="use a folder that every machine sees, and start again",
         )
     return load_file(file)
-
-
-def _clear_others(folder: Path, made_from: object) -> None:
-    plan = folder / "plan.json"
-    told = {"made from": dumps(made_from)}
-    if plan.is_file() and read_json(plan) == told:
-        return
-    for entry in folder.glob("*"):
-        entry.unlink()
-    write_json(plan, told)
 
 
 def _fit_layer(

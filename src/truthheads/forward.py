@@ -16,7 +16,7 @@ from truthheads.errors import ActivationError, out_of_memory
 from truthheads.models import Model
 from truthheads.pictured import Pixels, beside, prepared
 from truthheads.prompts import Encoded
-from truthheads.ranks import Parts, leave, share
+from truthheads.ranks import Parts, share
 from truthheads.store import RowStore
 
 Progress = Callable[[int, int], None]
@@ -160,30 +160,11 @@ def filled(
     *,
     batch_tokens: int,
     progress: Progress | None,
-) -> RowStore:
+) -> RowStore | None:
     """Run ``step`` on what a store still lacks and return the store; after an error it is closed, not deleted.
 
-    Where several processes share the store, each runs its share, and the first returns the whole.
-
-    Raises:
-        PartDone: In every process but the first.
+    Where several processes share the store, each runs its share; the first returns the whole, the others None.
     """
-    whole = shared(model, store, encoded, step, batch_tokens=batch_tokens, progress=progress)
-    if whole is None:
-        leave()
-    return whole
-
-
-def shared(
-    model: Model,
-    store: RowStore | Parts,
-    encoded: Sequence[Encoded],
-    step: Callable[[Sequence[Encoded]], None],
-    *,
-    batch_tokens: int,
-    progress: Progress | None,
-) -> RowStore | None:
-    """Do as :func:`filled`, but let the other processes go on: they get None."""
     try:
         batches = plan_batches(encoded, batch_tokens=batch_tokens)
         mine = my_batches(encoded, batches) if isinstance(store, Parts) else set(range(len(batches)))

@@ -1,5 +1,6 @@
 """From a question to token ids: the prompt, its answers, and the prefix that the answers share."""
 
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -42,6 +43,11 @@ class Encoded:
     def unique_tokens(self) -> int:
         """Tokens to compute: the prefix once and every tail."""
         return len(self.prefix) + sum(map(len, self.tails))
+
+
+def token_digest(encoded: Sequence[Encoded]) -> str:
+    """Return the SHA-256 of questions' tokens: what was computed from others is not taken up again."""
+    return hashlib.sha256(repr([(item.prefix, item.tails) for item in encoded]).encode()).hexdigest()
 
 
 def prompt_of(question: Question) -> str:

@@ -18,11 +18,11 @@ from jaxtyping import Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from truthheads.artifacts import read_json, replaced, write_json
+from truthheads.artifacts import read_json, replaced
 from truthheads.errors import ArtifactError, PartDone, TruthHeadsError
 from truthheads.launching import exported
 from truthheads.launching import ranks as ranks
-from truthheads.store import JOURNAL, PLAN, Field, RowStore
+from truthheads.store import PLAN, Field, RowStore, journalled, made_room
 from truthheads.watching import GOES_ON, GoneError, Watch, meet
 
 ARRIVAL = timedelta(minutes=5)
@@ -116,6 +116,15 @@ def watched() -> Iterator[None]:
         watch.done()
 
 
+def first_only(store: RowStore | None) -> RowStore:
+    """Return the store in the first process; the others, which have none, end here.
+
+    Raises:
+        PartDone: In every process but the first.
+    """
+    return leave() if store is None else store
+
+
 def leave() -> NoReturn:
     """End this process's part, as one that is not the first.
 
@@ -174,9 +183,8 @@ class Parts:
         self._batch: dict[str, list[tuple[Tensor, Tensor]]] = {}
         plan = self.parts / PLAN
         made_from = {"identity": identity, "rows": rows}
-        if ranks().rank == 0 and (not plan.is_file() or read_json(plan) != made_from):
-            shutil.rmtree(self.parts, ignore_errors=True)
-            write_json(plan, made_from)
+        if ranks().rank == 0:
+            made_room(self.parts, made_from)
         together()
         if not plan.is_file():
             raise ArtifactError(
@@ -278,7 +286,4 @@ def _told(plan: Path) -> dict[str, Any]:
 
 def _done_alone(folder: Path, made_from: Mapping[str, Any]) -> set[int]:
     """Return the batches that a single process has left in its store."""
-    journal = folder / JOURNAL
-    if _told(folder / PLAN) != made_from or not journal.is_file():
-        return set()
-    return {int(line) for line in journal.read_text(encoding="ascii").split("\n")[:-1] if line.isdigit()}
+    return journalled(folder)[0] if _told(folder / PLAN) == made_from else set()

@@ -1,6 +1,5 @@
 """The stage behind ``truthheads score``: questions in, Truth Scores out."""
 
-import hashlib
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -22,7 +21,7 @@ from truthheads.form import FormProbe, form_features, probe_form
 from truthheads.forward import Progress, shares_prefix
 from truthheads.models import Model
 from truthheads.probes import NUM_FOLDS, PROBES, dealt_folds, paper_folds
-from truthheads.prompts import Encoded, encode
+from truthheads.prompts import Encoded, encode, token_digest
 from truthheads.scores import Scores
 from truthheads.stats import half_of, mean_figure
 from truthheads.store import work_folder
@@ -221,8 +220,10 @@ def _attributed(
     max_samples: int,
     progress: Progress | None,
 ) -> Scores:
-    tokens = hashlib.sha256(repr([(item.prefix, item.tails) for item in encoded]).encode()).hexdigest()
-    identity, batch_tokens = dumps({"tokens": tokens, **made_from}), int(meta["settings"]["batch_tokens"])
+    identity, batch_tokens = (
+        dumps({"tokens": token_digest(encoded), **made_from}),
+        int(meta["settings"]["batch_tokens"]),
+    )
     store = attribute(
         model, encoded, questions, folder, identity=identity, batch_tokens=batch_tokens, progress=progress
     )

@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from truthheads.artifacts import read_into
 from truthheads.errors import ModelError
 
 SINGLE = "model.safetensors"
@@ -160,12 +161,9 @@ def _check_inside(folder: Path, file: str) -> None:
 
 
 def _fill(file: Path, start: int, place: Tensor) -> None:
-    view, got = memoryview(cast(Any, place.numpy())), 0
+    view = memoryview(cast(Any, place.numpy()))
     try:
-        with file.open("rb", buffering=0) as opened:
-            opened.seek(start)
-            while got < len(view) and (count := opened.readinto(view[got:])):
-                got += count
+        got = read_into(file, start, [view])
     except OSError as error:
         raise _damaged(file, str(error)) from error
     if got < len(view):

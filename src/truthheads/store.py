@@ -8,14 +8,14 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from truthheads.artifacts import unwritable, write_text
+from truthheads.artifacts import read_json, unwritable, write_json, write_text
 from truthheads.locks import Lock, in_use, take
 
 JOURNAL = "journal"
@@ -68,12 +68,10 @@ class RowStore:
                 self._clear()
             self._tensors = {name: self._map(name, field, rows) for name, field in fields.items()}
             (folder / PLAN).write_text(plan, encoding="utf-8")
-            journal = folder / JOURNAL
-            *lines, rest = journal.read_text(encoding="ascii").split("\n") if journal.is_file() else [""]
-            self.done = {int(line) for line in lines if line.isdigit()}
-            if rest:  # a line that was cut off goes, or the next number would be glued to it
-                write_text(journal, "".join(f"{batch}\n" for batch in sorted(self.done)))
-            self._journal = journal.open("a", encoding="ascii")
+            self.done, cut_off = journalled(folder)
+            if cut_off:  # a line that was cut off goes, or the next number would be glued to it
+                write_text(folder / JOURNAL, "".join(f"{batch}\n" for batch in sorted(self.done)))
+            self._journal = (folder / JOURNAL).open("a", encoding="ascii")
         except OSError as error:
             if self._lock is not None:  # let go, or the next attempt of this process would find the folder in use
                 self._lock.release(remove=False)
@@ -112,7 +110,9 @@ class RowStore:
     def _clear(self) -> None:
         (self.folder / PLAN).unlink(missing_ok=True)  # first: a plan beside half of its files would be believed
         for entry in self.folder.iterdir():
-            if entry.name != "lock":
+            if entry.is_dir():  # what a killed process was writing aside
+                shutil.rmtree(entry)
+            elif entry.name != "lock":
                 entry.unlink()
 
     def _map(self, name: str, field: Field, rows: int) -> Tensor:
@@ -147,11 +147,13 @@ def locked(folder: Path) -> Lock:
     """Make a folder and take it for this process alone.
 
     Raises:
-        ArtifactError: Another process has it.
-        OSError: The folder cannot be written to.
+        ArtifactError: Another process has it, or it cannot be written to.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = take(folder / "lock")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = take(folder / "lock")
+    except OSError as error:
+        raise unwritable(folder, error) from error
     if lock is None:
         raise in_use(folder)
     return lock
@@ -163,3 +165,22 @@ def sealed(folder: Path, identity: str) -> bool:
         return (folder / SEAL).read_text(encoding="utf-8") == identity
     except (OSError, UnicodeDecodeError):
         return False
+
+
+def journalled(folder: Path) -> tuple[set[int], bool]:
+    """Return the batches that a store's journal says are complete, and whether its last line was cut off."""
+    journal = folder / JOURNAL
+    *lines, rest = journal.read_text(encoding="ascii").split("\n") if journal.is_file() else [""]
+    return {int(line) for line in lines if line.isdigit()}, bool(rest)
+
+
+def made_room(folder: Path, made_from: Mapping[str, Any]) -> None:
+    """Remove a folder that was made from something else, and write down what it is made from now.
+
+    Raises:
+        ArtifactError: The folder cannot be written to.
+    """
+    plan = folder / PLAN
+    if not plan.is_file() or read_json(plan) != made_from:
+        shutil.rmtree(folder, ignore_errors=True)
+        write_json(plan, made_from)

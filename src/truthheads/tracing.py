@@ -24,7 +24,7 @@ from truthheads.looking import POSITIONS, Traceable, look, query_of, traceable
 from truthheads.models import Model
 from truthheads.placing import Places
 from truthheads.prompts import Encoded
-from truthheads.ranks import open_rows
+from truthheads.ranks import first_only, open_rows
 from truthheads.scores import Scores
 from truthheads.stats import bootstrap_means, interval
 from truthheads.store import Field, RowStore, work_folder
@@ -228,7 +228,7 @@ def _measured(
         store.write("sample", torch.tensor([item.row for item in batch]), found)
 
     encoded = [row.encoded for row in rows]
-    return filled(model, store, encoded, step, batch_tokens=batch_tokens, progress=progress)
+    return first_only(filled(model, store, encoded, step, batch_tokens=batch_tokens, progress=progress))
 
 
 def _summary(

@@ -5,7 +5,6 @@ forgotten before the next one's; inside a file all answers of one head stand sid
 read back without reading the others.
 """
 
-import hashlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -19,13 +18,13 @@ from torch import Tensor
 
 from truthheads.activations import collect, field_name, z_fields
 from truthheads.architectures import HeadLayer
-from truthheads.artifacts import dumps, unwritable
+from truthheads.artifacts import dumps, read_into, unwritable
 from truthheads.data import Question
 from truthheads.errors import ArtifactError
 from truthheads.forward import Progress
 from truthheads.locks import Lock
 from truthheads.models import Model
-from truthheads.prompts import Encoded
+from truthheads.prompts import Encoded, token_digest
 from truthheads.ranks import ranks, share, together
 from truthheads.store import locked, sealed
 
@@ -132,10 +131,9 @@ def gather(
     ]
     apart = place.several and len(windows) >= WINDOWS_EACH * place.world
     first = encode(questions[: stops[0]])  # before anything is written: rows that cannot be used are found here
-    lock = _taken(folder) if place.rank == 0 else None
+    lock = locked(folder) if place.rank == 0 else None
     try:
-        tokens = hashlib.sha256(repr([(item.prefix, item.tails) for item in first]).encode()).hexdigest()
-        identity = dumps({**made_from, "tokens": tokens, "window": length})
+        identity = dumps({**made_from, "tokens": token_digest(first), "window": length})
         if place.rank == 0:
             _check_space(folder, windows, identity, bytes_each)
         if place.several:
@@ -164,19 +162,9 @@ def gather(
     return Activations(folder, windows, model.dtype, lock)
 
 
-def _taken(folder: Path) -> Lock:
-    try:
-        return locked(folder)
-    except OSError as error:
-        raise unwritable(folder, error) from error
-
-
 def _check_space(folder: Path, windows: Sequence[Window], identity: str, bytes_each: int) -> None:
     """Raise where the disk cannot take what is still to come; windows of something else are removed first."""
-    left = []
-    for one in windows:
-        if not sealed(one.folder, identity):
-            left.append(one)
+    left = [one for one in windows if not sealed(one.folder, identity)]
     known = {one.folder.name for one in windows}
     for entry in folder.glob("window-*"):
         if entry.name.partition(".")[0] not in known:
@@ -204,15 +192,10 @@ def _read(path: Path, start: int, places: Sequence[Tensor]) -> None:
 
     By plain reads: what a mapped file has shown would count as this process's memory.
     """
-    got, wanted = start, start
+    views = [memoryview(cast(Any, place.view(torch.uint8).flatten().numpy())) for place in places]
+    wanted = start + sum(map(len, views))
     try:
-        with path.open("rb", buffering=0) as opened:
-            opened.seek(start)
-            for place in places:
-                view = memoryview(cast(Any, place.view(torch.uint8).flatten().numpy()))
-                wanted += len(view)
-                while got < wanted and (count := opened.readinto(view[got - wanted :])):
-                    got += count
+        got = start + read_into(path, start, views)
     except OSError as error:
         raise unwritable(path, error) from error
     if got < wanted:
