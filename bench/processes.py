@@ -43,7 +43,7 @@ TWO = Way(
 
 def run(*, quick: bool) -> list[Outcome]:
     """Time the commands in turns, with many rows and with few: what is left when these are taken off is the work."""
-    rows, turns = (24, 1) if quick else (120, 3)
+    rows, turns = (24, 1) if quick else (240, 3)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         write_questions(folder / "rows.jsonl", embedded(rows))

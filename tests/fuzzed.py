@@ -28,7 +28,7 @@ from truthheads.comparison import Comparison
 from truthheads.drift import Drift
 from truthheads.elsewhere import score_answers, score_captions
 from truthheads.errors import ArtifactError, DataError, ModelError, TruthHeadsError
-from truthheads.evidence import MEASURES, Trace
+from truthheads.evidence import Trace
 from truthheads.exports.gguf import export_gguf
 from truthheads.exports.headers import read_header
 from truthheads.gates import Gate
@@ -36,6 +36,7 @@ from truthheads.ggufheader import check_gguf
 from truthheads.images import load_image
 from truthheads.models import inspect
 from truthheads.neutral import read_neutral
+from truthheads.pointing import MEASURES
 from truthheads.predictions import read_predictions
 from truthheads.readers import read_questions
 from truthheads.recipes import read_recipe

@@ -14,9 +14,10 @@ from truthheads.artifacts import write_json
 from truthheads.claims import claim
 from truthheads.comparison import compare
 from truthheads.drift import Drift
-from truthheads.evidence import MEASURES, Trace
+from truthheads.evidence import Trace
 from truthheads.gates import Gate
 from truthheads.pictures import Drawing, page
+from truthheads.pointing import MEASURES
 from truthheads.results import summarise
 from truthheads.scores import Scores
 

@@ -22,12 +22,12 @@ from truthheads.artifacts import (
     check_target,
     dumps,
     load_artifact,
-    provenance,
     replaced,
     save_artifact,
     write_json,
 )
 from truthheads.errors import ArtifactError
+from truthheads.provenance import provenance
 from truthheads.store import JOURNAL, Field, RowStore
 
 TENSORS = {"b": torch.arange(6.0).reshape(2, 3), "a": torch.tensor([1, -2]), "half": torch.tensor([0.1]).half()}

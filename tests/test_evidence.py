@@ -21,9 +21,10 @@ from planted import PLANTED_HEAD, planted_model, planted_questions
 from truthheads.claims import claim
 from truthheads.data import Question
 from truthheads.errors import ArtifactError, DataError, ModelError, ShapeError
-from truthheads.evidence import MEASURES, Trace, auroc, measure
+from truthheads.evidence import Trace
 from truthheads.models import Model
 from truthheads.placing import Places, locate, place
+from truthheads.pointing import MEASURES, auroc, measure
 from truthheads.prompts import encode
 from truthheads.scores import Scores
 from truthheads.stats import head_auroc

@@ -16,7 +16,7 @@ from truthheads.devices import pick_device, pick_dtype
 from truthheads.errors import ModelError
 from truthheads.hooks import intercepted
 from truthheads.models import Model, inspect, load
-from zoo import MULTIMODAL, ROWS, SPECIAL_TOKENS, VOCAB_SIZE, ZooRow, build, runner, save, text_inputs
+from zoo import MULTIMODAL, OMNI, ROWS, SPECIAL_TOKENS, VOCAB_SIZE, ZooRow, build, runner, save, text_inputs
 
 ModelOf = Callable[[ZooRow], Model]
 BY_NAME = {row.name: row for row in (*ROWS, *MULTIMODAL)}
@@ -144,7 +144,7 @@ def test_the_thinker_of_an_omni_folder_is_loaded(tmp_path: Path, monkeypatch: py
     found = model.network.state_dict()
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[key], tensor) for key, tensor in expected.items())
-    assert model.layout.projection == "model.language_model.layers.*.self_attn.o_proj"
+    assert model.layout.projection == f"{OMNI}.layers.*.self_attn.o_proj"
 
 
 def test_the_fingerprint_tells_weights_apart(model_of: ModelOf) -> None:

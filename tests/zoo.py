@@ -136,8 +136,8 @@ _FALCON = _IDS | {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_head
 _MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 _ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 
-# Omni's thinker is its own text decoder in releases that have no class for all of it.
-_OMNI = "model.language_model" if hasattr(transformers, "Qwen2_5OmniThinkerModel") else "model"
+OMNI = "model.language_model" if hasattr(transformers, "Qwen2_5OmniThinkerModel") else "model"
+"""Where Omni's thinker keeps its decoder: it is one itself in releases that have no class for all of it."""
 
 # fmt: off
 ROWS: tuple[ZooRow, ...] = (
@@ -336,11 +336,11 @@ MULTIMODAL: tuple[ZooRow, ...] = (
                                                          "deepstack_visual_indexes": [0]}},
            3, 4, 16, 2, "model.language_model.layers.0.self_attn.o_proj"),
     ZooRow("qwen2_5_omni_thinker", "Qwen2_5OmniThinkerConfig", "Qwen2_5OmniThinkerForConditionalGeneration", _THINKER,
-           3, 4, 8, 2, f"{_OMNI}.layers.0.self_attn.o_proj", needs_positions=True),
+           3, 4, 8, 2, f"{OMNI}.layers.0.self_attn.o_proj", needs_positions=True),
     # The whole of Omni has no forward and is its own get_decoder(); its talker has heads that are none of ours.
     ZooRow("qwen2_5_omni", "Qwen2_5OmniConfig", "Qwen2_5OmniForConditionalGeneration",
            {"thinker_config": _THINKER, "talker_config": _TALKER, "token2wav_config": _TOKEN2WAV},
-           3, 4, 8, 2, f"thinker.{_OMNI}.layers.0.self_attn.o_proj", runner="thinker",
+           3, 4, 8, 2, f"thinker.{OMNI}.layers.0.self_attn.o_proj", runner="thinker",
            needs_positions=True),
     ZooRow("internvl", "InternVLConfig", "InternVLForConditionalGeneration",
            {"text_config": _GQA | {"model_type": "qwen2"}, "image_token_id": 8, "image_seq_length": 4,

@@ -7,9 +7,8 @@ import json
 import math
 import os
 import re
-import sys
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +23,6 @@ from truthheads.errors import ArtifactError
 KEY = "truthheads"
 FORMAT_VERSION = 1
 SURROGATE = re.compile("[\ud800-\udfff]")
-PACKAGES = ("truthheads", "torch", "transformers", "safetensors", "numpy", "scipy")
 
 
 KINDS = {
@@ -79,6 +77,26 @@ def check_around(path: Path) -> None:
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise unwritable(path, PermissionError(f"{folder} cannot be written to"))
+
+
+def check_space(path: Path, size: int, *, what: str | None = None, note: str = "") -> None:
+    """Raise ArtifactError where the disk has less than ``size`` bytes left: sooner than long work would find out.
+
+    Args:
+        path: What is to be written; it need not be there.
+        size: In bytes.
+        what: What is said not to fit; None: the path.
+        note: Behind the size.
+    """
+    around = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.is_dir())
+    free = shutil.disk_usage(around).free
+    if free < size:
+        raise ArtifactError(
+            f"{what or path} could not be written",
+            expected=f"{size / 1e9:,.2f} GB of free space{note}",
+            got=f"{free / 1e9:,.2f} GB",
+            fix="free some space, or choose an --out on another disk",
+        )
 
 
 def unwritable(path: Path, error: Exception) -> ArtifactError:
@@ -277,31 +295,3 @@ def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file's bytes as hexadecimal."""
     with path.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def provenance() -> dict[str, Any]:
-    """Return what every artefact says about its making: package versions and the command line.
-
-    The command is None outside the ``truthheads`` program. ``--out`` and its value are left out, since where a file
-    lies is no part of what it is: the same command with two names gives the same bytes.
-    """
-    versions = {}
-    for package in PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[package] = metadata.version(package)
-    return {"packages": versions, "command": _command(sys.argv)}
-
-
-def _command(argv: list[str]) -> str | None:
-    program = Path(argv[0]).name if argv else ""
-    if program != "truthheads" and not argv[0].endswith(str(Path("truthheads") / "__main__.py")):
-        return None
-    words, skip = ["truthheads"], False
-    for word in argv[1:]:
-        if skip or word.startswith("--out="):
-            skip = False
-        elif word == "--out":
-            skip = True
-        else:
-            words.append(word)
-    return " ".join(words)

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from truthheads.artifacts import dumps, provenance, read_json, replaced
+from truthheads.artifacts import dumps, read_json, replaced
 from truthheads.drift import Drift, weight_drift
 from truthheads.errors import ArtifactError, DataError
 from truthheads.lineage import relate
 from truthheads.pairwise import figures, scores_side, weights_side
 from truthheads.plots import chart_html
+from truthheads.provenance import provenance
 from truthheads.scores import Scores
 from truthheads.sidebyside import matrix_chart, pair_chart
 from truthheads.triples import middle

@@ -11,11 +11,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from truthheads.artifacts import check_whole, load_artifact, provenance, save_artifact
+from truthheads.artifacts import check_whole, load_artifact, save_artifact
 from truthheads.checkpoints import Checkpoint, open_checkpoint
 from truthheads.errors import ArtifactError, ShapeError
 from truthheads.permuted import match_layers, reordered
 from truthheads.projections import PARTS, LayerParts
+from truthheads.provenance import provenance
 from truthheads.slicewise import PairReader, Squares, over_layers
 from truthheads.stats import Figure, mean_figure
 

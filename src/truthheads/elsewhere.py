@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from truthheads.artifacts import dumps, file_sha256, provenance, replaced, write_json
+from truthheads.artifacts import dumps, file_sha256, replaced, write_json
 from truthheads.benchmarks.chair import parse_caption, read_captions, read_truth
 from truthheads.benchmarks.objects import Lemmatizer, Vocabulary, matcher, own_vocabulary, read_vocabulary
 from truthheads.benchmarks.parsers import POPE
@@ -12,6 +12,7 @@ from truthheads.benchmarks.pope import describe_pope, pope_notes, read_answers, 
 from truthheads.errors import DataError
 from truthheads.outputs import claiming
 from truthheads.predictions import NAME, Line
+from truthheads.provenance import provenance
 from truthheads.results import PLAIN, SETTINGS, SUMMARY, summarise
 
 

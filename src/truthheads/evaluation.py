@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from truthheads.artifacts import dumps, file_sha256, provenance, write_json
+from truthheads.artifacts import dumps, file_sha256, write_json
 from truthheads.devices import pick_batch_tokens
 from truthheads.errors import ArtifactError, GateError
 from truthheads.forward import (
@@ -29,6 +29,7 @@ from truthheads.neutral import measure_harm, neutral_ids
 from truthheads.outputs import claiming
 from truthheads.predictions import NAME, Journal, Key, Line, files_of, gathered, key_of
 from truthheads.prompts import Encoded
+from truthheads.provenance import provenance
 from truthheads.ranks import ranks, together
 from truthheads.results import GUARD, PLAIN, SETTINGS, SUMMARY, summarise
 

@@ -15,13 +15,12 @@ from truthheads.artifacts import dumps, replaced
 from truthheads.errors import ArtifactError
 from truthheads.probes import Probe, fold_accuracies, measure
 from truthheads.ranks import leave, ranks, share, together
+from truthheads.scores import LARGEST
 from truthheads.store import made_room
 from truthheads.windows import Activations
 
 BLOCK_BYTES = 1 << 26
 """Memory for a block of heads on a CPU; an accelerator is given sixteen times as much, or it waits for its orders."""
-LARGEST_LOGIT = 6e4
-"""The largest number that fp16 holds, with some room."""
 WORTH_KEEPING = 50_000
 """Answers from which a layer's probes are kept on disk until all are there: a run that is killed goes on from them."""
 
@@ -150,7 +149,7 @@ def _fit_layer(
         z = activations.heads(head, first, min(first + at_once, head.num_heads)).to(device)
         block, logit = _fit_block(z, answers, subsets, probe)
         right += ((logit > 0) == answers.label[:, None]).sum(1, dtype=np.int32)
-        block["sample"] = logit[kept].clip(-LARGEST_LOGIT, LARGEST_LOGIT).astype(np.float16)
+        block["sample"] = logit[kept].clip(-LARGEST, LARGEST).astype(np.float16)
         blocks.append(block)
     layer = {name: np.concatenate([block[name] for block in blocks], axis=-1) for name in blocks[0] if name != "weight"}
     layer["weight"] = np.concatenate([block["weight"] for block in blocks])

@@ -17,13 +17,12 @@ from truthheads.artifacts import load_artifact, save_artifact
 from truthheads.errors import ArtifactError, GateError
 from truthheads.hooks import Scaling, Site, scale
 from truthheads.models import Model
+from truthheads.norms import Norm, check_settings, normalised
 from truthheads.plots import chart_html, heat_map
 from truthheads.scores import Scores
 
 KIND = "gate"
-Norm = Literal["centred", "minmax", "signed"]
 Control = Literal["constant", "shuffled", "random"]
-MINMAX_EPSILON = 1e-6
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -108,7 +107,7 @@ class Gate:
                 got="NaN for every head",
                 fix="score the model again",
             )
-        normed = _normalised(values, norm, standardise)
+        normed = normalised(values, norm, standardise)
         factors = torch.where(known, 1 + strength * normed, 1.0).float()
         below = factors < floor if floor is not None else torch.zeros_like(known)
         return cls(
@@ -287,30 +286,6 @@ def gated(model: Model | PreTrainedModel, gate: Gate) -> Iterator[Scaling]:
     """
     with gate.apply(model) as scaling:
         yield scaling
-
-
-def check_settings(strength: float, norm: str, floor: float | None) -> None:
-    """Raise GateError for settings that give no gate."""
-    if norm not in ("centred", "minmax", "signed"):
-        raise GateError("unknown norm", expected="centred, minmax or signed", got=repr(norm), fix="choose one of them")
-    if not np.isfinite(strength):
-        raise GateError("strength is not finite", expected="a number", got=str(strength), fix="give a finite strength")
-    if floor is not None and not (np.isfinite(floor) and floor <= 1):
-        raise GateError("the floor is no floor", expected="a number up to 1, or none", got=str(floor), fix="try 0")
-
-
-def _normalised(values: Tensor, norm: Norm, standardise: bool) -> Tensor:
-    """Return scores under a norm; NaN where there was NaN."""
-    if norm == "centred":
-        centred = values - values.nanmean(1, keepdim=True)
-        spread = values[torch.isfinite(values)].std(correction=0)
-        return centred / spread if standardise and spread > 0 else centred
-    if norm == "minmax":
-        least = torch.nan_to_num(values, nan=torch.inf).amin(1, keepdim=True)
-        most = torch.nan_to_num(values, nan=-torch.inf).amax(1, keepdim=True)
-        return (values - least) / (most - least + MINMAX_EPSILON)
-    largest = values[torch.isfinite(values)].abs().max()
-    return values / largest if largest > 0 else values
 
 
 def _pairs(mask: Bool[Tensor, "num_layers num_heads"]) -> tuple[tuple[int, int], ...]:

@@ -7,7 +7,7 @@ from typing import Any, Unpack
 
 import numpy as np
 
-from truthheads.artifacts import provenance, read_json, write_json
+from truthheads.artifacts import read_json, write_json
 from truthheads.data import Question, write_questions
 from truthheads.effects import BETTER
 from truthheads.errors import DataError, ModelError
@@ -20,6 +20,7 @@ from truthheads.margins import group_numbers
 from truthheads.models import Loading, Model, load
 from truthheads.outputs import claiming
 from truthheads.pairing import make_pairs
+from truthheads.provenance import provenance
 from truthheads.quantising import PACKAGES
 from truthheads.readers import read_questions
 from truthheads.reports import write_report

@@ -3,7 +3,7 @@
 import shutil
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from truthheads.artifacts import provenance, read_json, replaced, write_json
+from truthheads.artifacts import replaced, write_json
 from truthheads.comparison import compare
 from truthheads.data import write_questions
 from truthheads.errors import DataError
@@ -24,6 +24,8 @@ from truthheads.jobs import Asking
 from truthheads.models import Loading, Model, load
 from truthheads.outputs import claimed_folder
 from truthheads.planning import embedded, model_place, needs
+from truthheads.provenance import provenance
+from truthheads.published import compared, tested
 from truthheads.readers import read_questions
 from truthheads.recipes import ComparisonPart, DataPart, EvaluationPart, GatePart, Recipe, ScoresPart
 from truthheads.scores import Scores
@@ -86,10 +88,8 @@ def _reproduced(recipe: Recipe, places: Places, tell: Tell | None, progress: Pro
         chain.gate(gate)
     for test in recipe.evaluations:
         chain.evaluate(test)
-    figures = [figure for pair in recipe.comparisons for figure in _compared(pair, chain.comparison(pair))]
-    figures += [
-        figure for test in recipe.evaluations for figure in _tested(test, chain.folder("evaluation", test.name))
-    ]
+    figures = [figure for pair in recipe.comparisons for figure in compared(pair, chain.comparison(pair))]
+    figures += [figure for test in recipe.evaluations for figure in tested(test, chain.folder("evaluation", test.name))]
     result = {
         "title": recipe.title,
         "source": recipe.source,
@@ -298,38 +298,3 @@ def _blacken(path: Path, out: Path, square: Path, edge: int) -> None:
     square.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (edge, edge)).save(square)
     write_questions(out, [replace(row, image=str(square)) for row in read_questions(path)])
-
-
-def _compared(pair: ComparisonPart, path: Path) -> list[dict[str, Any]]:
-    (found,) = read_json(path)["pairs"]
-    usual = ("drift.q", "drift.k", "drift.v", "drift.o") if pair.weights else ("pearson", "pearson_within_layer")
-    figures = []
-    for name in dict.fromkeys((*usual, *pair.paper)):
-        ours: Any = found
-        for part in name.split("."):
-            ours = ours.get(part) if isinstance(ours, Mapping) else None
-        figures.append(_figure(f"comparison {pair.name}", "", name, ours, pair.paper.get(name)))
-    return figures
-
-
-def _tested(test: EvaluationPart, folder: Path) -> list[dict[str, Any]]:
-    """Return the main figure of every run and all that was published, ungated first."""
-    summary = read_json(folder / "summary.json")
-    figures = []
-    for run in summary["runs"]:
-        if run["name"] not in ("none", *test.gates):
-            continue
-        published = test.paper.get(run["name"], {})
-        for name in dict.fromkeys((summary["primary"], *published)):
-            figure = _figure(
-                f"evaluation {test.name}", run["name"], name, run["metrics"].get(name), published.get(name)
-            )
-            figures.append({**figure, "change": run["effect"].get(name), "verdict": run["verdict"]})
-    return figures
-
-
-def _figure(step: str, run: str, name: str, ours: Mapping[str, Any] | None, paper: float | None) -> dict[str, Any]:
-    inside = None
-    if ours is not None and paper is not None and ours.get("low") is not None:
-        inside = bool(ours["low"] <= paper <= ours["high"])
-    return {"step": step, "run": run, "figure": name, "ours": ours, "paper": paper, "paper_inside_ours": inside}

@@ -19,6 +19,8 @@ from truthheads.plots import chart_html, heat_map
 from truthheads.stats import bootstrap_means, interval
 
 KIND = "scores"
+LARGEST = 6e4
+"""What a sample is clamped to, so that fp16 can hold it."""
 TENSORS = {
     "values": "float num_layers num_heads",
     "accuracy": "float num_layers num_heads",

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Int
 
 from truthheads.answers import Answers, answers_by_kind, describe_data, kept_samples, list_answers
-from truthheads.artifacts import dumps, provenance
+from truthheads.artifacts import dumps
 from truthheads.attribution import attribute
 from truthheads.averages import NUM_SPLITS, mean_scores, split_half
 from truthheads.data import Question
@@ -22,6 +22,7 @@ from truthheads.forward import Progress, shares_prefix
 from truthheads.models import Model
 from truthheads.probes import NUM_FOLDS, PROBES, dealt_folds, paper_folds
 from truthheads.prompts import Encoded, encode, token_digest
+from truthheads.provenance import provenance
 from truthheads.scores import Scores
 from truthheads.stats import half_of, mean_figure
 from truthheads.store import work_folder

@@ -13,19 +13,21 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from truthheads.answers import describe_data, digests, kept_samples
-from truthheads.artifacts import dumps, provenance
+from truthheads.artifacts import dumps
 from truthheads.claims import check_shape, claim
 from truthheads.data import Question
 from truthheads.devices import pick_batch_tokens
 from truthheads.errors import ActivationError, DataError
-from truthheads.evidence import LARGEST, MEASURES, Trace, measure
+from truthheads.evidence import Trace
 from truthheads.forward import Progress, filled
 from truthheads.looking import POSITIONS, Traceable, look, query_of, traceable
 from truthheads.models import Model
 from truthheads.placing import Places
+from truthheads.pointing import MEASURES, measure
 from truthheads.prompts import Encoded
+from truthheads.provenance import provenance
 from truthheads.ranks import first_only, open_rows
-from truthheads.scores import Scores
+from truthheads.scores import LARGEST, Scores
 from truthheads.stats import bootstrap_means, interval
 from truthheads.store import Field, RowStore, work_folder
 

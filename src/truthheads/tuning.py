@@ -9,19 +9,21 @@ import numpy as np
 import torch
 
 from truthheads.answers import describe_data
-from truthheads.artifacts import dumps, provenance, replaced
+from truthheads.artifacts import dumps, replaced
 from truthheads.data import Question
 from truthheads.devices import pick_batch_tokens
 from truthheads.errors import DataError, GateError
 from truthheads.forward import Progress
-from truthheads.gates import Gate, Norm
+from truthheads.gates import Gate
 from truthheads.hooks import Site, check_factors
 from truthheads.judging import LEVELS, Candidate, Judge, choose, encode_questions, frontier, why
 from truthheads.learning import Schedule, learn
 from truthheads.margins import check_pairs, group_numbers, pair_figures
 from truthheads.models import Model
 from truthheads.neutral import neutral_ids
+from truthheads.norms import Norm
 from truthheads.plots import frontier_chart
+from truthheads.provenance import provenance
 from truthheads.scores import Scores
 
 GUARD = 0.02

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from truthheads.activations import collect, field_name, z_fields
 from truthheads.architectures import HeadLayer
-from truthheads.artifacts import dumps, read_into, unwritable
+from truthheads.artifacts import check_space, dumps, read_into, unwritable
 from truthheads.data import Question
 from truthheads.errors import ArtifactError
 from truthheads.forward import Progress
@@ -170,14 +170,8 @@ def _check_space(folder: Path, windows: Sequence[Window], identity: str, bytes_e
         if entry.name.partition(".")[0] not in known:
             shutil.rmtree(entry, ignore_errors=True)
     there = sum(file.stat().st_size for one in left for file in one.folder.glob("*.bin"))
-    needed, free = sum(one.answers for one in left) * bytes_each - there, shutil.disk_usage(folder).free
-    if needed > free:
-        raise ArtifactError(
-            f"the activations could not be written to {folder}",
-            expected=f"{needed / 1e6:,.1f} MB of free space ({bytes_each / 1e3:,.1f} kB an answer)",
-            got=f"{free / 1e6:,.1f} MB",
-            fix="free some space, choose an --out on another disk, or pass --limit",
-        )
+    needed = sum(one.answers for one in left) * bytes_each - there
+    check_space(folder, needed, what=f"{folder}: the activations", note=f" ({bytes_each / 1e3:,.1f} kB an answer)")
 
 
 def _part(progress: Progress | None, window: Window, rows: int) -> Progress | None:

@@ -54,7 +54,6 @@ def compare(
             got="what may be a model",
             fix="compare models' weights by --weights, or score them first: `truthheads score`",
         )
-    check_target(out)
     if plot is not None:
         check_suffix(plot)
         check_target(plot)

@@ -54,14 +54,14 @@ def gate(
     """Make a gate from Truth Scores, of the model itself or of a relative of the same shape."""
     from dataclasses import replace
 
-    from truthheads.artifacts import check_target, dumps, provenance
+    from truthheads.artifacts import check_target, dumps
     from truthheads.gates import Gate
     from truthheads.hooks import check_factors
     from truthheads.models import inspect
     from truthheads.plots import check_suffix, save_chart
+    from truthheads.provenance import provenance
     from truthheads.scores import Scores
 
-    check_target(out)
     if plot is not None:
         check_suffix(plot)
         check_target(plot)

@@ -89,13 +89,12 @@ def pairs(
     json: Json = False,
 ) -> None:
     """Make the untruthful side of rows that have a context, a question and an answer."""
-    from truthheads.artifacts import check_target, dumps
+    from truthheads.artifacts import dumps
     from truthheads.data import write_questions
     from truthheads.models import load
     from truthheads.pairing import make_pairs
     from truthheads.readers import read_questions
 
-    check_target(out)
     questions = read_questions(file, limit=limit, skip_bad_rows=skip_bad_rows, images=images, halves=True)
     asked = strategy is not StrategyName.swap and model is not None
     loaded = load(str(model), **how) if asked else None

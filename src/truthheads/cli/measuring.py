@@ -115,7 +115,6 @@ def score(
     from truthheads.scoring import score as run
     from truthheads.summaries import summarise
 
-    check_target(out)
     if plot is not None:
         check_suffix(plot)
         check_target(plot)

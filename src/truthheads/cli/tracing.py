@@ -78,7 +78,6 @@ def trace(
     from truthheads.scores import Scores
     from truthheads.tracing import trace as run
 
-    check_target(out)
     if plot is not None:
         check_suffix(plot)
         check_target(plot)

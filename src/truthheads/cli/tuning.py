@@ -88,8 +88,7 @@ def tune(
     from truthheads.scores import Scores
     from truthheads.tuning import tune as run
 
-    for target in (out, out.with_name("tuning.json")):
-        check_target(target)
+    check_target(out.with_name("tuning.json"))
     if plot is not None:
         check_suffix(plot)
         check_target(plot)

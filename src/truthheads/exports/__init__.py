@@ -6,18 +6,19 @@ from typing import Any, Literal, get_args
 
 from transformers import AutoConfig
 
-from truthheads.artifacts import FORMAT_VERSION, check_target, provenance, replaced
+from truthheads.artifacts import FORMAT_VERSION, check_space, check_target, replaced
 from truthheads.errors import ArtifactError, GateError, ModelError
 from truthheads.exports.adapter import write_adapter
 from truthheads.exports.card import Base, write_card
 from truthheads.exports.checkpoint import plan, write_checkpoint
-from truthheads.exports.folders import check_folder, check_space, replaced_folder
+from truthheads.exports.folders import check_folder, replaced_folder
 from truthheads.exports.hub import check_name, push
 from truthheads.exports.origin import check_source, check_ungated, source_folder
 from truthheads.gates import Gate
 from truthheads.hooks import check_factors
 from truthheads.models import Model, inspect
 from truthheads.outputs import claimed
+from truthheads.provenance import provenance
 from truthheads.quantising import PACKAGES
 from truthheads.shards import Shards
 from truthheads.sources import SMOLLM2_HUB_ID, resolve, smollm2_gguf

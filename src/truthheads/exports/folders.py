@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -77,19 +76,6 @@ def replaced_folder(out: Path) -> Iterator[Path]:
             put_in_place(temporary, out)
     except (OSError, SafetensorError) as error:
         raise unwritable(out, error) from error
-
-
-def check_space(out: Path, size: int) -> None:
-    """Raise ArtifactError where the disk has less than ``size`` bytes left: sooner than a long copy would find out."""
-    around = next(parent for parent in out.absolute().parents if parent.exists())
-    free = shutil.disk_usage(around).free
-    if free < size:
-        raise ArtifactError(
-            f"{out} could not be written",
-            expected=f"{size / 1e9:.2f} GB of free space",
-            got=f"{free / 1e9:.2f} GB",
-            fix="free some space, or choose an --out on another disk",
-        )
 
 
 def _replaceable(out: Path) -> bool:

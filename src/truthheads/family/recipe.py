@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPVisionModel, PreTrainedTokenizerBase
 
-from truthheads.artifacts import load_artifact, provenance, save_artifact
+from truthheads.artifacts import load_artifact, save_artifact
 from truthheads.family.drawing import CATEGORIES
 from truthheads.family.packing import Pack
 from truthheads.family.reader import prose, reader_pack
@@ -17,6 +17,7 @@ from truthheads.family.text import make_text
 from truthheads.family.tower import pretrain_tower, tower_config
 from truthheads.family.training import FineTuning, OwnText, Trained, fine_tune, own_text
 from truthheads.family.vision import scene_pack, started_projector
+from truthheads.provenance import provenance
 
 Report = Callable[[str, int, float], None]
 

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from truthheads.drift import Drift
-from truthheads.evidence import MEASURES, MIDDLES, UNITS, Trace
+from truthheads.evidence import MIDDLES, UNITS, Trace
 from truthheads.gates import Gate
+from truthheads.pointing import MEASURES
 from truthheads.projections import PARTS
 from truthheads.reports.finding import Artefacts, Heads, Named
 from truthheads.reports.wording import short_name
