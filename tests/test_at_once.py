@@ -27,8 +27,15 @@ def refused(ended: Ended, name: str) -> None:
     assert second == "do: wait for it, or choose another --out"
 
 
-def lock_below(folder: Path) -> bool:
-    return any(one.name == ".lock" or one.name.endswith(".lock") for one in folder.rglob(".*"))
+ANNOUNCED = """
+import fcntl, pathlib
+plain = fcntl.flock
+def flock(handle, how):
+    plain(handle, how)
+    pathlib.Path({!r}).touch()
+fcntl.flock = flock
+"""
+"""A command says when it holds its first lock; that the file is there is too early, since it is locked a step later."""
 
 
 @pytest.mark.parametrize("name", ["score", "grid", "adapter", "pairs", "trace"])
@@ -37,8 +44,10 @@ def test_the_second_is_refused_and_the_first_is_whole(name: str, helper: Nursery
     for folder in (alone, both):
         folder.mkdir()
     assert helper.run(*command.words, "--out", alone / command.out, folder=place).code == 0
-    first = helper.start(*command.words, "--out", both / command.out, folder=place)
-    while not lock_below(both):
+    holds = tmp_path / "holds"
+    words = (*command.words, "--out", both / command.out)
+    first = helper.start(*words, folder=place, first=ANNOUNCED.format(str(holds)))
+    while not holds.exists():
         assert not first.over()
         time.sleep(0.0005)
     first.kill(signal.SIGSTOP)
