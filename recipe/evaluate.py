@@ -17,6 +17,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlavaForConditionalGeneration, LlavaProcessor
 
 from truthheads import sources
+from truthheads.devices import mixed_precision, pick_dtype
 from truthheads.family.assemble import MEMBERS, assemble
 from truthheads.family.drawing import CATEGORIES, COOCCURRENCE, PAIRS, Scene, scene_generator
 from truthheads.family.packing import Branch, Document, pack
@@ -107,7 +108,7 @@ def describe(model: LlavaForConditionalGeneration, processor: LlavaProcessor, sc
 
 def vision(folder: Path, scenes: int, captions: int, cooccurrence: float, seed: int) -> dict[str, object]:
     """POPE-style questions, captions, and where the errors lie."""
-    model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=pick_dtype("auto", torch.device("cpu"))).eval()
     processor = LlavaProcessor.from_pretrained(folder)
     said: dict[str, Clusters] = {name: [] for name in POPE_SPLITS}
     missing: dict[str, Clusters] = {"partner of a present anchor": [], "other companions": []}
@@ -194,7 +195,7 @@ def reader(folders: dict[str, Path], rows: int, swap: Path | None, seed: int) ->
     result: dict[str, object] = {}
     for name, folder in folders.items():
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=pick_dtype("auto", torch.device("cpu"))).eval()
         forms = BASE_PROMPTS if name == "smollm2" else {"own": reader_prompt("{context}", "{question}")}
         for form, prompt in forms.items():
             for data, items in sets.items():
@@ -245,7 +246,7 @@ def text(folders: dict[str, Path], rows: int, swap: Path) -> dict[str, object]:
         nats[name] = []
         for passage in chosen:
             ids = torch.tensor([tokenizer(passage, add_special_tokens=False).input_ids[:160]])
-            with torch.autocast("cpu", dtype=torch.bfloat16):
+            with mixed_precision(ids.device):
                 states = decoder(input_ids=ids, use_cache=False).last_hidden_state[0, :-1]
                 logits = model.lm_head(states)[:, : len(tokenizer)]
             nats[name].append(float(torch.nn.functional.cross_entropy(logits.float(), ids[0, 1:])))

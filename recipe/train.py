@@ -15,6 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from truthheads import sources
+from truthheads.devices import pick_dtype
 from truthheads.family.recipe import Recipe, train_family
 
 
@@ -29,7 +30,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     base = sources.resolve("smollm2")
-    network = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).eval()
+    network = AutoModelForCausalLM.from_pretrained(base, dtype=pick_dtype("auto", torch.device("cpu"))).eval()
     start, spent = time.time(), time.process_time()
 
     def report(stage: str, step: int, loss: float) -> None:

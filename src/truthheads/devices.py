@@ -72,3 +72,12 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
         flags = [getattr(torch.cpu, probe, bool)() for probe in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
         fast = capable != "" and any(flags)
     return torch.bfloat16 if fast else torch.float32
+
+
+def mixed_precision(device: torch.device) -> torch.autocast:
+    """Return a context in which products are taken in what :func:`pick_dtype` calls ``auto``.
+
+    On a CPU without bf16, where torch converts back and forth, training in bf16 takes eight times as long as in fp32.
+    """
+    dtype = pick_dtype("auto", device)
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)

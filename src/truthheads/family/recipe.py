@@ -70,7 +70,7 @@ def train_family(
     """Train what is not yet in the folder: tower, vision, reader.
 
     Args:
-        network: SmolLM2; bf16 is twice as fast.
+        network: SmolLM2; twice as fast in bf16 where the hardware has it.
         tokenizer: Its tokenizer.
         out: Where the deltas go, and the states from which a killed run goes on.
         recipe: How to train.

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
+from truthheads.devices import mixed_precision
 from truthheads.family.drawing import CATEGORIES, COOCCURRENCE, SIDE, Scene, draw_scene, scene_generator
 
 PATCH: Final = 16
@@ -137,7 +138,7 @@ def pretrain_tower(
         pixels, labels = with_mirrored(drawn)
         for group in optimizer.param_groups:
             group["lr"] = rate * cosine(step, steps)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with mixed_precision(pixels.device):
             logits = head(patch_features(tower, pixels))
         loss = tower_loss(logits.float(), labels)
         optimizer.zero_grad()

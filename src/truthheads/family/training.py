@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from truthheads.devices import mixed_precision
 from truthheads.family.packing import Pack
 from truthheads.family.tower import cosine
 
@@ -93,7 +94,7 @@ def fine_tune(
     """Teach a copy of the base through LoRA factors; the base's own weights are not changed.
 
     Args:
-        base: The base language model; bf16 is twice as fast and the factors stay fp32.
+        base: The base language model; in bf16, where the hardware has it, twice as fast; the factors stay fp32.
         make_pack: Gives the pack of a step; the same step must give the same pack.
         text: The leash.
         settings: How to train.
@@ -147,7 +148,7 @@ def answer_loss(model: Any, sample: Pack, projector: nn.Module | None) -> Float[
     """Cross-entropy of a pack's answer tokens, by their weights."""
     decoder, head = model.get_base_model().get_decoder(), model.get_output_embeddings()
     embedded = model.get_input_embeddings()(sample.ids)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with mixed_precision(embedded.device):
         if projector is not None and sample.features is not None:
             filled = projector(sample.features).flatten(0, 1).to(embedded.dtype)
             embedded = embedded.index_put((sample.slots,), filled)
@@ -167,7 +168,7 @@ def leash_loss(model: Any, text: OwnText, turn: int, *, batch: int = 2) -> Float
     """KL divergence from the base on two of its texts, in nats per token."""
     rows = [(turn * batch + row) % len(text.ids) for row in range(batch)]
     head = model.get_output_embeddings()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with mixed_precision(text.ids.device):
         states = model.get_base_model().get_decoder()(input_ids=text.ids[rows], use_cache=False).last_hidden_state
         after = head(states).float().log_softmax(-1)
         with torch.no_grad():
