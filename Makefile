@@ -6,8 +6,9 @@ STAMP := .venv/.installed
 SIGHT := .venv/torchvision
 BITS := .venv/quantised
 TORCH := $(shell grep '^torch==' constraints.txt)
-# Tests are spread over the cores; a process takes up to 1.5 GB. `make test PYTEST_ARGS=` runs them in one.
+# Tests are spread over the cores, a thread each; a process takes up to 1.5 GB. `make test PYTEST_ARGS=` runs them in one.
 PYTEST_ARGS ?= -n logical --maxprocesses 4 --dist worksteal
+check sight range-oldest range-newest: export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 

@@ -16,6 +16,7 @@ from transformers.models.llava_next.modeling_llava_next import unpad_image
 
 from truthheads.errors import ArchitectureError
 from truthheads.patches import picture_boxes
+from vision_zoo import lacks_torchvision
 
 
 class Eye(NamedTuple):
@@ -76,6 +77,15 @@ def _square(edge: int) -> dict[str, int]:
 
 CLIP = {"model_type": "clip_vision_model", "image_size": 48, "patch_size": 8}
 PLAIN: dict[str, Any] = {"do_normalize": False, "do_rescale": True}
+
+
+def _splitting(kind: Any) -> Any:
+    """Return Idefics3's image processor or one like it; None where it cannot be built here."""
+    if lacks_torchvision(kind):
+        return None
+    return kind(size={"longest_edge": 144}, max_image_size={"longest_edge": 48}, **PLAIN)
+
+
 EYES = [
     Eye(
         "llava",
@@ -116,15 +126,13 @@ EYES = [
     Eye(
         "idefics3",
         {"vision_config": {"image_size": 48, "patch_size": 4}, "scale_factor": 2},
-        transformers.Idefics3ImageProcessorPil(
-            size={"longest_edge": 144}, max_image_size={"longest_edge": 48}, **PLAIN
-        ),
+        _splitting(transformers.Idefics3ImageProcessorPil),
         _squares(6),
     ),
     Eye(
         "smolvlm",
         {"vision_config": {"image_size": 48, "patch_size": 4}, "scale_factor": 2},
-        transformers.SmolVLMImageProcessorPil(size={"longest_edge": 144}, max_image_size={"longest_edge": 48}, **PLAIN),
+        _splitting(transformers.SmolVLMImageProcessorPil),
         _squares(6),
     ),
     Eye(
@@ -156,6 +164,14 @@ def config_of(eye: Eye) -> Any:
     return SimpleNamespace(model_type=eye.kind, **parts)
 
 
+@pytest.fixture(params=EYES, ids=lambda eye: eye.kind)
+def eye(request: pytest.FixtureRequest) -> Eye:
+    found: Eye = request.param
+    if found.images is None:
+        pytest.skip("this release of transformers builds its image processor with torchvision alone")
+    return found
+
+
 def boxes_of(eye: Eye, size: tuple[int, int], count: int | None = None) -> Tensor:
     """Return the tokens' boxes."""
     return picture_boxes(config_of(eye), SimpleNamespace(image_processor=eye.images), size, count)
@@ -169,7 +185,6 @@ def overlap(boxes: Tensor, rectangle: tuple[float, float, float, float]) -> Tens
 
 
 @pytest.mark.parametrize("size", [(120, 80), (70, 150), (64, 64), (203, 61)], ids=str)
-@pytest.mark.parametrize("eye", EYES, ids=lambda eye: eye.kind)
 def test_a_bright_rectangle_lights_the_tokens_that_cover_it(eye: Eye, size: tuple[int, int]) -> None:
     width, height = size
     rectangle = (width // 3, height // 4, width // 3 + width // 3, height // 4 + height // 3)
@@ -202,7 +217,6 @@ def test_a_model_whose_pixels_are_not_known_is_refused() -> None:
         boxes_of(EYES[0]._replace(kind="mllama"), (200, 100))
 
 
-@pytest.mark.parametrize("eye", EYES, ids=lambda eye: eye.kind)
 def test_boxes_of_real_photographs_lie_inside_their_tokens(eye: Eye, reference_data: Path) -> None:
     folder = reference_data / "coco_val128"
     rows = _boxes_of(folder)

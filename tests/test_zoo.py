@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from truthheads.caching import cache_of, cached
 from zoo import MULTIMODAL, ROWS, SPECIAL_TOKENS, VOCAB_SIZE, ZooRow, build, runner, save, text_inputs, tiny_tokenizer
 
 TOLERANCE = 1e-4
@@ -95,13 +96,13 @@ def continued_error(row: ZooRow, side: str, spread: Callable[[Any], None], *, po
     if not positions:
         inputs.pop("position_ids", None)
     with torch.no_grad():
-        past = network.base_model(tokens, use_cache=True, **inputs).past_key_values
+        past = cache_of(network.base_model(tokens, use_cache=True, **inputs))
     spread(past)
     flat = [answer for pair in answers for answer in pair]
     tokens, answer_mask = pad(flat, "right")
     mask = torch.cat([mask.repeat_interleave(len(ANSWERS), dim=0), answer_mask], dim=1)
     changes = {} if positions else {"position_ids": None}
-    batch = logits(row, tokens, mask, answer=tokens.shape[1], past_key_values=past, **changes)
+    batch = logits(row, tokens, mask, answer=tokens.shape[1], **cached(network, past), **changes)
     errors = []
     for number, answer in enumerate(flat):
         prompt = prompts[number // len(ANSWERS)]
@@ -151,10 +152,10 @@ def test_counts_are_what_the_model_computes_with(row: ZooRow) -> None:
     assert [tuple(attention.shape) for attention in out.attentions if attention is not None] == [
         (1, row.num_heads, tokens.shape[1], tokens.shape[1])
     ] * len(row.attending)
-    cached = CACHED.get(row.name, (row.num_kv_heads, row.head_dim))
+    shape = CACHED.get(row.name, (row.num_kv_heads, row.head_dim))
     for layer in row.attending:
-        values = out.past_key_values.layers[layer].values
-        assert (values.shape[1], values.shape[-1]) == cached
+        values = cache_of(out).layers[layer].values
+        assert (values.shape[1], values.shape[-1]) == shape
 
 
 @every_row

@@ -13,6 +13,11 @@ from zoo import MULTIMODAL, ZooRow, build, tiny_tokenizer
 IMAGE = "<image>"
 
 
+def lacks_torchvision(images: type) -> bool:
+    """Return whether a class is a stand-in for one that needs torchvision; Idefics3's is, in transformers 5.16."""
+    return "torchvision" in getattr(images, "_backends", ())
+
+
 def _square(edge: int) -> dict[str, int]:
     return {"height": edge, "width": edge}
 
@@ -153,8 +158,10 @@ PROCESSORS: dict[str, Callable[[PreTrainedModel, PreTrainedTokenizerFast], Any]]
     "paligemma": _paligemma,
     "mllama": _mllama,
 }
-TORCHVISION = ("qwen2_5_vl", "qwen3_vl", "qwen2_5_omni_thinker", "internvl", "smolvlm", "pixtral")
+TORCHVISION = ["qwen2_5_vl", "qwen3_vl", "qwen2_5_omni_thinker", "internvl", "smolvlm", "pixtral"]
 """transformers builds their processors with torchvision alone: most carry a video processor (``make sight``)."""
+if lacks_torchvision(transformers.Idefics3ImageProcessorPil):
+    TORCHVISION.append("idefics3")
 ROWS = [row for row in MULTIMODAL if row.name in PROCESSORS]
 
 

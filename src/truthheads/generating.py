@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from truthheads.caching import cache_of, cached
 from truthheads.errors import ActivationError
 from truthheads.forward import Tails, backbone, positioned, prepare_tails, shares_prefix
 from truthheads.models import Model
@@ -45,7 +46,7 @@ class Head:
         self.length = len(ids)
         with torch.inference_mode():
             row = torch.tensor([list(ids)], device=model.device)
-            self._cache = backbone(model)(input_ids=row, use_cache=True).past_key_values
+            self._cache = cache_of(backbone(model)(input_ids=row, use_cache=True))
 
     def copies(self, count: int) -> Any:
         """Return a cache of its own for so many prompts."""
@@ -73,11 +74,12 @@ def after_head(model: Model, batch: Sequence[Encoded], head: Head) -> Tails:
     if batch[0].prefix:
         prefix, real = _padded([item.prefix for item in batch], "left", device)
         seen = torch.cat([seen, real], 1)
-        inputs = positioned(model, {"input_ids": prefix, "past_key_values": cache}, seen, prefix.shape[1])
-        cache = backbone(model)(**inputs, use_cache=True).past_key_values
+        body = backbone(model)
+        inputs = positioned(model, {"input_ids": prefix, **cached(body, cache)}, seen, prefix.shape[1])
+        cache = cache_of(body(**inputs, use_cache=True))
     cache.reorder_cache(owner)
     ids, real = _padded([tail for item in batch for tail in item.tails], "right", device)
-    inputs = {"input_ids": ids, "past_key_values": cache, "use_cache": True}
+    inputs = {"input_ids": ids, **cached(model.network, cache), "use_cache": True}
     inputs = positioned(model, inputs, torch.cat([seen[owner], real], 1), ids.shape[1])
     starts = torch.tensor([start for item in batch for start in item.starts], device=device)
     return Tails(ids, real, owner, real.sum(1) - 1, starts, inputs)
@@ -126,8 +128,8 @@ def answer(
             if place is not None:
                 place = place + 1
                 inputs["position_ids"] = place
-            made = model.network(**inputs, past_key_values=cache)
-            cache = made.past_key_values
+            made = model.network(**inputs, **cached(model.network, cache))
+            cache = cache_of(made)
             chosen.append(made.logits[:, -1].argmax(-1))
             over |= torch.isin(chosen[-1], ends)
     rows, stops = torch.stack(chosen, 1).tolist(), set(ends.tolist())
@@ -164,7 +166,7 @@ def _first(model: Model, tails: Tails, growing: bool) -> tuple[Float[Tensor, "ta
     made = model.network(**inputs)
     rows = torch.arange(len(place), device=place.device)
     logits: Float[Tensor, "tails vocabulary"] = made.logits[rows, place].float()
-    return logits, made.past_key_values if growing else None
+    return logits, cache_of(made) if growing else None
 
 
 def _told(
