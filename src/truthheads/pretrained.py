@@ -16,6 +16,7 @@ from transformers.models.auto import modeling_auto
 
 from truthheads.configs import check_config
 from truthheads.errors import ModelError
+from truthheads.sources import how_to_reach
 
 NOISY = ("accelerate", "bitsandbytes", "torchao", "torch.utils._pytree")
 """Loggers whose notes on what was asked for (layers are offloaded) and on themselves tell a user nothing."""
@@ -102,7 +103,7 @@ def explained(name: str, expected: str) -> Iterator[None]:
             got, fix = "a model that brings its own code", "read that code, then pass --trust-remote-code"
         elif "couldn't connect" in text:
             got = "no such folder, and no connection to the hub"
-            fix = "check the spelling, or the network; a model that is at hand loads by its folder"
+            fix = how_to_reach(name)
         elif "device_map" in text or "dispatched on the CPU" in text or "offload" in text:
             fix = 'mend --device-map ("" stands for every module not named); give --load-in enough memory'
         elif isinstance(error, ImportError):

