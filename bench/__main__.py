@@ -54,7 +54,7 @@ def main() -> None:
     unknown = [name for name in options.name if name not in BENCHMARKS]
     if unknown:
         parser.error(f"no benchmark is called {unknown[0]!r}; there are {', '.join(BENCHMARKS)}")
-    notes = Console(stderr=True)
+    notes, machine = Console(stderr=True), describe_machine()
     outcomes: dict[str, list[Outcome]] = {}
     load: dict[str, Any] = {}
     for name in options.name or [module.NAME for module in PROMISED]:
@@ -62,7 +62,8 @@ def main() -> None:
         before = os.getloadavg()[0]
         outcomes[name] = BENCHMARKS[name].run(quick=options.quick)
         load[name] = [before, os.getloadavg()[0]]
-    machine = describe_machine()
+        if options.json is not None:  # after each: all of them take an hour, and one that is stopped keeps the others
+            write(options.json, {"quick": options.quick, "machine": machine, "load": load}, outcomes)
     console = Console() if Console().is_terminal else Console(width=180)
     console.print(table(outcomes, quick=options.quick))
     console.print(", ".join(f"{key} {value}" for key, value in machine.items()), style="dim", highlight=False)
@@ -70,15 +71,18 @@ def main() -> None:
         for outcome in lines:
             print_detail(console, outcome)
         console.print(f"load while {name} ran: {load[name][0]:.1f} → {load[name][1]:.1f}", style="dim", highlight=False)
-    if options.json is not None:
-        found = {name: [outcome.json() for outcome in lines] for name, lines in outcomes.items()}
-        result = {"quick": options.quick, "machine": machine, "load": load, "benchmarks": found}
-        options.json.write_text(json.dumps(result, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
     if options.plots is not None:
         options.plots.mkdir(parents=True, exist_ok=True)
         for module, name in ((growth, "growth"), (rows, "memory")):
             if module.NAME in outcomes:
                 save_chart(module.chart(outcomes[module.NAME]), options.plots / f"{name}.svg")
+
+
+def write(path: Path, about: dict[str, Any], outcomes: dict[str, list[Outcome]]) -> None:
+    """Write everything that was measured so far."""
+    found = {name: [outcome.json() for outcome in lines] for name, lines in outcomes.items()}
+    text = json.dumps({**about, "benchmarks": found}, indent=1, sort_keys=True, allow_nan=False)
+    path.write_text(f"{text}\n", encoding="utf-8")
 
 
 def describe_machine() -> dict[str, Any]:
