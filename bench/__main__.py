@@ -64,7 +64,7 @@ def main() -> None:
         load[name] = [before, os.getloadavg()[0]]
         if options.json is not None:  # after each: all of them take an hour, and one that is stopped keeps the others
             write(options.json, {"quick": options.quick, "machine": machine, "load": load}, outcomes)
-    console = Console() if Console().is_terminal else Console(width=180)
+    console = Console() if Console().is_terminal else Console(width=220)
     console.print(table(outcomes, quick=options.quick))
     console.print(", ".join(f"{key} {value}" for key, value in machine.items()), style="dim", highlight=False)
     for name, lines in outcomes.items():
