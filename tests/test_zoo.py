@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from truthheads.caching import cache_of, cached
+from truthheads.caching import cache_name, cache_of
 from zoo import MULTIMODAL, ROWS, SPECIAL_TOKENS, VOCAB_SIZE, ZooRow, build, runner, save, text_inputs, tiny_tokenizer
 
 TOLERANCE = 1e-4
@@ -102,7 +102,7 @@ def continued_error(row: ZooRow, side: str, spread: Callable[[Any], None], *, po
     tokens, answer_mask = pad(flat, "right")
     mask = torch.cat([mask.repeat_interleave(len(ANSWERS), dim=0), answer_mask], dim=1)
     changes = {} if positions else {"position_ids": None}
-    batch = logits(row, tokens, mask, answer=tokens.shape[1], **cached(network, past), **changes)
+    batch = logits(row, tokens, mask, answer=tokens.shape[1], **{cache_name(network): past}, **changes)
     errors = []
     for number, answer in enumerate(flat):
         prompt = prompts[number // len(ANSWERS)]

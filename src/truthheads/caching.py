@@ -9,11 +9,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 NEW, OLD = "cache", "past_key_values"
 
 
-def cached(network: Any, cache: Any) -> dict[str, Any]:
-    """Return a cache as the argument that a network's ``forward`` takes it as; code of a hub may keep the old name."""
+def cache_name(network: Any) -> str:
+    """Return what a network's ``forward`` calls the cache that it takes; code of a hub may keep the old name."""
     taken = inspect.signature(network.forward).parameters
-    name = next((name for name in (NEW, OLD) if name in taken), None)
-    return {name or _own_name(): cache}
+    return next((name for name in (NEW, OLD) if name in taken), None) or _own_name()
 
 
 def cache_of(outputs: Any) -> Any:

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from truthheads.ahead import WORTH, mapped
-from truthheads.caching import cache_of, cached
+from truthheads.caching import cache_name, cache_of
 from truthheads.errors import ActivationError, out_of_memory
 from truthheads.models import Model
 from truthheads.pictured import Pixels, beside, prepared
@@ -233,7 +233,7 @@ def prepare_tails(model: Model, batch: Sequence[Encoded]) -> Tails:
         prompt = {"input_ids": prefix, **beside(model, prefix, past, shown, pixels=pixels)}
         cache = cache_of(backbone(model)(**positioned(model, prompt, past, past.shape[1]), use_cache=True))
         cache.reorder_cache(owner)
-        inputs |= {**cached(model.network, cache), "use_cache": True, **_after(prompt, past, real, owner)}
+        inputs |= {cache_name(model.network): cache, "use_cache": True, **_after(prompt, past, real, owner)}
     else:
         shown = [item.image for item in batch for _ in item.tails]
         inputs |= beside(model, ids, real, shown, starts, pixels=pixels)

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from truthheads.caching import cache_of, cached
+from truthheads.caching import cache_name, cache_of
 from truthheads.errors import ActivationError
 from truthheads.forward import Tails, backbone, positioned, prepare_tails, shares_prefix
 from truthheads.models import Model
@@ -75,11 +75,11 @@ def after_head(model: Model, batch: Sequence[Encoded], head: Head) -> Tails:
         prefix, real = _padded([item.prefix for item in batch], "left", device)
         seen = torch.cat([seen, real], 1)
         body = backbone(model)
-        inputs = positioned(model, {"input_ids": prefix, **cached(body, cache)}, seen, prefix.shape[1])
+        inputs = positioned(model, {"input_ids": prefix, cache_name(body): cache}, seen, prefix.shape[1])
         cache = cache_of(body(**inputs, use_cache=True))
     cache.reorder_cache(owner)
     ids, real = _padded([tail for item in batch for tail in item.tails], "right", device)
-    inputs = {"input_ids": ids, **cached(model.network, cache), "use_cache": True}
+    inputs = {"input_ids": ids, cache_name(model.network): cache, "use_cache": True}
     inputs = positioned(model, inputs, torch.cat([seen[owner], real], 1), ids.shape[1])
     starts = torch.tensor([start for item in batch for start in item.starts], device=device)
     return Tails(ids, real, owner, real.sum(1) - 1, starts, inputs)
@@ -121,14 +121,14 @@ def answer(
         chosen = [logits.argmax(-1)]
         over = torch.isin(chosen[0], ends)
         seen, place = tails.inputs["attention_mask"], tails.inputs.get("position_ids")
-        place = None if place is None else place[..., -1:]
+        place, taken = None if place is None else place[..., -1:], cache_name(model.network)
         while len(chosen) < new_tokens and not bool(over.all()):
             seen = torch.cat([seen, seen.new_ones(len(seen), 1)], dim=1)
             inputs: dict[str, Any] = {"input_ids": chosen[-1][:, None], "attention_mask": seen, "use_cache": True}
             if place is not None:
                 place = place + 1
                 inputs["position_ids"] = place
-            made = model.network(**inputs, **cached(model.network, cache))
+            made = model.network(**inputs, **{taken: cache})
             cache = cache_of(made)
             chosen.append(made.logits[:, -1].argmax(-1))
             over |= torch.isin(chosen[-1], ends)

@@ -221,10 +221,8 @@ def _attributed(
     max_samples: int,
     progress: Progress | None,
 ) -> Scores:
-    identity, batch_tokens = (
-        dumps({"tokens": token_digest(encoded), **made_from}),
-        int(meta["settings"]["batch_tokens"]),
-    )
+    identity = dumps({"tokens": token_digest(encoded), **made_from})
+    batch_tokens = int(meta["settings"]["batch_tokens"])
     store = attribute(
         model, encoded, questions, folder, identity=identity, batch_tokens=batch_tokens, progress=progress
     )
