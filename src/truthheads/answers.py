@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt64
 from torch import Tensor
 
-from truthheads.data import Question, kind_of
+from truthheads.data import Question, Questions, alike_rows, kind_of
 
 
 class Answers(NamedTuple):
@@ -123,7 +123,14 @@ def describe_data(
         "rows": len(questions),
         "skipped": getattr(questions, "skipped", 0),
         "note": getattr(questions, "note", ""),
+        "alike": _alike(questions),
     }
+
+
+def _alike(questions: Sequence[Question]) -> dict[str, Any]:
+    """Return how many rows have two answers that are one but for its form, and where the first few stand."""
+    found = questions.alike if isinstance(questions, Questions) else alike_rows(questions)
+    return {"rows": found.rows, "first": list(found.first)}
 
 
 def answers_by_kind(answers: Answers) -> dict[str, Bool[np.ndarray, " n"]]:

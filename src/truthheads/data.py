@@ -4,15 +4,19 @@ import hashlib
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, SupportsIndex, overload
 
+from truthheads.alike import any_same
 from truthheads.artifacts import dumps, replaced
+from truthheads.cautions import data_cautions
 from truthheads.spool import Spool
 
 IN_MEMORY = 20_000
 """Rows of one file that are kept in memory, at most; where there are more, all lie in a temporary file."""
+NAMED = 5
+"""Rows that a warning names, at most."""
 
 
 class Answer(NamedTuple):
@@ -37,6 +41,8 @@ class Question:
         boxes: Evidence in the image: ``(x0, y0, x1, y1)`` in pixels.
         group: Rows of one group never straddle folds.
         kind: Where the untruthful answer comes from (``absent``, ``distractor``, ``memory`` …), or None.
+        aliases: Other forms of the truthful answer, which are right, too; ``truthful`` is the one that is scored.
+        untruthful_aliases: Other forms of the untruthful answer.
     """
 
     id: str
@@ -49,6 +55,15 @@ class Question:
     boxes: tuple[tuple[float, float, float, float], ...] = ()
     group: str = ""
     kind: str | None = None
+    aliases: tuple[str, ...] = field(default=(), compare=False)  # two rows are equal where what is scored is
+    untruthful_aliases: tuple[str, ...] = field(default=(), compare=False)
+
+    @property
+    def alike(self) -> bool:
+        """Whether the untruthful answer is the truthful one, or an alias of it, but for case, punctuation, articles."""
+        if self.truthful is None or self.untruthful is None:
+            return False
+        return any_same((self.truthful, *self.aliases), (self.untruthful, *self.untruthful_aliases))
 
     @property
     def answers(self) -> tuple[Answer, ...]:
@@ -131,8 +146,35 @@ def _restored(record: list[Any]) -> Question:
             **fields,
             "evidence": tuple((int(start), int(end)) for start, end in fields["evidence"]),
             "boxes": tuple((x0, y0, x1, y1) for x0, y0, x1, y1 in fields["boxes"]),
+            "aliases": tuple(fields["aliases"]),
+            "untruthful_aliases": tuple(fields["untruthful_aliases"]),
         }
     )
+
+
+class Alike(NamedTuple):
+    """Rows whose two answers are one answer in two forms (:attr:`Question.alike`).
+
+    Attributes:
+        rows: How many.
+        first: Where the first few stand: ``line 17``, ``row 3``, or a row's id.
+    """
+
+    rows: int = 0
+    first: tuple[str, ...] = ()
+
+    def and_at(self, place: str) -> "Alike":
+        """Return the same with one more row."""
+        return Alike(self.rows + 1, self.first if len(self.first) == NAMED else (*self.first, place))
+
+
+def alike_rows(questions: Iterable[Question]) -> Alike:
+    """Find the rows whose untruthful answer is the truthful one but for its form, by their ids."""
+    found = Alike()
+    for question in questions:
+        if question.alike:
+            found = found.and_at(f"id {question.id}")
+    return found
 
 
 class Questions(QuestionRows):
@@ -144,6 +186,7 @@ class Questions(QuestionRows):
         sha256: Digest of its bytes; of its rows where they were streamed from a hub.
         skipped: Bad rows left out.
         note: What a reader must know of such files.
+        alike: Rows whose two answers are one but for its form.
     """
 
     def __init__(
@@ -155,9 +198,17 @@ class Questions(QuestionRows):
         sha256: str = "",
         skipped: int = 0,
         note: str = "",
+        alike: Alike | None = None,
     ) -> None:
         super().__init__(rows)
+        self.alike = alike_rows(self) if alike is None else alike
         self.layout, self.path, self.sha256, self.skipped, self.note = layout, path, sha256, skipped, note
+
+    @property
+    def cautions(self) -> list[str]:
+        """What must be said of the rows before figures are made from them, one sentence or two each."""
+        alike = {"rows": self.alike.rows, "first": list(self.alike.first)}
+        return data_cautions({"rows": len(self), "note": self.note, "skipped": self.skipped, "alike": alike})
 
     def without(self, gone: "Collection[Question]") -> "Questions":
         """Return the questions but for some, which count as skipped."""
@@ -207,11 +258,15 @@ def write_questions(path: Path, questions: Iterable[Question]) -> Path:
         for question in questions:
             row = {name: value for name, value in asdict(question).items() if value not in (None, "", ())}
             row["question"] = question.question
+            for side, name in (("truthful", "aliases"), ("untruthful", "untruthful_aliases")):
+                if others := row.pop(name, ()):
+                    row[side] = [row[side], *others]
             if question.image is not None:
                 row["image"] = os.path.relpath(question.image, path.parent)
             if len(question.answers) == 1:
                 answer = question.answers[0]
                 row = {name: row[name] for name in row if name not in ("truthful", "untruthful")}
-                row |= {"answer": answer.text, "label": int(answer.truthful)}
+                others = question.aliases if answer.truthful else question.untruthful_aliases
+                row |= {"answer": [answer.text, *others] if others else answer.text, "label": int(answer.truthful)}
             lines.write(dumps(row) + "\n")
     return path

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from truthheads.artifacts import check_whole, load_artifact, save_artifact
+from truthheads.cautions import cannot_rank
 from truthheads.errors import ArtifactError, DataError
 from truthheads.plots import chart_html, heat_map
 from truthheads.pointing import MEASURES
@@ -61,6 +62,19 @@ class Trace:
     def position(self) -> str:
         """The position that is shown where none is named."""
         return str(self.meta["position"])
+
+    @property
+    def questions(self) -> int | None:
+        """Independent questions (groups) that were traced; None where the file does not tell."""
+        known = self.meta.get("groups")
+        if isinstance(known, int):
+            return known
+        return len(torch.unique(self.sample_group)) if len(self.sample_group) else None
+
+    @property
+    def caution(self) -> str | None:
+        """The sentence that says that there are too few questions to rank heads; None where there are enough."""
+        return cannot_rank(self.questions)
 
     @property
     def auroc(self) -> Float[Tensor, "num_layers num_heads"]:
@@ -135,7 +149,10 @@ class Trace:
         return self.as_scores(measure).top(count)
 
     def table(self, count: int = 10) -> list[dict[str, Any]]:
-        """Return the top heads by AUROC as rows: AUROC with interval, lift, pointing rate, sinks, Truth Score."""
+        """Return the top heads by AUROC as rows: AUROC with interval, lift, pointing rate, sinks, Truth Score.
+
+        ``ranked`` is False in every row where the questions are too few to rank heads (:attr:`caution`).
+        """
         low, high = self.intervals("auroc")
         return [
             {
@@ -145,6 +162,7 @@ class Trace:
                 "high": float(high[layer, head]),
                 **{name: float(self.array(name)[layer, head]) for name in MEASURES[1:]},
                 "truth_score": float(self.truth[layer, head]),
+                "ranked": self.caution is None,
             }
             for layer, head in self.top(count)
         ]

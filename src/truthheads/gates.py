@@ -126,6 +126,7 @@ class Gate:
                     "model": scores.meta.get("model"),
                     "data": scores.meta.get("data"),
                     "source": scores.meta.get("source"),
+                    "questions": scores.questions,
                     "sha256": hashlib.sha256(scores.values.contiguous().numpy().tobytes()).hexdigest(),
                 },
             },

@@ -8,6 +8,7 @@ from typing import Any, Unpack
 import numpy as np
 
 from truthheads.artifacts import read_json, write_json
+from truthheads.cautions import CHOSEN_FROM, cannot_choose
 from truthheads.data import Question, write_questions
 from truthheads.effects import BETTER
 from truthheads.errors import DataError, ModelError
@@ -158,6 +159,8 @@ def ground(
             ),
         )
         result["exported"] = exported.name
+    few = cannot_choose(read_json(tuning)["rows"].get("dev_groups", CHOSEN_FROM))
+    result["warnings"] = [*rows.cautions, *([few] if few else [])]
     result |= {"model": model, "data": str(data), "anyway": how.export_anyway and not result["better"], **provenance()}
     write_json(folder / RESULT, result)
     write_report(folder, folder / REPORT)

@@ -260,12 +260,14 @@ def _pairs(model: Model, data: list[Path], how: Asking) -> Job:
         [[_begun("pairs", q.id, q.group, digest(q.context, q.question, Path(q.image or "").name), q.truthful)]]
         for q in questions
     ]
-    return Job("pairs", encoded, lines, finish, 0, None, {"data": describe_data(questions)}, contexts=questions)
+    return Job(
+        "pairs", encoded, lines, finish, 0, None, {"data": describe_data(questions)}, questions.cautions, questions
+    )
 
 
 def _conflict(model: Model, data: list[Path], how: Asking) -> Job:
     questions = read_questions(data[0], limit=how.limit, images=how.images)
-    found = conflicts(questions, data[0])
+    found = conflicts(questions)
     asked = [
         Asked(ids, image, one.question.id, [_conflict_line(one.question, one.context, one.memory)])
         for (ids, image), one in zip(
@@ -281,7 +283,15 @@ def _conflict(model: Model, data: list[Path], how: Asking) -> Job:
     settings = {"data": describe_data(questions), "new_tokens": new_tokens}
     lines = [[one.lines for one in members] for _, members in groups]
     return Job(
-        "conflict", [encoded for encoded, _ in groups], lines, finish, new_tokens, None, settings, contexts=questions
+        "conflict",
+        [encoded for encoded, _ in groups],
+        lines,
+        finish,
+        new_tokens,
+        None,
+        settings,
+        questions.cautions,
+        questions,
     )
 
 

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from truthheads.alike import same_answer
 from truthheads.data import Question, normalised, occurrences
+from truthheads.passages import Joined, join_passages
 
 
 class Layout(NamedTuple):
@@ -45,12 +47,29 @@ def checked(question: Question) -> Question:
     return replace(question, group=question.image or normalised(question.question) or question.id)
 
 
+MISSING = "text (an empty cell is none, nor is nan; in a CSV answer neither is None, null or NA)"
+
+
 def _text(row: dict[str, Any], field: str, default: str | None = None) -> str:
-    value = row.get(field)
-    if isinstance(value, list) and len(value) > 0:
-        value = value[0]
-    if value is None and default is not None:
+    """Return the one text of a field; a list must hold one text, however often."""
+    values = _listed(row, field)
+    if len(values) > 1 and not all(value == values[0] for value in values):
+        raise BadField(field, "one text, not a list of several", values)
+    if not values and default is not None:
         return default
+    return _string(values[0], field) if values else _string(None, field)
+
+
+def _listed(row: dict[str, Any], field: str) -> list[Any]:
+    """Return what a field holds as a list, missing items left out."""
+    value = row.get(field)
+    values = list(value) if isinstance(value, list | tuple) else [value]
+    return [one for one in values if one is not None]
+
+
+def _string(value: Any, field: str) -> str:
+    if value is None:
+        raise BadField(field, MISSING, value)
     if isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
         return str(value)
     if not isinstance(value, str):
@@ -58,6 +77,43 @@ def _text(row: dict[str, Any], field: str, default: str | None = None) -> str:
     if any("\ud800" <= char <= "\udfff" for char in value):
         raise BadField(field, "text that is valid Unicode", value)
     return value
+
+
+class _Forms(NamedTuple):
+    """An answer that a field gives in one or several forms."""
+
+    text: str
+    aliases: tuple[str, ...]
+
+
+def _forms(row: dict[str, Any], field: str) -> _Forms:
+    """Return an answer of which a list holds several forms: the first that is not blank is scored, the others match."""
+    values = list(dict.fromkeys(_string(value, field) for value in _listed(row, field)))
+    filled = [value for value in values if value.strip()]
+    if not filled:
+        return _Forms(values[0] if values else _string(None, field), ())
+    return _Forms(filled[0], tuple(filled[1:]))
+
+
+def _untruthful(row: dict[str, Any], field: str) -> _Forms:
+    """Return an untruthful answer; a list may hold forms of one, since of several none is more untruthful."""
+    found = _forms(row, field)
+    if not all(same_answer(found.text, other) for other in found.aliases):
+        raise BadField(field, "one untruthful answer (write a row for each of several, with one `group`)", row[field])
+    return found
+
+
+def _context(row: dict[str, Any], field: str) -> Joined:
+    """Return the text of a context and where its passages stand in it."""
+    value = row.get(field)
+    if isinstance(value, bool | int | float):
+        return Joined(_string(value, field), ())
+    try:
+        found = join_passages(value)
+    except ValueError as error:
+        raise BadField(field, str(error), value) from error
+    _string(found.text, field)
+    return found
 
 
 LABELS = {
@@ -85,8 +141,9 @@ LARGEST = 2**53
 """Positions and pixels stay below: every whole number up to here is exact as a float."""
 
 
-def _spans(row: dict[str, Any], field: str, width: int) -> list[tuple[Any, ...]]:
+def _spans(row: dict[str, Any], field: str, *widths: int) -> list[tuple[Any, ...]]:
     value = row.get(field)
+    width = " or ".join(map(str, widths))
     if value is None or value == "":
         return []
     if isinstance(value, str):
@@ -94,7 +151,7 @@ def _spans(row: dict[str, Any], field: str, width: int) -> list[tuple[Any, ...]]
             value = json.loads(value)
         except ValueError as error:
             raise BadField(field, f"a list of lists of {width} numbers", value) from error
-    if not isinstance(value, list) or not all(isinstance(item, list | tuple) and len(item) == width for item in value):
+    if not isinstance(value, list) or not all(isinstance(item, list | tuple) and len(item) in widths for item in value):
         raise BadField(field, f"a list of lists of {width} numbers", value)
     spans = [tuple(item) for item in value]
     if not all(type(n) in (int, float) and abs(n) < LARGEST for span in spans for n in span):
@@ -102,32 +159,56 @@ def _spans(row: dict[str, Any], field: str, width: int) -> list[tuple[Any, ...]]
     return spans
 
 
+def _evidence(row: dict[str, Any], context: Joined) -> tuple[tuple[int, int], ...]:
+    """Return evidence as spans of the joined context; ``[passage, start, end]`` counts inside of one passage."""
+    spans = _spans(row, "evidence", 2) if isinstance(row.get("context"), str) else _spans(row, "evidence", 2, 3)
+    if not all(isinstance(n, int) for span in spans for n in span):
+        raise BadField("evidence", "whole character positions", spans)
+    found = []
+    for span in spans:
+        *passage, start, end = span
+        if passage:
+            if not 0 <= passage[0] < len(context.spans):
+                raise BadField("evidence", f"[passage, start, end] with a passage below {len(context.spans)}", span)
+            first, last = context.spans[passage[0]]
+            if not 0 <= start < end <= last - first:
+                got = f"{list(span)}, where passage {passage[0]} has {last - first} characters"
+                raise BadField("evidence", "[passage, start, end] inside that passage", got)
+            start, end = start + first, end + first
+        found.append((start, end))
+    return tuple(found)
+
+
 def _native(row: dict[str, Any], place: str) -> Question:
-    pair = row.get("truthful") is not None or row.get("untruthful") is not None or "answer" not in row
-    truthful: str | None
-    untruthful: str | None
-    if pair:
-        truthful, untruthful = _text(row, "truthful"), _text(row, "untruthful")
+    truthful: _Forms | None
+    untruthful: _Forms | None
+    if row.get("truthful") is not None or row.get("untruthful") is not None or "answer" not in row:
+        truthful, untruthful = _forms(row, "truthful"), _untruthful(row, "untruthful")
+    elif _label(row, "label"):
+        truthful, untruthful = _forms(row, "answer"), None
     else:
-        truthful, untruthful = _single(_text(row, "answer"), _label(row, "label"), "answer")
+        truthful, untruthful = None, _untruthful(row, "answer")
+    for answer in (truthful, untruthful) if None in (truthful, untruthful) else ():
+        if answer is not None and not answer.text.strip():
+            raise BadField("answer", "an answer that is not empty", answer.text)
     image = _text(row, "image", "") or None
     boxes = _spans(row, "boxes", 4)
     if not all(x0 < x1 and y0 < y1 and x0 >= 0 and y0 >= 0 for x0, y0, x1, y1 in boxes):
         raise BadField("boxes", "[x0, y0, x1, y1] with x0 < x1 and y0 < y1", boxes)
-    evidence = _spans(row, "evidence", 2)
-    if not all(isinstance(n, int) for span in evidence for n in span):
-        raise BadField("evidence", "whole character positions", evidence)
+    context = _context(row, "context")
     return Question(
         id=_text(row, "id", "") or place,
-        context=_text(row, "context", ""),
+        context=context.text,
         question=_text(row, "question"),
-        truthful=truthful,
-        untruthful=untruthful,
-        evidence=tuple((start, end) for start, end in evidence),
+        truthful=truthful.text if truthful else None,
+        untruthful=untruthful.text if untruthful else None,
+        evidence=_evidence(row, context),
         image=image,
         boxes=tuple((float(x0), float(y0), float(x1), float(y1)) for x0, y0, x1, y1 in boxes),
         group=_text(row, "group", ""),
         kind=_text(row, "kind", "") or None,
+        aliases=truthful.aliases if truthful else (),
+        untruthful_aliases=untruthful.aliases if untruthful else (),
     )
 
 
@@ -139,27 +220,39 @@ def _single(answer: str, truthful: bool, field: str) -> tuple[str | None, str | 
 
 
 def _halueval(row: dict[str, Any], place: str) -> Question:
-    context, truthful = _text(row, "knowledge"), _text(row, "right_answer")
-    return Question(
-        id=_text(row, "id", "") or place,
-        context=context,
-        question=_text(row, "question"),
-        truthful=truthful,
-        untruthful=_text(row, "hallucinated_answer"),
-        evidence=occurrences(context, truthful),
+    return _with_occurrences(
+        Question(
+            id=_text(row, "id", "") or place,
+            context=_needed(row, "knowledge"),
+            question=_text(row, "question"),
+            truthful=None,
+            untruthful=None,
+        ),
+        _forms(row, "right_answer"),
+        _untruthful(row, "hallucinated_answer"),
+    )
+
+
+def _needed(row: dict[str, Any], field: str) -> str:
+    """Return a context that must be there, be it empty."""
+    return _context(row, field).text if row.get(field) is not None else _string(None, field)
+
+
+def _with_occurrences(question: Question, truthful: _Forms, untruthful: _Forms) -> Question:
+    """Return a question with its answers; its evidence is where the truthful one stands in the context."""
+    return replace(
+        question,
+        truthful=truthful.text,
+        untruthful=untruthful.text,
+        evidence=occurrences(question.context, truthful.text),
+        aliases=truthful.aliases,
+        untruthful_aliases=untruthful.aliases,
     )
 
 
 def _nqswap(row: dict[str, Any], place: str) -> Question:
-    context, truthful = _text(row, "sub_context"), _text(row, "sub_answer")
-    return Question(
-        id=place,
-        context=context,
-        question=_text(row, "question"),
-        truthful=truthful,
-        untruthful=_text(row, "org_answer"),
-        evidence=occurrences(context, truthful),
-    )
+    question = Question(place, _needed(row, "sub_context"), _text(row, "question"), None, None)
+    return _with_occurrences(question, _forms(row, "sub_answer"), _forms(row, "org_answer"))
 
 
 def _gold_or_hallucinated(row: dict[str, Any], place: str) -> Question:
@@ -178,16 +271,27 @@ def _pope(row: dict[str, Any], place: str) -> Question:
 
 
 def _truthfulqa(row: dict[str, Any], place: str) -> Question:
-    wrong = [part.strip() for part in _text(row, "Incorrect Answers").split(";") if part.strip()]
+    best, wrong = _text(row, "Best Answer"), _parts(row, "Incorrect Answers")
     if not wrong:
         raise BadField("Incorrect Answers", "at least one answer", row.get("Incorrect Answers"))
-    return Question(place, "", _text(row, "Question"), _text(row, "Best Answer"), wrong[0])
+    worst = _text(row, "Best Incorrect Answer", "").strip() or wrong[0]
+    right = tuple(text for text in _parts(row, "Correct Answers") if text != best.strip())
+    return Question(place, "", _text(row, "Question"), best, worst, aliases=right)
+
+
+def _parts(row: dict[str, Any], field: str) -> list[str]:
+    """Return answers with semicolons between them."""
+    return [part.strip() for part in _text(row, field, "").split(";") if part.strip()]
 
 
 POLARITY = (
     "Labels are taken as they stand: gold is truthful. PhD's are right (95.5 % of its 'is there a …' rows agree with "
     "COCO). RLHF-V's rows have opposite labels in the two released files, and neither is shown to be right: before a "
     "probe's direction is used, check them against RLHF-V's chosen answers."
+)
+ONE_OF_SEVERAL = (
+    "TruthfulQA lists several incorrect answers: the one under 'Best Incorrect Answer' is taken as the untruthful one, "
+    "or, where that column is missing, the first."
 )
 LAYOUTS = (
     Layout("HaluEval", frozenset({"knowledge", "question", "right_answer", "hallucinated_answer"}), _halueval),
@@ -199,7 +303,7 @@ LAYOUTS = (
         POLARITY,
     ),
     Layout("POPE", frozenset({"question_id", "image", "text", "label"}), _pope),
-    Layout("TruthfulQA", frozenset({"Question", "Best Answer", "Incorrect Answers"}), _truthfulqa),
+    Layout("TruthfulQA", frozenset({"Question", "Best Answer", "Incorrect Answers"}), _truthfulqa, ONE_OF_SEVERAL),
     Layout("pairs", frozenset({"question", "truthful", "untruthful"}), _native),
     Layout("singles", frozenset({"question", "answer", "label"}), _native),
 )

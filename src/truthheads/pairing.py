@@ -2,13 +2,15 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from truthheads.answers import list_answers
+from truthheads.alike import same_answer
+from truthheads.answers import describe_data, list_answers
+from truthheads.cautions import data_cautions
 from truthheads.data import Question, normalised, occurrences
 from truthheads.errors import DataError
 from truthheads.form import FormProbe, form_features, probe_form
@@ -45,11 +47,13 @@ class Pairs:
         questions: Those for which one was found; ``kind`` is ``closed-book``, ``swap-row`` or ``swap-context``.
         counts: How many of each kind, and ``left out``.
         form: What form alone tells of them; None with fewer groups than folds.
+        cautions: What must be said of the rows, one sentence or two each.
     """
 
     questions: list[Question]
     counts: dict[str, int]
     form: FormProbe | None
+    cautions: list[str] = field(default_factory=list)
 
 
 def make_pairs(
@@ -110,7 +114,7 @@ def make_pairs(
             counts["left out"] += 1
             continue
         counts[kind] += 1
-        made.append(replace(question, untruthful=answer, kind=kind))
+        made.append(replace(question, untruthful=answer, untruthful_aliases=(), kind=kind))
     if not made:
         raise DataError(
             "no untruthful answer was found",
@@ -118,7 +122,7 @@ def make_pairs(
             got=f"{len(usable)} rows, none with one",
             fix="give more rows, or pass --strategy both",
         )
-    return Pairs(made, counts, _form(made, seed))
+    return Pairs(made, counts, _form(made, seed), data_cautions(describe_data(questions)))
 
 
 def closed_book(model: Model, questions: Sequence[Question], batch: int, progress: Progress | None) -> list[str]:
@@ -155,7 +159,7 @@ def cut(text: str) -> str:
 def fits(answer: str, question: Question) -> bool:
     """Return whether an answer may be the untruthful one: it disagrees, is not in the context, and has the form."""
     truthful = str(question.truthful).strip()
-    if not differs(answer, truthful) or occurrences(question.context, answer):
+    if not _differs_from_all(answer, question) or occurrences(question.context, answer):
         return False
     words = len(answer.split()), len(truthful.split())
     return (
@@ -169,6 +173,12 @@ def differs(answer: str, truthful: str) -> bool:
     """Return whether neither answer contains the other, in one case and without punctuation."""
     a, b = f" {normalised(answer)} ", f" {normalised(truthful)} "
     return bool(a.strip()) and a not in b and b not in a
+
+
+def _differs_from_all(answer: str, question: Question) -> bool:
+    """Return whether an answer differs from the truthful one in each of its forms."""
+    forms = (str(question.truthful), *question.aliases)
+    return all(differs(answer, form) and not same_answer(answer, form) for form in forms if form.strip())
 
 
 def answer_type(text: str) -> str:
@@ -210,7 +220,7 @@ def _swapped(question: Question, pool: Sequence[str], generator: np.random.Gener
     near = sorted(
         (_distance(text, truthful), text, source)
         for source, text in sources
-        if answer_type(text) == kind and differs(text, truthful)
+        if answer_type(text) == kind and _differs_from_all(text, question)
     )[:NEAREST]
     if not near:
         return "swap-row", None

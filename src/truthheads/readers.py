@@ -37,7 +37,8 @@ def read_questions(
             :func:`truthheads.make_pairs`.
 
     Returns:
-        A sequence of :class:`Question`; ``.layout`` names the layout found, ``.skipped`` counts the bad rows.
+        A sequence of :class:`Question`; ``.layout`` names the layout found, ``.skipped`` counts the bad rows,
+        ``.alike`` the rows whose two answers are one in two forms, and ``.cautions`` says so in words.
 
     Raises:
         DataError: No such file, no known layout, no usable row, two rows with one id, or a bad row (unless
@@ -87,6 +88,8 @@ def read_questions(
                 question = replace(question, image=image)
             if streamed:
                 rows.update(question.digest.to_bytes(8, "big", signed=True))
+            if question.alike:
+                questions.alike = questions.alike.and_at(row.place)
             questions.append(question)
     if layout is None and unknown is not None:
         raise unknown

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from truthheads.artifacts import check_whole, load_artifact, save_artifact
+from truthheads.cautions import cannot_rank
 from truthheads.errors import ArtifactError
 from truthheads.plots import chart_html, heat_map
 from truthheads.stats import bootstrap_means, interval
@@ -142,6 +143,19 @@ class Scores:
         return cls(method=str(artifact.meta.get("method")), meta=meta, **wanted)
 
     @property
+    def questions(self) -> int | None:
+        """Independent questions (groups) that the scores rest on; None where the file does not tell."""
+        known = self.meta.get("groups")
+        if isinstance(known, int):
+            return known
+        return len(np.unique(self.sample_group.numpy())) if len(self.sample_group) else None
+
+    @property
+    def caution(self) -> str | None:
+        """The sentence that says that there are too few questions to rank heads; None where there are enough."""
+        return cannot_rank(self.questions)
+
+    @property
     def unit(self) -> str:
         """What a value is, in words."""
         names = {"attribution": "mean gradient (nats)", "evidence": _measure(self.meta)}
@@ -170,7 +184,10 @@ class Scores:
         return heads[:count]
 
     def table(self, count: int = 10) -> list[dict[str, Any]]:
-        """Return the top heads as rows: head, score with interval, AUROC, pair accuracy."""
+        """Return the top heads as rows: head, score with interval, AUROC, pair accuracy.
+
+        ``ranked`` is False in every row where the questions are too few to rank heads (:attr:`caution`).
+        """
         low, high = self.intervals()
         return [
             {
@@ -180,6 +197,7 @@ class Scores:
                 "high": float(high[layer, head]),
                 "auroc": float(self.auroc[layer, head]),
                 "pair_accuracy": float(self.pair_accuracy[layer, head]),
+                "ranked": self.caution is None,
             }
             for layer, head in self.top(count)
         ]

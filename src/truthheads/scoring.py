@@ -129,6 +129,7 @@ def score(
         "data": describe_data(questions, digest=answers.digest),
         "settings": settings,
         "seed": seed,
+        "groups": len(answers.order),
         **provenance(),
     }
     tokens = partial(encode, model, chat=chat, truncate=truncate, share_prefix=bool(settings["share_prefix"]))

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from truthheads.cautions import cannot_rank, data_cautions
 from truthheads.scores import Scores
 
 OCCURRENCE = (
@@ -36,6 +37,8 @@ def summarise(scores: Scores, *, top: int = 10) -> dict[str, Any]:
         "settings": meta.get("settings"),
         "seed": meta.get("seed"),
         "unit": scores.unit,
+        "questions": scores.questions,
+        "ranked": scores.caution is None,
         "mean": summary.get("mean"),
         "margin": summary.get("margin"),
         "split_half": summary.get("split_half"),
@@ -62,7 +65,7 @@ def _profile(values: np.ndarray) -> dict[str, Any]:
 
 def warnings_of(result: dict[str, Any]) -> list[str]:
     """Return what a reader must know before trusting the scores, one sentence or two each."""
-    found = []
+    found = [caution] if (caution := cannot_rank(result["questions"])) else []
     form = result["form"]
     if form and form["warns"]:
         found.append(
@@ -76,11 +79,7 @@ def warnings_of(result: dict[str, Any]) -> list[str]:
     if len(means) > 1:
         listed = ", ".join(f"{value:.3f} ({name})" for name, value in means.items())
         found.append(f"Means over heads by kind of untruthful answer: {listed}. {OCCURRENCE}")
-    if note := (result["data"] or {}).get("note"):
-        found.append(str(note))
-    skipped = (result["data"] or {}).get("skipped", 0)
-    if skipped:
-        found.append(f"{skipped} bad rows were left out.")
+    found += data_cautions(result["data"])
     if (result["settings"] or {}).get("shuffle_labels"):
         found.append("Labels are shuffled: these are chance scores, for control only.")
     return found

@@ -2,11 +2,13 @@
 
 import csv
 import json
+import math
 from collections.abc import Iterable, Iterator
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 
@@ -23,12 +25,28 @@ UNPACKED = 1000
 UNPACKED_FREELY = 2**28
 BATCH = 1024
 DECODED = 2**31
+NOTHING = frozenset(("nan", "NaN", "NAN", "<NA>", "NaT", "#N/A"))
+"""What stands in a CSV cell in which a data frame had nothing, and never stands for a text."""
+NO_ANSWER = NOTHING | {"None", "null", "NULL", "NA", "N/A"}
+"""The same in a column of answers; elsewhere (a group called NA) these may be names."""
+ANSWERS = frozenset(
+    (
+        "truthful", "untruthful", "answer", "response", "right_answer", "hallucinated_answer", "right_response",
+        "hallucinated_response", "right_summary", "hallucinated_summary", "sub_answer", "org_answer", "Best Answer",
+        "Best Incorrect Answer", "Correct Answers", "Incorrect Answers",
+    )
+)  # fmt: skip
+"""Columns that hold answers, in any known layout."""
 CELL = 8
 """Bytes that an empty cell counts: a file may claim any number of rows that hold nothing."""
 
 
 class Row(NamedTuple):
-    """One row: where it stands (``line 17``, ``row 3``) and its fields; None where the line cannot be parsed."""
+    """One row: where it stands (``line 17``, ``row 3``) and its fields; None where the line cannot be parsed.
+
+    A field is None where its cell holds nothing: JSON's null, a number that is NaN, and in a CSV file, whose cells are
+    all text, what data frames write for nothing (``NOTHING``; in columns of answers ``NO_ANSWER``).
+    """
 
     place: str
     fields: dict[str, Any] | None
@@ -118,7 +136,14 @@ def _parsed(place: str, text: str) -> Row:
 def _object(place: str, fields: Any) -> Row:
     if not isinstance(fields, dict):
         return Row(place, None, f"a JSON {type(fields).__name__}, not an object")
-    return Row(place, fields)
+    return Row(place, {name: _cell(value) for name, value in fields.items()})
+
+
+def _cell(value: Any) -> Any:
+    """Return a cell with arrays as lists, and None for NaN."""
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _json(path: Path) -> Iterator[Row]:
@@ -170,9 +195,14 @@ def _csv(path: Path) -> Iterator[Row]:
                 if len(values) > len(header):
                     yield Row(place, None, f"{len(values) - len(header)} more fields than the header has")
                 elif values:
-                    yield Row(place, dict(zip_longest(header, values)))
+                    yield Row(place, {name: _filled(name, cell) for name, cell in zip_longest(header, values)})
     finally:
         csv.field_size_limit(previous)
+
+
+def _filled(column: str, cell: str | None) -> str | None:
+    """Return a CSV cell, or None where it says that a data frame had nothing there."""
+    return None if cell is None or cell.strip() in (NO_ANSWER if column in ANSWERS else NOTHING) else cell
 
 
 class _Counted:
@@ -222,7 +252,7 @@ def _parquet(path: Path) -> Iterator[Row]:
                     raise _too_large(path, f"row {number}", f"{row // 2**20} MiB")
                 if unpacked > max(UNPACKED_FREELY, UNPACKED * size):
                     raise _bomb(path, f"{unpacked // 2**20} MiB up to row {number}, in a file of {size} bytes")
-                yield Row(f"row {number}", fields)
+                yield _object(f"row {number}", fields)
 
 
 def _size(value: Any) -> int:

@@ -126,6 +126,7 @@ def trace(
         try:
             sample = store.read("sample")
             group = _groups([row.question for row in rows])
+            meta["groups"] = len(np.unique(group))
             meta["summary"] = _summary(rows, left_out, positions, sample, group, seed)
             number = np.array([row.number for row in rows])
             kept = kept_samples(number, max_samples, seed)
@@ -144,7 +145,10 @@ def trace(
         return found
     tested = claim(found, scores, seed=seed)
     source = {key: scores.meta.get(key) for key in ("model", "data", "source") if scores.meta.get(key) is not None}
-    return replace(found, meta={**meta, "scores": {"method": scores.method, **source}, "claim": tested})
+    return replace(
+        found,
+        meta={**meta, "scores": {"method": scores.method, "questions": scores.questions, **source}, "claim": tested},
+    )
 
 
 def attention_of(

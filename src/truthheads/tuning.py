@@ -10,6 +10,7 @@ import torch
 
 from truthheads.answers import describe_data
 from truthheads.artifacts import dumps, replaced
+from truthheads.cautions import cannot_choose, data_cautions
 from truthheads.data import Question
 from truthheads.devices import pick_batch_tokens
 from truthheads.errors import DataError, GateError
@@ -174,17 +175,19 @@ def tune(
         evidence |= {f"{name} on neutral text, nats a token": value for name, value in entry["harm"].items()}
     absent = tuple(sorted(_absent(model)))
     gate = Gate(gate.gate, gate.site, absent, gate.clipped, {**meta, "evidence": evidence})
+    dev_groups = len(np.unique(judge.groups))
     ungated = pair_figures(judge.plain, judge.groups, seed=seed)
     result = {
         **meta,
         "guard": guard,
-        "rows": {"dev": len(dev), "train": len(train) if method == "learn" else 0},
+        "rows": {"dev": len(dev), "train": len(train) if method == "learn" else 0, "dev_groups": dev_groups},
         "neutral": {"learned from": len(taught), "held out": len(held)},
         "ungated": {name: figure.json() for name, figure in ungated.items()},
         "path": judge.path,
         "frontier": frontier(judge.path),
         "chosen": chosen,
         "why": why(judge.path, chosen, guard),
+        "warnings": _warnings(meta["data"], dev_groups, scores),
     }
     return Tuning(gate, result)
 
@@ -285,3 +288,13 @@ def _absent(model: Model) -> Iterator[tuple[int, int]]:
     there = {(head.index, number) for head in model.layout.layers for number in range(head.num_heads)}
     layers, heads = model.layout.shape
     return ((layer, head) for layer in range(layers) for head in range(heads) if (layer, head) not in there)
+
+
+def _warnings(data: dict[str, Any], dev: int, scores: Scores | None) -> list[str]:
+    """Return what a reader must know before trusting the choice, one sentence or two each."""
+    few = (
+        []
+        if scores is None or scores.caution is None
+        else [f"Of the scores that the gates are made from: {scores.caution}"]
+    )
+    return [*few, *([caution] if (caution := cannot_choose(dev)) else []), *data_cautions(data)]

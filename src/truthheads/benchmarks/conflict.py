@@ -3,17 +3,15 @@
 import re
 import string
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from truthheads.data import Question, Questions
+from truthheads.data import Question
 from truthheads.errors import DataError
 from truthheads.measures import Measured, ratio
-from truthheads.tables import read_rows
 
 NEW_TOKENS = 16
 SIDES = ("context", "memory")
@@ -28,12 +26,11 @@ class Conflict:
     memory: tuple[str, ...]
 
 
-def conflicts(questions: Questions, path: Path) -> list[Conflict]:
-    """Return the conflicts of a question file; NQ-Swap's further answers are taken from the file itself.
+def conflicts(questions: Iterable[Question]) -> list[Conflict]:
+    """Return the conflicts of a question file, with every form of both answers that the file gives.
 
     Args:
         questions: The rows, as ``read_questions`` gives them.
-        path: Their file.
 
     Raises:
         DataError: A row has no context, or not both answers.
@@ -46,20 +43,14 @@ def conflicts(questions: Questions, path: Path) -> list[Conflict]:
                 got="no context" if not question.context else "one answer",
                 fix="give NQ-Swap, or a question file with both answers in every row",
             )
-    further: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {}
-    if questions.layout == "NQ-Swap":
-        for row in read_rows(path):
-            fields = row.fields or {}
-            place = row.place.rpartition(" ")[2]
-            further[place] = _texts(fields.get("sub_answer")), _texts(fields.get("org_answer"))
     return [
-        Conflict(question, *further.get(question.id, ((str(question.truthful),), (str(question.untruthful),))))
+        Conflict(
+            question,
+            (str(question.truthful), *question.aliases),
+            (str(question.untruthful), *question.untruthful_aliases),
+        )
         for question in questions
     ]
-
-
-def _texts(value: Any) -> tuple[str, ...]:
-    return tuple(map(str, value)) if isinstance(value, list) else (str(value),)
 
 
 def first_line(text: str) -> str:

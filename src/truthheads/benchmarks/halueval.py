@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from truthheads.benchmarks.rows import benchmark_rows, digest, text_of
+from truthheads.benchmarks.rows import benchmark_rows, context_of, digest, text_of
 from truthheads.data import normalised
 from truthheads.errors import DataError
 
@@ -107,8 +107,8 @@ def read_halueval(
         fields = row.fields or {}
         part = part or _recognised(path, fields)
         said = [text_of(path, row, name) for name in (part.right, part.hallucinated)]
-        asked = text_of(path, row, part.asked)
-        source = text_of(path, row, part.knowledge) if part.knowledge and knowledge else ""
+        asked = (text_of if part.knowledge else context_of)(path, row, part.asked)
+        source = context_of(path, row, part.knowledge) if part.knowledge and knowledge else ""
         if not asked.strip() or not all(text.strip() for text in said):
             raise DataError(
                 f"{path}:{row.place}: an empty text",

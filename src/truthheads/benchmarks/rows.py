@@ -10,6 +10,7 @@ from typing import Any
 
 from truthheads.artifacts import SURROGATE
 from truthheads.errors import DataError
+from truthheads.passages import join_passages
 from truthheads.tables import Row, read_rows
 
 LARGEST = 2**30
@@ -112,6 +113,22 @@ def text_of(path: Path, row: Row, *names: str) -> str:
             fix="mend the row",
         )
     return value
+
+
+def context_of(path: Path, row: Row, name: str) -> str:
+    """Return the text of a field that may come as a list of passages, which are joined as in question files.
+
+    Raises:
+        DataError: It is missing, or neither text nor passages.
+    """
+    value = (row.fields or {}).get(name)
+    try:
+        joined = join_passages(value).text if isinstance(value, list | dict) else None
+    except ValueError as error:
+        raise DataError(
+            f"{path}:{row.place}: field {name!r}", expected=str(error), got=repr(value)[:80], fix="mend the row"
+        ) from error
+    return text_of(path, Row(row.place, {**(row.fields or {}), **({} if joined is None else {name: joined})}), name)
 
 
 def digest(*parts: str) -> str:

@@ -76,6 +76,9 @@ def compare(
         typer.echo(dumps(result))
     else:
         _show(result)
+    for pair in result["pairs"]:
+        for note in pair.get("notes", []):
+            console.warn(f"{pair['a']} and {pair['b']}: {note}")
 
 
 def _show(result: dict[str, Any]) -> None:
@@ -89,8 +92,6 @@ def _show(result: dict[str, Any]) -> None:
             console.out.print(console.grid("", ["", "value [95 %]"], rows))
         if "alignment_in_words" in pair:
             console.out.print(escape(f"  {pair['alignment_in_words']}"))
-        for note in pair.get("notes", []):
-            console.warn(note)
     if result["reference"]:
         reference = result["reference"]
         console.out.print(

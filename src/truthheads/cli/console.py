@@ -213,8 +213,8 @@ def written(path: object) -> None:
 
 
 def warn(text: str) -> None:
-    """Print a warning."""
-    out.print(f"\n[bold yellow]warning:[/] {escape(text)}")
+    """Print a warning on standard error, so that it is seen beside ``--json``, too."""
+    err.print(f"[bold yellow]warning:[/] {escape(text)}")
 
 
 def number(value: float | None) -> str:

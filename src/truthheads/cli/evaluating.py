@@ -145,6 +145,8 @@ def evaluate(
                     seed=number,
                     progress=progress,
                 )
+    for note in summary["notes"]:
+        console.err.print(f"note: {escape(note)}")
     if json:
         typer.echo(dumps(summary))
         return
@@ -245,8 +247,6 @@ def show(summary: dict[str, Any]) -> None:
         )
         for run in gates:
             console.out.print(f"{escape(run['name'])}: [bold]{run['verdict']}[/]")
-    for note in summary["notes"]:
-        console.out.print(f"note: {escape(note)}")
 
 
 def _row(run: dict[str, Any], primary: str, beside: tuple[str, ...]) -> list[str]:

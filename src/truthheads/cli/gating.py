@@ -65,8 +65,9 @@ def gate(
     if plot is not None:
         check_suffix(plot)
         check_target(plot)
+    given = Scores.load(scores)
     made = Gate.from_scores(
-        Scores.load(scores),
+        given,
         strength=strength,
         norm=norm.value,
         site=site.value,
@@ -80,9 +81,12 @@ def gate(
     made = replace(made, meta={**made.meta, "for": target, "seed": seed, **provenance()})
     made.save(out)
     result: dict[str, Any] = {**made.describe(), "top": made.table(), "out": str(out)}
+    result["warnings"] = [given.caution] if given.caution else []
     if plot is not None:
         save_chart(made.chart(), plot)
         result["plot"] = str(plot)
+    for warning in result["warnings"]:
+        console.warn(warning)
     if json:
         typer.echo(dumps(result))
         return

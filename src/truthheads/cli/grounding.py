@@ -74,6 +74,8 @@ def ground(
             tell=tell,
             progress=progress,
         )
+    for warning in result["warnings"]:
+        console.warn(warning)
     if json:
         typer.echo(dumps({**result, "out": str(out)}))
     else:

@@ -104,8 +104,10 @@ def pairs(
     form = (
         None if made.form is None else {"accuracy": made.form.accuracy.json(), "best_feature": made.form.best_feature}
     )
+    for warning in made.cautions:
+        console.warn(warning)
     if json:
-        typer.echo(dumps({"counts": made.counts, "form": form, "out": str(out)}))
+        typer.echo(dumps({"counts": made.counts, "form": form, "warnings": made.cautions, "out": str(out)}))
         return
     console.out.print(", ".join(f"{count} {kind}" for kind, count in made.counts.items()))
     if made.form is not None:

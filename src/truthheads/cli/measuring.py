@@ -150,6 +150,8 @@ def score(
         typer.echo(dumps(result))
     else:
         _show_scores(result)
+    for warning in result["warnings"]:
+        console.warn(warning)
 
 
 def _show_scores(result: dict[str, Any]) -> None:
@@ -168,7 +170,10 @@ def _show_scores(result: dict[str, Any]) -> None:
         ]
         for row in result["top"]
     ]
-    console.out.print(console.grid("\nTop heads", ["head", f"{unit} [95 %]", "AUROC", "pairs"], rows))
+    title = (
+        "\nTop heads" if result["ranked"] else f"\nTop heads (no ranking: {result['questions']} questions are too few)"
+    )
+    console.out.print(console.grid(title, ["head", f"{unit} [95 %]", "AUROC", "pairs"], rows))
     names = ["all rows", *result["kinds"]]
     profiles = [result, *result["kinds"].values()]
     layers = [
@@ -177,13 +182,14 @@ def _show_scores(result: dict[str, Any]) -> None:
     ]
     ends = [
         ["mean", *(console.number(profile["heads_mean"]) for profile in profiles)],
-        ["best head", *(f"{p['best']['head']} {p['best']['score']:.3f}" if p["best"] else "–" for p in profiles)],
+        [
+            "best head" if result["ranked"] else "highest score",
+            *(f"{p['best']['head']} {p['best']['score']:.3f}" if p["best"] else "–" for p in profiles),
+        ],
     ]
     console.out.print(
         console.grid("\nDepth profile (means of layers), by kind of untruthful answer", ["", *names], layers + ends)
     )
-    for warning in result["warnings"]:
-        console.warn(warning)
     for name in ("out", "plot"):
         if name in result:
             console.written(result[name])

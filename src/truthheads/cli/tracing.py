@@ -118,6 +118,8 @@ def trace(
         typer.echo(dumps(result))
     else:
         _show(result)
+    for warning in result["warnings"]:
+        console.warn(warning)
 
 
 def _show(result: dict[str, Any]) -> None:
@@ -142,11 +144,10 @@ def _show(result: dict[str, Any]) -> None:
         for row in result["top"]
     ]
     columns = ["head", "AUROC [95 %]", "lift", "points", "sinks", "distractor", "Truth Score"]
-    console.out.print(console.grid(f"\nTop heads, {result['position']}'s last token", columns, rows))
+    few = "" if result["ranked"] else f" (no ranking: {result['questions']} questions are too few)"
+    console.out.print(console.grid(f"\nTop heads, {result['position']}'s last token{few}", columns, rows))
     if result["claim"]:
         _show_claim(result["claim"][result["position"]])
-    for warning in result["warnings"]:
-        console.warn(warning)
     for name in ("out", "plot", "pictures"):
         if name in result:
             console.written(result[name])

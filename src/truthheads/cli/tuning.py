@@ -125,6 +125,8 @@ def tune(
     if plot is not None:
         save_chart(tuning.chart(), plot)
     result = {**tuning.result, "gate": tuning.gate.describe(), "out": str(out)}
+    for warning in result["warnings"]:
+        console.warn(warning)
     if json:
         typer.echo(dumps(result))
         return

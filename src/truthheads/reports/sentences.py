@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from truthheads.cautions import CHOSEN_FROM, RANKED_FROM
 from truthheads.evidence import Trace
 from truthheads.reports.charts import best_gate, largest_first, lower_is_better
 from truthheads.reports.finding import Artefacts, Named
@@ -43,6 +44,12 @@ def _scores(found: Artefacts) -> str:
         return f"No head of {model} has a Truth Score."
     head, total = f"L{best[0][0]}H{best[0][1]}", int(item.values.isfinite().sum())
     value, interval = float(item.values[best[0]]), one.ends
+    if item.caution is not None:
+        return (
+            f"The {counted(total, 'head')} of {model} were scored on {counted(item.questions or 0, 'question')}, too few "
+            f"to rank heads (from {RANKED_FROM} on a good head can be told from a lucky one), so this page names no best "
+            f"head.{_form(item.meta)}"
+        )
     others = f"; {counted(len(found.scores) - 1, 'more score file')} can be seen below" if len(found.scores) > 1 else ""
     if interval is None:
         text = f"of {counted(total, 'head')} of {model}, {head} has the highest score, {number(value)} {item.unit}"
@@ -131,6 +138,11 @@ def _evidence(found: Artefacts) -> str:
     whose = made_of(item.meta) or one.name
     if not best:
         return f"The trace of {whose} names no evidence that could be looked at."
+    if item.caution is not None:
+        return (
+            f"Attention of {whose} was traced on {counted(item.questions or 0, 'question')}, too few to rank heads or to "
+            "say whether the truthful ones look at the evidence."
+        )
     low, high = (end[best[0]] for end in one.ends) if one.ends else (None, None)
     found_by = figure({"value": float(item.auroc[best[0]]), "low": low, "high": high})
     head = f"L{best[0][0]}H{best[0][1]}"
@@ -185,6 +197,9 @@ def _gates(found: Artefacts) -> str:
                 f"tuning chose {entry['name']}: {signed(entry['effect']['margin'], 2)} nats of margin on its own dev "
                 f"questions for {figure(entry['harm']['kl'], 3)} nats a token on text that has nothing to do with them"
             )
+        dev = (tuning.get("rows") or {}).get("dev_groups", CHOSEN_FROM)
+        if dev < CHOSEN_FROM:
+            tuned += f", but judged on {counted(dev, 'dev question')}, too few to tell a good gate from a lucky one"
         text = f"{text}, and {tuned}" if text else f"{tuned[0].upper()}{tuned[1:]}"
     return f"{text}."
 

@@ -51,7 +51,8 @@ def best_heads(one: Named[Scores]) -> Table:
         low, high = (float(end[at]) for end in interval) if interval else (None, None)
         shown = figure({"value": float(item.values[at]), "low": low, "high": high})
         rows.append([f"L{at[0]}H{at[1]}", shown, number(float(item.auroc[at])), number(float(item.pair_accuracy[at]))])
-    title = f"Highest scores: {one.name}"
+    few = "" if item.caution is None else f" (no ranking: {item.questions} questions are too few)"
+    title = f"Highest scores: {one.name}{few}"
     return Table(title, ["head", f"{item.unit} [95 % interval]", "AUROC", "pair accuracy"], rows, folded=True)
 
 
