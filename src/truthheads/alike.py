@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
-MARKS = re.compile(r"(?!(?<=\d)[.:/](?=\d)|(?<!\w)[-−+](?=\d)|(?<=\w)[-−+#%]+(?!\w))[^\w\s]")
+MARKS = re.compile(r"(?!(?<=\d)[.,:/](?=\d)|(?<!\w)[-−+](?=\d)|(?<=\w)[-−+#%]+(?!\w))[^\w\s]")
 """Punctuation that says nothing: all but the marks that tell ``1.5`` from ``15``, ``-5`` from ``5``, ``C++`` from C."""
 
 

@@ -1,30 +1,61 @@
 """What a reader must be told of the data before the figures made from them: few rows, answers that are alike."""
 
+import math
 from collections.abc import Mapping
+from statistics import NormalDist
 from typing import Any
 
-RANKED_FROM = 50
-"""Questions (groups of rows that are not told apart) from which on heads are ranked; docs/decisions/0014-few-rows.md.
-
-Of 243 simulated heads that carry nothing, the luckiest has accuracy .98 on 5 questions, .78 on 20 and .66 on 50; on 50 the
-ten heads on top of the list all carry the label where a probe can reach .8."""
+LUCKIEST = 2 / 3
+"""Accuracy up to which the luckiest of the heads that carry nothing may be expected: heads are ranked from so many
+questions on. On 270 simulated heads, 27 of them good, that is from 52 questions on, and there the ten heads on top of
+the list are all good ones where a probe can reach .8 (docs/decisions/0014-few-rows.md)."""
+WIDER = 1.2
+"""A cross-validated accuracy varies by so many binomial standard errors: its folds share what they are trained on."""
+RANKED_FROM = 20
+"""Questions below which no heads are ranked, however few they are: a bootstrap of fewer clusters is too narrow."""
 CHOSEN_FROM = 20
 """Dev questions from which on a gate is chosen by the lower end of an interval; docs/decisions/0014-few-rows.md.
 
-Where none of twelve gates helps, the rule chooses one on 28 % of simulated sets of 5 questions, 14 % of 20, 10 % of 100."""
+Where none of twelve gates helps, the rule chooses one on 28 % of simulated sets of 5 questions, on 14 % of 20 and on
+10 % of 100."""
 
 
-def cannot_rank(questions: int | None) -> str | None:
+def luckiest(questions: int, heads: int) -> float:
+    """Return the accuracy that is expected of the best of some heads that carry nothing.
+
+    Args:
+        questions: How many independent questions, with two answers each, the heads were measured on.
+        heads: How many heads.
+
+    Source:
+        Largest of n normal numbers: Blom (1958), Statistical Estimates and Transformed Beta-Variables, p. 69.
+    """
+    return min(1.0, 0.5 + _extreme(heads) * WIDER * 0.5 / math.sqrt(2 * questions))
+
+
+def ranked_from(heads: int) -> int:
+    """Return the number of questions from which on so many heads can be ranked."""
+    return max(RANKED_FROM, math.ceil((_extreme(heads) * WIDER * 0.5 / (LUCKIEST - 0.5)) ** 2 / 2))
+
+
+def _extreme(heads: int) -> float:
+    """Return the expected largest of so many standard normal numbers."""
+    return NormalDist().inv_cdf((heads - 0.375) / (heads + 0.25)) if heads > 1 else 0.0
+
+
+def cannot_rank(questions: int | None, heads: int) -> str | None:
     """Return the sentence that says that heads cannot be ranked; None where they can, or where the number is unknown.
 
     Args:
         questions: How many independent questions the heads were measured on.
+        heads: How many heads.
     """
-    if questions is None or questions >= RANKED_FROM:
+    if questions is None or questions >= ranked_from(heads):
         return None
     return (
-        f"Heads cannot be ranked: {_counted(questions)} too few to tell a good head from a lucky one; give "
-        f"{RANKED_FROM} or more (rows of one group count once)."
+        f"Heads cannot be ranked: {_counted(questions)} too few to tell a good head from a lucky one. Of {heads} heads "
+        f"that carry nothing, a probe on the luckiest would be right on about {luckiest(questions, heads):.0%} of the "
+        f"answers; give {ranked_from(heads)} questions or more (rows of one group count once)."
     )
 
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from scipy.stats import rankdata
 
-from truthheads.cautions import cannot_rank, data_cautions
+from truthheads.cautions import data_cautions
 from truthheads.errors import ShapeError
 from truthheads.evidence import Trace
 from truthheads.lineage import relate
@@ -65,12 +65,12 @@ def summarise_trace(trace: Trace, *, top: int = 10) -> dict[str, Any]:
     shown = ("model", "data", "settings", "seed", "positions", "position", "scores", "claim")
     result = {**{name: meta.get(name) for name in shown}, **meta["summary"], "top": trace.table(top)}
     result |= {"questions": trace.questions, "ranked": trace.caution is None}
-    return {**result, "warnings": _warnings(result)}
+    return {**result, "warnings": _warnings(result, trace.caution)}
 
 
-def _warnings(result: dict[str, Any]) -> list[str]:
+def _warnings(result: dict[str, Any], caution: str | None) -> list[str]:
     """Return what a reader must know before trusting the figures, one sentence each."""
-    found = [caution] if (caution := cannot_rank(result["questions"])) else []
+    found = [caution] if caution else []
     if result["left_out"]:
         found.append(f"Rows left out: {', '.join(f'{count} with {why}' for why, count in result['left_out'].items())}.")
     guessed = result["sources"].get("occurrences", 0)
@@ -81,9 +81,8 @@ def _warnings(result: dict[str, Any]) -> list[str]:
         )
     found += data_cautions(result["data"])
     other = ((result["scores"] or {}).get("model") or {}).get("fingerprint")
-    few = (result["scores"] or {}).get("questions")
-    if result["scores"] and cannot_rank(few):
-        found.append(f"The Truth Scores rest on {few} questions, too few to rank heads: do not read the claim's test.")
+    if few := (result["scores"] or {}).get("caution"):
+        found.append(f"Of the Truth Scores: {few}")
     if result["scores"] and other != result["model"]["fingerprint"]:
         found.append("The Truth Scores are not known to be of this very model.")
     return found

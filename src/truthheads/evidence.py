@@ -15,7 +15,7 @@ from truthheads.cautions import cannot_rank
 from truthheads.errors import ArtifactError, DataError
 from truthheads.plots import chart_html, heat_map
 from truthheads.pointing import MEASURES
-from truthheads.scores import Scores
+from truthheads.scores import Scores, told_groups
 from truthheads.stats import bootstrap_means, interval
 
 KIND = "trace"
@@ -66,15 +66,12 @@ class Trace:
     @property
     def questions(self) -> int | None:
         """Independent questions (groups) that were traced; None where the file does not tell."""
-        known = self.meta.get("groups")
-        if isinstance(known, int):
-            return known
-        return len(torch.unique(self.sample_group)) if len(self.sample_group) else None
+        return told_groups(self.meta, self.sample_group)
 
     @property
     def caution(self) -> str | None:
         """The sentence that says that there are too few questions to rank heads; None where there are enough."""
-        return cannot_rank(self.questions)
+        return cannot_rank(self.questions, int(self.auroc.isfinite().sum()))
 
     @property
     def auroc(self) -> Float[Tensor, "num_layers num_heads"]:
@@ -151,7 +148,7 @@ class Trace:
     def table(self, count: int = 10) -> list[dict[str, Any]]:
         """Return the top heads by AUROC as rows: AUROC with interval, lift, pointing rate, sinks, Truth Score.
 
-        ``ranked`` is False in every row where the questions are too few to rank heads (:attr:`caution`).
+        Where the questions are too few to rank heads (:attr:`caution`), every row has ``ranked``, which is False.
         """
         low, high = self.intervals("auroc")
         return [
@@ -162,7 +159,7 @@ class Trace:
                 "high": float(high[layer, head]),
                 **{name: float(self.array(name)[layer, head]) for name in MEASURES[1:]},
                 "truth_score": float(self.truth[layer, head]),
-                "ranked": self.caution is None,
+                **({} if self.caution is None else {"ranked": False}),
             }
             for layer, head in self.top(count)
         ]

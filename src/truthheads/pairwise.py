@@ -6,7 +6,6 @@ import numpy as np
 
 from truthheads.alignment import align as align_heads
 from truthheads.alignment import resampled
-from truthheads.cautions import cannot_rank
 from truthheads.drift import Drift
 from truthheads.errors import ShapeError
 from truthheads.foretelling import foretell
@@ -22,7 +21,7 @@ def scores_side(a: Scores, b: Scores, *, align: bool, seed: int) -> dict[str, An
     if a.values.shape == b.values.shape:
         relation = relate(a, b, seed=seed)
         word, evidence = judge(relation)
-        if few := cannot_rank(_fewest(a, b)):
+        if few := _few(a, b):
             word, evidence = "can't tell", f"{evidence}. {few}"
         side |= {**figures(relation), "verdict": word, "evidence": evidence}
     elif not align:
@@ -62,14 +61,15 @@ def figures(relation: Relation) -> dict[str, Any]:
     }
 
 
-def _fewest(a: Scores, b: Scores) -> int | None:
-    """Return the questions of the file that rests on fewer; None where neither tells."""
-    return min((one.questions for one in (a, b) if one.questions is not None), default=None)
+def _few(a: Scores, b: Scores) -> str | None:
+    """Return what must be said of two files of which one rests on too few questions to rank heads."""
+    fewer = min((one for one in (a, b) if one.caution), key=lambda one: one.questions or 0, default=None)
+    return None if fewer is None else fewer.caution
 
 
 def _notes(a: Scores, b: Scores) -> list[str]:
     """Return what a reader must know of two files: too few questions, and what they differ in."""
-    notes = [few] if (few := cannot_rank(_fewest(a, b))) else []
+    notes = [few] if (few := _few(a, b)) else []
     if a.method != b.method:
         notes.append(
             f"the files hold different measures, {a.method} and {b.method}: agreement is of heads, not of units"

@@ -145,15 +145,12 @@ class Scores:
     @property
     def questions(self) -> int | None:
         """Independent questions (groups) that the scores rest on; None where the file does not tell."""
-        known = self.meta.get("groups")
-        if isinstance(known, int):
-            return known
-        return len(np.unique(self.sample_group.numpy())) if len(self.sample_group) else None
+        return told_groups(self.meta, self.sample_group)
 
     @property
     def caution(self) -> str | None:
         """The sentence that says that there are too few questions to rank heads; None where there are enough."""
-        return cannot_rank(self.questions)
+        return cannot_rank(self.questions, int(self.values.isfinite().sum()))
 
     @property
     def unit(self) -> str:
@@ -186,7 +183,7 @@ class Scores:
     def table(self, count: int = 10) -> list[dict[str, Any]]:
         """Return the top heads as rows: head, score with interval, AUROC, pair accuracy.
 
-        ``ranked`` is False in every row where the questions are too few to rank heads (:attr:`caution`).
+        Where the questions are too few to rank heads (:attr:`caution`), every row has ``ranked``, which is False.
         """
         low, high = self.intervals()
         return [
@@ -197,7 +194,7 @@ class Scores:
                 "high": float(high[layer, head]),
                 "auroc": float(self.auroc[layer, head]),
                 "pair_accuracy": float(self.pair_accuracy[layer, head]),
-                "ranked": self.caution is None,
+                **({} if self.caution is None else {"ranked": False}),
             }
             for layer, head in self.top(count)
         ]
@@ -217,6 +214,19 @@ class Scores:
 
     def _repr_html_(self) -> str:
         return chart_html(self.chart())  # a notebook may have no network
+
+
+def told_groups(meta: Mapping[str, Any], sample_group: Int[Tensor, " samples"]) -> int | None:
+    """Return the independent questions that an artefact of heads rests on; None where it does not tell.
+
+    Args:
+        meta: Its metadata; files before ``groups`` was written in them are known by their package versions.
+        sample_group: Groups of the samples that it kept.
+    """
+    known = meta.get("groups")
+    if isinstance(known, int):
+        return known
+    return len(torch.unique(sample_group)) if len(sample_group) and "packages" in meta else None
 
 
 def _measure(meta: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from truthheads.cautions import cannot_rank, data_cautions
+from truthheads.cautions import data_cautions
 from truthheads.scores import Scores
 
 OCCURRENCE = (
@@ -47,7 +47,7 @@ def summarise(scores: Scores, *, top: int = 10) -> dict[str, Any]:
         **_profile(values),
         "kinds": kinds,
     }
-    return {**result, "warnings": warnings_of(result)}
+    return {**result, "warnings": warnings_of(result, scores.caution)}
 
 
 def _profile(values: np.ndarray) -> dict[str, Any]:
@@ -63,9 +63,14 @@ def _profile(values: np.ndarray) -> dict[str, Any]:
     }
 
 
-def warnings_of(result: dict[str, Any]) -> list[str]:
-    """Return what a reader must know before trusting the scores, one sentence or two each."""
-    found = [caution] if (caution := cannot_rank(result["questions"])) else []
+def warnings_of(result: dict[str, Any], caution: str | None = None) -> list[str]:
+    """Return what a reader must know before trusting the scores, one sentence or two each.
+
+    Args:
+        result: As :func:`summarise` makes it.
+        caution: Of the scores: that heads cannot be ranked.
+    """
+    found = [caution] if caution else []
     form = result["form"]
     if form and form["warns"]:
         found.append(

@@ -147,7 +147,7 @@ def trace(
     source = {key: scores.meta.get(key) for key in ("model", "data", "source") if scores.meta.get(key) is not None}
     return replace(
         found,
-        meta={**meta, "scores": {"method": scores.method, "questions": scores.questions, **source}, "claim": tested},
+        meta={**meta, "scores": {"method": scores.method, "caution": scores.caution, **source}, "claim": tested},
     )
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from truthheads.cautions import CHOSEN_FROM, RANKED_FROM
+from truthheads.cautions import CHOSEN_FROM, ranked_from
 from truthheads.evidence import Trace
 from truthheads.reports.charts import best_gate, largest_first, lower_is_better
 from truthheads.reports.finding import Artefacts, Named
@@ -45,10 +45,11 @@ def _scores(found: Artefacts) -> str:
     head, total = f"L{best[0][0]}H{best[0][1]}", int(item.values.isfinite().sum())
     value, interval = float(item.values[best[0]]), one.ends
     if item.caution is not None:
+        asked = counted(item.questions or 0, "question")
         return (
-            f"The {counted(total, 'head')} of {model} were scored on {counted(item.questions or 0, 'question')}, too few "
-            f"to rank heads (from {RANKED_FROM} on a good head can be told from a lucky one), so this page names no best "
-            f"head.{_form(item.meta)}"
+            f"The {counted(total, 'head')} of {model} were scored on {asked}, too few to rank them (from "
+            f"{ranked_from(total)} on a good head can be told from a lucky one), so no best head is named."
+            f"{_form(item.meta)}"
         )
     others = f"; {counted(len(found.scores) - 1, 'more score file')} can be seen below" if len(found.scores) > 1 else ""
     if interval is None:
@@ -139,9 +140,10 @@ def _evidence(found: Artefacts) -> str:
     if not best:
         return f"The trace of {whose} names no evidence that could be looked at."
     if item.caution is not None:
+        asked = counted(item.questions or 0, "question")
         return (
-            f"Attention of {whose} was traced on {counted(item.questions or 0, 'question')}, too few to rank heads or to "
-            "say whether the truthful ones look at the evidence."
+            f"Attention of {whose} was traced on {asked}, too few to rank heads or to say whether the truthful ones "
+            "look at the evidence."
         )
     low, high = (end[best[0]] for end in one.ends) if one.ends else (None, None)
     found_by = figure({"value": float(item.auroc[best[0]]), "low": low, "high": high})
