@@ -194,7 +194,7 @@ def test_score_for_people(planted: Path, rows: Path, tmp_path: Path) -> None:
     assert result.stdout.startswith("30 rows (pairs), accuracy per head; mean over heads 0.")
     assert re.search(rf"Top heads\n.*\n{BEST} +1\.000 \[1\.000, 1\.000\]", result.stdout)
     assert "layer 1" in result.stdout
-    assert "only that an answer stands in the context" in " ".join(result.stdout.split())
+    assert "only that an answer stands in the context" in " ".join(result.stderr.split())
     assert f"written: {tmp_path / 's'}" in result.stdout
 
 

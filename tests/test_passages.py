@@ -148,7 +148,7 @@ def test_a_list_of_truthful_answers_holds_forms_of_one(tmp_path: Path) -> None:
     assert (question.truthful, question.aliases) == ("at nine", ("nine", "9"))
     (again,) = read_questions(write_questions(tmp_path / "again.jsonl", [question]))
     assert (again, again.aliases) == (question, question.aliases)
-    (found,) = conflicts([question])
+    (found,) = conflicts([question], path)
     assert (found.context, found.memory) == (("at nine", "nine", "9"), ("at seven",))
 
 

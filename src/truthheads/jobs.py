@@ -267,7 +267,7 @@ def _pairs(model: Model, data: list[Path], how: Asking) -> Job:
 
 def _conflict(model: Model, data: list[Path], how: Asking) -> Job:
     questions = read_questions(data[0], limit=how.limit, images=how.images)
-    found = conflicts(questions)
+    found = conflicts(questions, data[0])
     asked = [
         Asked(ids, image, one.question.id, [_conflict_line(one.question, one.context, one.memory)])
         for (ids, image), one in zip(

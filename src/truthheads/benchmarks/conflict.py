@@ -5,6 +5,7 @@ import string
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,11 +27,12 @@ class Conflict:
     memory: tuple[str, ...]
 
 
-def conflicts(questions: Iterable[Question]) -> list[Conflict]:
+def conflicts(questions: Iterable[Question], path: Path) -> list[Conflict]:
     """Return the conflicts of a question file, with every form of both answers that the file gives.
 
     Args:
         questions: The rows, as ``read_questions`` gives them.
+        path: Their file, for errors.
 
     Raises:
         DataError: A row has no context, or not both answers.
@@ -38,7 +40,7 @@ def conflicts(questions: Iterable[Question]) -> list[Conflict]:
     for question in questions:
         if not question.context or question.truthful is None or question.untruthful is None:
             raise DataError(
-                f"row {question.id!r} is no conflict",
+                f"{path}: row {question.id!r} is no conflict",
                 expected="a context, the answer that it gives (truthful) and the one from memory (untruthful)",
                 got="no context" if not question.context else "one answer",
                 fix="give NQ-Swap, or a question file with both answers in every row",
