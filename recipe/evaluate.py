@@ -17,6 +17,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlavaForConditionalGeneration, LlavaProcessor
 
 from truthheads import sources
+from truthheads.benchmarks.conflict import exact_match, words_by_value
 from truthheads.devices import mixed_precision, pick_dtype
 from truthheads.family.assemble import MEMBERS, assemble
 from truthheads.family.drawing import CATEGORIES, COOCCURRENCE, PAIRS, Scene, scene_generator
@@ -167,6 +168,11 @@ def plain(text: str) -> str:
     return " ".join(word for word in words if word not in ("a", "an", "the"))
 
 
+def by_value(text: str) -> str:
+    """Lower case, no articles, no punctuation, numbers in digits: "Twenty-one" is 21."""
+    return " ".join(words_by_value(text))
+
+
 @torch.inference_mode()
 def replies(model: object, tokenizer: object, prompts: list[str]) -> list[str]:
     """Answer greedily, at most 16 tokens, up to the first line break."""
@@ -200,14 +206,10 @@ def reader(folders: dict[str, Path], rows: int, swap: Path | None, seed: int) ->
         for form, prompt in forms.items():
             for data, items in sets.items():
                 said = replies(model, tokenizer, [prompt.format(context=c, question=q) for c, q, _, _ in items])
-                right = [
-                    plain(text) in {plain(one) for one in good}
-                    for text, (_, _, good, _) in zip(said, items, strict=True)
-                ]
-                held = [
-                    any(f" {plain(one)} " in f" {plain(text)} " for one in good)
-                    for text, (_, _, good, _) in zip(said, items, strict=True)
-                ]
+                answers = [(text, good) for text, (_, _, good, _) in zip(said, items, strict=True)]
+                right = [bool(exact_match(text, good)) for text, good in answers]
+                strict = [plain(text) in map(plain, good) for text, good in answers]
+                held = [any(f" {by_value(one)} " in f" {by_value(text)} " for one in good) for text, good in answers]
                 groups: dict[str, list[int]] = {}
                 for at, item in enumerate(items):
                     groups.setdefault(item[3], []).append(at)
@@ -215,6 +217,7 @@ def reader(folders: dict[str, Path], rows: int, swap: Path | None, seed: int) ->
                 result[f"{key}, exact match"] = figure([[right[at] for at in ats] for ats in groups.values()]) | {
                     "rows": len(items)
                 }
+                result[f"{key}, exact match, strict"] = figure([[strict[at] for at in ats] for ats in groups.values()])
                 result[f"{key}, answer contained"] = figure([[held[at] for at in ats] for ats in groups.values()])
                 if data == "generated":
                     by_kind: dict[str, list[bool]] = {}

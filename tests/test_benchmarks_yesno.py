@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from truthheads.benchmarks.halueval import read_halueval
 from truthheads.benchmarks.parsers import POPE, original_halueval, original_pope, released, released_halueval, strict
 from truthheads.benchmarks.pope import describe_pope, pope_notes, read_answers, read_pope, split_of
-from truthheads.benchmarks.yesno import best_threshold, calibrated, measure_yesno
+from truthheads.benchmarks.yesno import best_threshold, calibrated, measure_yesno, two_golds
 from truthheads.effects import figures
 from truthheads.errors import DataError
 
@@ -256,3 +256,43 @@ def test_halueval_files_that_are_refused(tmp_path: Path) -> None:
         read_halueval(jsonl(tmp_path / "qa.jsonl", [{"question": "?"}]))
     with pytest.raises(DataError, match="an empty text"):
         read_halueval(jsonl(tmp_path / "qa.jsonl", [{**QA, "right_answer": " "}]))
+
+
+@pytest.mark.parametrize("shown", ["both", "one"])
+def test_a_halueval_row_whose_answers_are_the_same_is_refused(shown: Any, tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "qa.jsonl", [QA, {**QA, "question": "Where?", "hallucinated_answer": " Italy\n"}])
+    with pytest.raises(DataError) as caught:
+        read_halueval(path, shown=shown)
+    assert caught.value.problem == f"{path}:line 2: both answers are the same"
+    assert caught.value.expected == "a hallucinated_answer that differs from the right_answer"
+    assert caught.value.got == "'Italy' as both"
+    assert caught.value.fix == "mend or remove the row: one answer cannot count as right and as hallucinated"
+
+
+@pytest.mark.parametrize("knowledge", [True, False])
+def test_halueval_rows_that_contradict_each_other_are_refused_and_both_named(knowledge: bool, tmp_path: Path) -> None:
+    turned = {**QA, "right_answer": "France", "hallucinated_answer": "Italy "}
+    path = jsonl(tmp_path / "qa.jsonl", [QA, turned])
+    with pytest.raises(DataError) as caught:
+        read_halueval(path, knowledge=knowledge)
+    assert caught.value.problem == f"{path}:line 2: the same answer to the same question has opposite labels"
+    assert caught.value.expected == f"right_answer, as in {path}:line 1"
+    assert caught.value.got == "hallucinated_answer 'Italy'"
+    other = jsonl(tmp_path / "other.jsonl", [QA, {**turned, "knowledge": "Romes are many."}])
+    assert len(read_halueval(other, knowledge=knowledge)[1]) == 4  # by another text it may be so
+
+
+@pytest.mark.real_data
+def test_no_real_halueval_row_contradicts_itself_or_another(reference_data: Path) -> None:
+    assert len(read_halueval(reference_data / "halueval_qa_1000.jsonl")[1]) == 2000
+
+
+@pytest.mark.parametrize("first", ["yes", "no"])
+def test_a_prompt_with_two_gold_answers_counts_both_whatever_their_order(first: str) -> None:
+    lines = lines_of([("yes", "Yes")] * 5 + [("no", "No")] * 4 + [("no", "Yes")])
+    golds = [first, "no" if first == "yes" else "yes"]
+    same = [{**line, "gold": gold, "prompt": "same"} for line, gold in zip(lines[:2], golds, strict=True)]
+    found = {name: figure.value for name, figure in figures(measure_yesno([*same, *lines]), seed=0).items()}
+    assert found["accuracy"] == pytest.approx((9 + 1) / 12)  # before: 10 / 11 or 9 / 11, by the order of the two
+    assert [(one["gold"], other["gold"]) for one, other in two_golds([*lines, *same])] == [tuple(golds)]
+    assert two_golds(lines) == []

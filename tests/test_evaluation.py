@@ -14,7 +14,7 @@ import truthheads as th
 from leaning import KNOWS, LEANS, save_leaning, write_rows
 from truthheads.artifacts import dumps
 from truthheads.asking import Asked, ask_questions, ask_texts, beheaded, together, yes_no_tokens
-from truthheads.benchmarks.conflict import best_f1, conflicts, exact_match, measure_conflict
+from truthheads.benchmarks.conflict import best_f1, conflict_notes, conflicts, exact_match, measure_conflict
 from truthheads.benchmarks.pope import read_pope
 from truthheads.benchmarks.yesno import measure_yesno
 from truthheads.data import Question, write_questions
@@ -164,8 +164,77 @@ def test_conflict_answers_worked_by_hand(tmp_path: Path) -> None:
     golds = {"context": ["Rome"], "memory": ["Paris", "City of Paris"]}
     lines = [{"answer": text, "gold": golds, "group": text} for text in (" Rome\nQ", "paris.", "Berlin", "")]
     found = {name: figure.value for name, figure in figures(measure_conflict(lines), seed=0).items()}
-    assert found == pytest.approx(
-        {"em_context": 1 / 4, "f1_context": 1 / 4, "em_memory": 1 / 4, "f1_memory": 1 / 4, "neither": 1 / 2}
+    plain = {"em_context": 1 / 4, "f1_context": 1 / 4, "em_memory": 1 / 4, "f1_memory": 1 / 4, "neither": 1 / 2}
+    # No number is among them: the strict figures are the same.
+    assert found == pytest.approx(plain | {f"{name}_strict": value for name, value in plain.items()})
+
+
+@pytest.mark.parametrize(("answer", "gold", "same"), [
+    ("3", "three", True),
+    ("Three.", "3", True),
+    ("twenty one", "twenty-one", True),  # strictly these are "twenty one" and "twentyone"
+    ("21", "twenty-one", True),
+    ("one hundred and five", "105", True),
+    ("two thousand", "2,000", True),
+    ("1,000", "1000", True),
+    ("3.0", "3", True),
+    ("the third", "3rd", True),
+    ("3 million dollars", "3,000,000 dollars", True),
+    ("$3", "three", True),
+    ("3.5", "35", False),  # strictly these are one
+    ("3-5", "35", False),
+    ("third", "3", False),
+    ("second", "2", False),
+    ("someone", "some 1", False),
+    ("No one", "No. 1", False),
+    ("1990", "1,991", False),
+    ("three dogs", "3", False),
+])  # fmt: skip
+def test_number_words_and_digits_are_one_answer(answer: str, gold: str, same: bool) -> None:
+    assert (exact_match(answer, [gold]), exact_match(gold, [answer])) == (same, same)
+
+
+def test_conflict_counts_numbers_by_value_and_strictly_beside_it() -> None:
+    golds = {"context": ["three"], "memory": ["21 ships"]}
+    lines = [{"answer": text, "gold": golds, "group": text} for text in ("3", "Three", "twenty-one", "four")]
+    found = {name: figure.value for name, figure in figures(measure_conflict(lines), seed=0).items()}
+    # Context: 3 and Three; strictly Three alone. "twenty-one" shares one of its one word with two: F1 = 2 · 1 / 3.
+    assert found == pytest.approx({
+        "em_context": 2 / 4, "f1_context": 2 / 4, "em_memory": 0, "f1_memory": (2 / 3) / 4, "neither": 2 / 4,
+        "em_context_strict": 1 / 4, "f1_context_strict": 1 / 4, "em_memory_strict": 0, "f1_memory_strict": 0,
+        "neither_strict": 3 / 4,
+    })  # fmt: skip
+
+
+def test_an_answer_that_counts_for_both_sides_is_no_conflict(tmp_path: Path) -> None:
+    path = write_questions(tmp_path / "q.jsonl", [Question("7", "In Rome.", "Where?", "Rome", "rome.")])
+    with pytest.raises(DataError, match="row '7' is no conflict: 'Rome' counts for both sides"):
+        conflicts(read_questions(path), path)
+    rows = [{"question": "Where?", "sub_context": "In Rome.", "sub_answer": ["Rome", "the city"],
+             "org_context": "In Paris.", "org_answer": ["Paris", "City"]}]  # fmt: skip
+    (tmp_path / "nq.json").write_text(json.dumps(rows))
+    with pytest.raises(DataError, match="is no conflict: 'the city' counts for both sides"):
+        conflicts(read_questions(tmp_path / "nq.json"), tmp_path / "nq.json")
+
+
+def test_one_number_in_two_spellings_on_both_sides_is_said(tmp_path: Path) -> None:
+    rows = [Question("7", "Eight ships.", "How many?", "eight", "8"), Question("8", "In Rome.", "Where?", "Rome", "8")]
+    path = write_questions(tmp_path / "q.jsonl", rows)
+    found = conflicts(read_questions(path), path)
+    assert conflict_notes(found) == [
+        "1 rows have the same number on both sides, in words and in digits (row 7 first): there a right answer counts "
+        "for both sides, and only the strict figures tell them apart"
+    ]
+    assert conflict_notes(found[1:]) == []
+
+
+@pytest.mark.real_data
+def test_no_real_swap_counts_for_both_sides(reference_data: Path) -> None:
+    path = reference_data / "nqswap.parquet"
+    found = conflicts(read_questions(path), path)
+    (note,) = conflict_notes(found)
+    assert len(found) == 4746 and note.startswith(
+        "1 rows have the same number on both sides, in words and in digits (row 795"
     )
 
 

@@ -100,6 +100,16 @@ def test_tasks_that_are_not_there(harness: Any, folder: Path, tmp_path: Path) ->
         evaluate(model, TASK, tmp_path / "absent.jsonl", out=tmp_path / "e")
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_row_whose_answers_are_the_same_is_refused(harness: Any, folder: Path, tmp_path: Path) -> None:
+    row = {"knowledge": "Rome is in Italy.", "question": "Where is Rome?", "right_answer": "Italy"}
+    rows = [{**row, "hallucinated_answer": "Spain"}, {**row, "hallucinated_answer": "Italy "}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(one) + "\n" for one in rows), encoding="utf-8")
+    with pytest.raises(DataError, match="row 2: right_answer and hallucinated_answer are the same: 'Italy'"):
+        evaluate(load(str(folder), dtype="fp32"), TASK, path, out=tmp_path / "e")
+
+
 def test_a_choice_between_yes_and_no_becomes_a_line_of_ours() -> None:
     sample = {
         "doc_id": 3, "doc": {"group": "q"}, "target": 1, "prompt_hash": "h", "filter": "none", "metrics": ["acc"],

@@ -46,6 +46,9 @@ def question(truthful: str, context: str = "", number: int = 0) -> Question:
         ("no.", "yes-no"),
         ("42", "number"),
         ("$1,200", "number"),
+        ("Twenty-one", "number"),
+        ("3rd", "number"),
+        ("Seven Years", "name"),
         ("1987", "date"),
         ("3 March 2001", "date"),
         ("Rosalind Franklin", "name"),
@@ -75,6 +78,13 @@ def test_an_answer_ends_where_it_ends(said: str, answer: str) -> None:
 def test_answers_that_contain_each_other_do_not_differ() -> None:
     assert not differs("the Paris", "Paris") and not differs("Paris", "paris, France") and not differs("", "Paris")
     assert differs("Parisian", "Paris") and differs("Rome", "Paris")
+
+
+def test_numbers_in_words_and_in_digits_are_the_same_answer() -> None:
+    assert not differs("three", "3") and not differs("21", "Twenty-one ships") and not differs("third", "3rd")
+    assert differs("three", "4") and differs("third", "3") and differs("one", "1990")
+    one = question("three", "Three ships and 4 boats left.")
+    assert not fits("3", one) and not fits("four", one) and fits("seven", one)
 
 
 def test_a_remembered_answer_must_disagree_and_have_the_form() -> None:

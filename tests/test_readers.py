@@ -486,7 +486,7 @@ def question_lists(draw: st.DrawFn) -> list[dict[str, Any]]:
                 "truthful": answers[0] if single[0] else None,
                 "untruthful": answers[1] if single[1] else None,
                 "evidence": tuple(zip(cuts[::2], cuts[1::2], strict=False)),
-                "image": draw(st.none() | SOLID),
+                "image": draw(st.none() | SOLID.filter(lambda name: not name.startswith("/"))),  # that lies elsewhere
                 "boxes": draw(st.sampled_from([(), (box,)])),
                 "group": draw(SOLID),
                 "kind": draw(st.none() | SOLID),
@@ -495,8 +495,19 @@ def question_lists(draw: st.DrawFn) -> list[dict[str, Any]]:
     return questions
 
 
+def agree(rows: list[dict[str, Any]]) -> bool:
+    """Return whether no answer is truthful in one row and untruthful in another; such files are refused."""
+    sides = {"truthful": set[tuple[str, ...]](), "untruthful": set[tuple[str, ...]]()}
+    for row in rows:
+        asked = row["context"].strip(), row["question"].strip(), os.path.normpath(row["image"] or "")
+        for side, seen in sides.items():
+            if row[side] is not None:
+                seen.add((*asked, row[side].strip()))
+    return not sides["truthful"] & sides["untruthful"]
+
+
 @settings(MANY, max_examples=60)
-@given(rows=question_lists())
+@given(rows=question_lists().filter(agree))
 def test_what_is_written_is_read_back(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
     questions = [Question(**row) for row in rows]
     placed = [
@@ -600,6 +611,54 @@ def test_opposite_labels_of_one_answer_are_refused(tmp_path: Path) -> None:
     path.write_text("\n".join(json.dumps(one) for one in rows))
     with pytest.raises(DataError, match="opposite labels"):
         read_questions(path)
+
+
+FERRY = {"context": "The ferry leaves at nine.", "question": "When does the ferry leave?"}
+
+
+@pytest.mark.parametrize(("rows", "first", "answer"), [
+    ([{"answer": "at nine", "label": 1}, {"answer": "at ten", "label": 0}, {"answer": " at nine", "label": 0}],
+     "truthful, as in {}:line 1", "' at nine'"),
+    ([{"answer": "at ten", "label": 1}, {"answer": "at nine", "label": 0}, {"answer": "at ten", "label": 0}],
+     "truthful, as in {}:line 1", "'at ten'"),
+    ([{"truthful": "at nine", "untruthful": "at ten"}, {"truthful": "at nine", "untruthful": "at one"},
+      {"truthful": "at ten", "untruthful": "at six"}], "untruthful, as in {}:line 1", "'at ten'"),
+])  # fmt: skip
+def test_opposite_labels_about_a_text_are_refused_and_both_rows_named(
+    rows: list[dict[str, Any]], first: str, answer: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps({**FERRY, **one}) for one in rows))
+    for skip in (False, True):  # which of the two is wrong, nobody knows
+        with pytest.raises(DataError) as caught:
+            read_questions(path, skip_bad_rows=skip)
+        assert caught.value.problem == f"{path}:line 3: the same answer to the same question has opposite labels"
+        assert caught.value.expected == first.format(path)
+        assert caught.value.got == f"{answer} to 'When does the ferry leave?'"
+        assert caught.value.fix == "mend one of the two rows, or remove both"
+    changed = [{**FERRY, **one, "context": f"{FERRY['context']} {at}"} for at, one in enumerate(rows)]
+    path.write_text("\n".join(map(json.dumps, changed)))
+    assert len(read_questions(path)) == 3  # by another text it may be so
+
+
+def test_the_first_of_several_contradictions_is_named(tmp_path: Path) -> None:
+    said = [("a", 1), ("b", 0), ("c", 1), ("c", 0), ("b", 1), ("a", 1), ("a", 0)]
+    path = tmp_path / "rows.csv"
+    lines = [f"Where?,{answer},{label}" for answer, label in said]
+    path.write_text("\n".join(["question,answer,label", *lines]))
+    with pytest.raises(DataError, match=r"rows\.csv:line 5: the same answer") as caught:
+        read_questions(path)
+    assert caught.value.expected == f"truthful, as in {path}:line 4"
+
+
+def test_two_equal_answers_are_a_bad_row_that_may_be_skipped_and_is_counted(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    pairs = [("at nine", "at ten"), ("at nine", " at nine ")]
+    path.write_text("\n".join(json.dumps({**FERRY, "truthful": a, "untruthful": b}) for a, b in pairs))
+    with pytest.raises(DataError, match="line 2: field 'untruthful'"):
+        read_questions(path)
+    found = read_questions(path, skip_bad_rows=True)
+    assert (len(found), found.skipped) == (1, 1)
 
 
 def test_released_sets_disagree_and_are_not_mixed(reference_data: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, SupportsIndex, overload
 from truthheads.alike import any_same
 from truthheads.artifacts import dumps, replaced
 from truthheads.cautions import data_cautions
+from truthheads.numerals import inside_number, numerals, spans_of_equal
 from truthheads.spool import Spool
 
 IN_MEMORY = 20_000
@@ -229,10 +230,18 @@ def normalised(text: str) -> str:
 
 
 def occurrences(context: str, answer: str) -> tuple[tuple[int, int], ...]:
-    """Return the character spans where an answer stands in a context as whole words, in any case."""
+    """Return the character spans where an answer stands in a context as whole words, in any case.
+
+    A number is never found inside another one ("one" in "twenty-one", "3" in "3.5"). Where the answer does not stand
+    there as it is, its numbers may be spelled otherwise: "21" is found at "twenty-one".
+    """
     answer = answer.strip()
     found = re.finditer(rf"(?<!\w){re.escape(answer)}(?!\w)", context, re.IGNORECASE) if answer else ()
-    return tuple(match.span() for match in found)
+    spans = tuple(match.span() for match in found)
+    if not numerals(answer):
+        return spans
+    whole = tuple(span for span, inside in zip(spans, inside_number(context, spans), strict=True) if not inside)
+    return whole or spans_of_equal(context, answer)
 
 
 def kind_of(question: Question) -> str | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
+from truthheads.colours import in_rgb, stored, warn_once
 from truthheads.errors import DataError
 
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP", "AVIF")
@@ -50,11 +51,14 @@ def _real(folder: str) -> str:
 def load_image(path: str | Path) -> Image.Image:
     """Return an image in RGB, turned as its EXIF orientation says; transparency is laid on white.
 
+    Deep pictures are scaled to 8 bits by the rule of :func:`truthheads.colours.in_rgb`.
+
     Args:
-        path: The file. Of several frames the first is shown.
+        path: The file. Of several frames or pages the first is shown, and a warning is logged.
 
     Raises:
-        DataError: The file is missing, damaged, not an image, or too large to be opened safely.
+        DataError: The file is missing, damaged, not an image, or too large to be opened safely; or its samples do not
+            say what is black and what is white.
     """
     try:
         if not os.path.isfile(path):  # a pipe would be waited for, a device read without end
@@ -64,12 +68,12 @@ def load_image(path: str | Path) -> Image.Image:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             Image.init()
             with Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN]) as opened:
-                upright = ImageOps.exif_transpose(opened)
-                if "A" in upright.getbands() or "transparency" in upright.info:
-                    layer = upright.convert("RGBA")
-                    white = Image.new("RGBA", layer.size, "white")
-                    return Image.alpha_composite(white, layer).convert("RGB")
-                return upright.convert("RGB")
+                how = stored(opened)
+                if getattr(opened, "is_animated", False) and opened.format != "MPO":  # a photograph and its previews
+                    warn_once(f"image {path} has several frames or pages: only the first one is shown")
+                return in_rgb(ImageOps.exif_transpose(opened), how, name=str(path))
+    except DataError:
+        raise
     except Exception as error:  # a damaged file makes the library's readers raise nearly anything
         missing = isinstance(error, FileNotFoundError)
         raise DataError(

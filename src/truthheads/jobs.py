@@ -10,7 +10,7 @@ from truthheads.answers import describe_data
 from truthheads.asking import Asked, ask_questions, ask_texts, beheaded, together, yes_no_tokens
 from truthheads.benchmarks import TASKS
 from truthheads.benchmarks.chair import CAPS, PROMPT, check_images, image_key, parse_caption, read_truth
-from truthheads.benchmarks.conflict import NEW_TOKENS, conflicts
+from truthheads.benchmarks.conflict import NEW_TOKENS, conflict_notes, conflicts
 from truthheads.benchmarks.halueval import Shown, describe_judged, read_halueval
 from truthheads.benchmarks.objects import Lemmatizer, matcher, own_vocabulary, read_vocabulary
 from truthheads.benchmarks.parsers import HALUEVAL, POPE, Parser
@@ -282,7 +282,7 @@ def _conflict(model: Model, data: list[Path], how: Asking) -> Job:
     new_tokens = how.new_tokens or NEW_TOKENS
     settings = {"data": describe_data(questions), "new_tokens": new_tokens}
     lines = [[one.lines for one in members] for _, members in groups]
-    return Job(
+    job = Job(
         "conflict",
         [encoded for encoded, _ in groups],
         lines,
@@ -293,6 +293,8 @@ def _conflict(model: Model, data: list[Path], how: Asking) -> Job:
         questions.cautions,
         questions,
     )
+    job.notes.extend(conflict_notes(found))
+    return job
 
 
 def _conflict_line(question: Question, context: Sequence[str], memory: Sequence[str]) -> Line:

@@ -16,6 +16,7 @@ from truthheads.errors import DataError
 from truthheads.form import FormProbe, form_features, probe_form
 from truthheads.forward import Progress
 from truthheads.models import Model
+from truthheads.numerals import in_digits, is_number
 from truthheads.probes import NUM_FOLDS, dealt_folds
 from truthheads.prompts import prompt_of
 
@@ -170,8 +171,8 @@ def fits(answer: str, question: Question) -> bool:
 
 
 def differs(answer: str, truthful: str) -> bool:
-    """Return whether neither answer contains the other, in one case and without punctuation."""
-    a, b = f" {normalised(answer)} ", f" {normalised(truthful)} "
+    """Return whether neither answer contains the other, in one case, without punctuation and with numbers in digits."""
+    a, b = (f" {normalised(in_digits(text))} " for text in (answer, truthful))
     return bool(a.strip()) and a not in b and b not in a
 
 
@@ -189,7 +190,7 @@ def answer_type(text: str) -> str:
     plain = [re.sub(r"\W", "", word).casefold() for word in words]
     if any(word in MONTHS for word in plain) or re.fullmatch(r"1\d{3}|20\d{2}", text.strip(" .")):
         return "date"
-    if any(char.isdigit() for char in text):
+    if any(char.isdigit() for char in text) or is_number(text):
         return "number"
     return "name" if words and all(word[:1].isupper() or word in ("of", "the", "de") for word in words) else "phrase"
 

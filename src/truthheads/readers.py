@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from truthheads.artifacts import file_sha256
+from truthheads.contradictions import Said, hashed
 from truthheads.data import Question, Questions
 from truthheads.errors import DataError
 from truthheads.hubrows import address, on_hub
@@ -42,13 +43,14 @@ def read_questions(
 
     Raises:
         DataError: No such file, no known layout, no usable row, two rows with one id, or a bad row (unless
-            skipped); the message names file, line and field.
+            skipped); the message names file, line and field. Always where the same answer to the same question with
+            the same context and image is truthful in one row and untruthful in another: both rows are named.
     """
     path = Path(path)
     layout: Layout | None = None
     questions, streamed = Questions(path=address(path)), on_hub(path)
     seen: set[int] = set()
-    said: dict[int, int] = {}
+    said, word = Said(), "row"
     rows = hashlib.sha256()
     skipped = 0
     unknown: DataError | None = None
@@ -68,7 +70,7 @@ def read_questions(
                     skipped += 1
                     continue
             question = checked(layout.convert(row.fields, row.place.rpartition(" ")[2]))
-            name = _hashed(question.id)
+            name = hashed(question.id)
             if name in seen:
                 raise BadField("id", "an id of its own", question.id)
             image = _image(question, path.parent, images)
@@ -83,7 +85,8 @@ def read_questions(
             skipped += 1
         else:
             seen.add(name)
-            _agree(said, question, path, row.place)
+            word, _, number = row.place.rpartition(" ")
+            said.add(question, int(number), len(questions))
             if image is not None:
                 question = replace(question, image=image)
             if streamed:
@@ -100,14 +103,10 @@ def read_questions(
             got=f"0 good rows, {skipped} bad ones",
             fix="see the layouts in the README",
         )
+    said.check(questions, path, word)
     questions.layout, questions.note, questions.skipped = layout.name, layout.note, skipped
     questions.sha256 = rows.hexdigest() if streamed else file_sha256(path)
     return questions
-
-
-def _hashed(*texts: str) -> int:
-    """Return 64 bits that stand for texts: of a million rows, all would have to be kept to find one twice."""
-    return int.from_bytes(hashlib.blake2b("\x1f".join(texts).encode(), digest_size=8).digest(), "big")
 
 
 def _image(question: Question, beside: Path, images: str | Path | None) -> str | None:
@@ -117,28 +116,6 @@ def _image(question: Question, beside: Path, images: str | Path | None) -> str |
         return image_path(question.image, beside=beside, images=None if images is None else Path(images))
     except ValueError as error:
         raise BadField("image", ELSEWHERE, str(error)) from error
-
-
-def _agree(said: dict[int, int], question: Question, path: Path, place: str) -> None:
-    """Raise DataError where an answer about an image is truthful in one row and untruthful in another.
-
-    Args:
-        said: For what was answered, hashed, the number of the first row, negative where it was untruthful.
-        question: The row.
-        path: Its file.
-        place: Where it stands, ``line 17`` or ``row 3``.
-    """
-    word, _, number = place.partition(" ")
-    for answer in question.answers if question.image is not None and len(question.answers) == 1 else ():
-        key = _hashed(str(question.image), question.question, answer.text)
-        before = said.setdefault(key, int(number) if answer.truthful else -int(number))
-        if (before > 0) != answer.truthful:
-            raise DataError(
-                f"{path}:{place}: the same answer to the same question has opposite labels",
-                expected=f"{'truthful' if before > 0 else 'untruthful'}, as in {path}:{word} {abs(before)}",
-                got=f"{answer.text[:60]!r} about {question.image}",
-                fix="the released RLHF-V sets D and E have opposite labels: use one, and mend rows that disagree",
-            )
 
 
 def _recognise(path: Path, row: Row, layouts: Sequence[Layout]) -> Layout:

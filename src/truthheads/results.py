@@ -12,7 +12,7 @@ from truthheads.benchmarks.chair import measure_chair
 from truthheads.benchmarks.conflict import measure_conflict
 from truthheads.benchmarks.means import measure_means
 from truthheads.benchmarks.pairs import measure_pairs
-from truthheads.benchmarks.yesno import measure_yesno
+from truthheads.benchmarks.yesno import measure_yesno, two_golds
 from truthheads.effects import Compared, compare, figures, holm, rank_among, verdict
 from truthheads.errors import DataError
 from truthheads.measures import Measured, resample
@@ -66,7 +66,7 @@ def summarise(
         )
     (task,) = tasks
     plain = runs.pop(PLAIN)
-    notes = list(notes)
+    notes = [*notes, *_disputed(list(plain.values()))]
     measured = _measured(task, plain, list(plain), seed)
     resampling = resample(measured.clusters, seed=seed)
     first = {"name": PLAIN, "kind": PLAIN, "rows": len(plain), "effect": {}, "verdict": None}
@@ -97,6 +97,18 @@ def summarise(
         "settings": {**(settings or {}), "seed": seed},
         "notes": notes,
     }
+
+
+def _disputed(lines: Sequence[Line]) -> list[str]:
+    """Return a note on yes/no prompts with two gold answers, which readers of our own refuse where they can see it."""
+    found = two_golds(lines) if all("parsed" in line for line in lines) else []
+    if not found:
+        return []
+    one, other = (line["id"] for line in found[0])
+    return [
+        f"{len(found)} prompts have both yes and no as gold answers (the first at {one} and {other}): both rows count, "
+        "and one of the two is right whatever the model says"
+    ]
 
 
 def _measured(task: str, found: Mapping[tuple[str, str], Line], keys: Sequence[tuple[str, str]], seed: int) -> Measured:

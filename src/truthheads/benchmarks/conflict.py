@@ -3,7 +3,7 @@
 import re
 import string
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 from truthheads.data import Question
 from truthheads.errors import DataError
 from truthheads.measures import Measured, ratio
+from truthheads.numerals import in_digits
 
 NEW_TOKENS = 16
 SIDES = ("context", "memory")
@@ -35,7 +36,7 @@ def conflicts(questions: Iterable[Question], path: Path) -> list[Conflict]:
         path: Their file, for errors.
 
     Raises:
-        DataError: A row has no context, or not both answers.
+        DataError: A row has no context, or not both answers; or both sides have the same answer.
     """
     for question in questions:
         if not question.context or question.truthful is None or question.untruthful is None:
@@ -45,13 +46,34 @@ def conflicts(questions: Iterable[Question], path: Path) -> list[Conflict]:
                 got="no context" if not question.context else "one answer",
                 fix="give NQ-Swap, or a question file with both answers in every row",
             )
-    return [
+    found = [
         Conflict(
             question,
             (str(question.truthful), *question.aliases),
             (str(question.untruthful), *question.untruthful_aliases),
         )
         for question in questions
+    ]
+    for one in found:
+        for answer in one.context:
+            if exact_match(answer, one.memory, plain_words):
+                raise DataError(
+                    f"row {one.question.id!r} is no conflict: {answer[:60]!r} counts for both sides",
+                    expected="answers of the context that differ from those of memory",
+                    got=f"context {', '.join(one.context)[:120]}; memory {', '.join(one.memory)[:120]}",
+                    fix="mend or remove the row",
+                )
+    return found
+
+
+def conflict_notes(found: Sequence[Conflict]) -> list[str]:
+    """Return what a reader has to know: sides that give one number in two spellings, as NQ-Swap does ("eight", "8")."""
+    same = [one.question.id for one in found if any(exact_match(answer, one.memory) for answer in one.context)]
+    if not same:
+        return []
+    return [
+        f"{len(same)} rows have the same number on both sides, in words and in digits (row {same[0]} first): there a "
+        "right answer counts for both sides, and only the strict figures tell them apart"
     ]
 
 
@@ -70,14 +92,31 @@ def plain_words(text: str) -> list[str]:
     return re.sub(r"\b(a|an|the)\b", " ", bare).split()
 
 
-def exact_match(answer: str, golds: Sequence[str]) -> float:
-    """Return 1 where an answer is one of the gold answers, both normalised, else 0."""
-    return float(any(plain_words(answer) == plain_words(gold) for gold in golds))
+def words_by_value(text: str) -> list[str]:
+    """Return the words of an answer as :func:`plain_words` does, but numbers by their value.
+
+    "Three" is 3, "twenty-one" 21, "third" 3rd, "1,000" 1000 and "3.0" 3; a decimal point stays, so that 3.5 is not 35,
+    and another mark between digits parts them, so that 3-5 is not 35 either. See :func:`truthheads.numerals.numerals`.
+    """
+    apart = re.sub(r"(?<=\d)[^\w\s.](?=\d)", " ", in_digits(text.lower()))
+    bare = re.sub(rf"(?!(?<=\d)\.\d)[{re.escape(string.punctuation)}]", "", apart)
+    return re.sub(r"\b(a|an|the)\b", " ", bare).split()
 
 
-def best_f1(answer: str, golds: Sequence[str]) -> float:
+def exact_match(answer: str, golds: Sequence[str], words: Callable[[str], list[str]] = words_by_value) -> float:
+    """Return 1 where an answer is one of the gold answers, both normalised, else 0.
+
+    Args:
+        answer: What was said.
+        golds: What counts as right.
+        words: The normalisation; :func:`plain_words` is the strict one, of SQuAD.
+    """
+    return float(any(words(answer) == words(gold) for gold in golds))
+
+
+def best_f1(answer: str, golds: Sequence[str], words: Callable[[str], list[str]] = words_by_value) -> float:
     """Return the highest F1 of an answer's words with those of a gold answer; 1 where both have none."""
-    return max(_f1(plain_words(answer), plain_words(gold)) for gold in golds)
+    return max(_f1(words(answer), words(gold)) for gold in golds)
 
 
 def _f1(said: list[str], gold: list[str]) -> float:
@@ -90,6 +129,9 @@ def _f1(said: list[str], gold: list[str]) -> float:
 def measure_conflict(lines: Sequence[Mapping[str, Any]], *, seed: int = 0) -> Measured:
     """Return what generated answers amount to: exact match and F1 with each side's answer, and neither.
 
+    Number words and digits are one answer (:func:`words_by_value`); ``_strict`` figures compare the words alone, as
+    SQuAD's normalisation leaves them.
+
     Args:
         lines: Predictions of one run: ``answer``, ``gold`` with lists under ``context`` and ``memory``, ``group``.
         seed: Not used; every task has it.
@@ -97,11 +139,13 @@ def measure_conflict(lines: Sequence[Mapping[str, Any]], *, seed: int = 0) -> Me
     del seed
     features = {"n": np.ones(len(lines))}
     answers = [first_line(line["answer"]) for line in lines]
-    for side in SIDES:
-        golds = [line["gold"][side] for line in lines]
-        features[f"em_{side}"] = np.array([exact_match(a, g) for a, g in zip(answers, golds, strict=True)])
-        features[f"f1_{side}"] = np.array([best_f1(a, g) for a, g in zip(answers, golds, strict=True)])
-    features["neither"] = 1.0 - np.maximum(features["em_context"], features["em_memory"])
+    for suffix, words in (("", words_by_value), ("_strict", plain_words)):
+        for side in SIDES:
+            both = [(answer, line["gold"][side]) for answer, line in zip(answers, lines, strict=True)]
+            features[f"em_{side}{suffix}"] = np.array([exact_match(*one, words) for one in both])
+            features[f"f1_{side}{suffix}"] = np.array([best_f1(*one, words) for one in both])
+        either = np.maximum(features[f"em_context{suffix}"], features[f"em_memory{suffix}"])
+        features[f"neither{suffix}"] = 1.0 - either
     metrics = {name: ratio(name, "n") for name in features if name != "n"}
     right = features["em_context"] > 0
     return Measured(features, [str(line["group"]) for line in lines], metrics, "em_context", right=right)

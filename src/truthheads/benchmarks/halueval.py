@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 from truthheads.benchmarks.rows import benchmark_rows, context_of, digest, text_of
 from truthheads.data import normalised
 from truthheads.errors import DataError
+from truthheads.tables import Row
 
 Shown = Literal["both", "one"]
 
@@ -96,11 +97,13 @@ def read_halueval(
         seed: Of the coin.
 
     Raises:
-        DataError: Columns of no part, an empty text, or a row twice.
+        DataError: Columns of no part, an empty text, a row twice, two answers that are the same, or an answer that is
+            right in one row and hallucinated in another, with the same question and knowledge.
     """
     part: Part | None = None
     judged: list[Judged] = []
     seen: dict[str, str] = {}
+    golds: dict[str, tuple[str, str]] = {}
     for number, row in enumerate(benchmark_rows(path)):
         if limit is not None and number >= limit:
             break
@@ -116,6 +119,14 @@ def read_halueval(
                 got="an empty one",
                 fix="mend the row",
             )
+        if said[0].strip() == said[1].strip():
+            raise DataError(
+                f"{path}:{row.place}: both answers are the same",
+                expected=f"a {part.hallucinated} that differs from the {part.right}",
+                got=f"{said[0].strip()!r} as both"[:120],
+                fix="mend or remove the row: one answer cannot count as right and as hallucinated",
+            )
+        _agree(path, row, part, said, golds)
         again = digest(asked, source, *said)
         if again in seen:
             raise DataError(
@@ -136,6 +147,30 @@ def read_halueval(
     if part is None or not judged:
         raise DataError(f"{path} holds no row", expected="one row or more", got="none", fix="check the file")
     return part.name, judged
+
+
+def _agree(path: Path, row: Row, part: Part, said: Sequence[str], golds: dict[str, tuple[str, str]]) -> None:
+    """Raise DataError where an answer is right in one row and hallucinated in another.
+
+    Args:
+        path: The file.
+        row: The row.
+        part: Which part of HaluEval it is.
+        said: Its right and its hallucinated answer.
+        golds: For each answer to each question before, its side and its place; these are added.
+    """
+    fields = row.fields or {}
+    known = str(fields.get(part.knowledge) or "").strip() if part.knowledge else ""
+    for side, text in zip((part.right, part.hallucinated), said, strict=True):
+        key = digest(known, text_of(path, row, part.asked).strip(), text.strip())
+        before, place = golds.setdefault(key, (side, row.place))
+        if before != side:
+            raise DataError(
+                f"{path}:{row.place}: the same answer to the same question has opposite labels",
+                expected=f"{before}, as in {path}:{place}",
+                got=f"{side} {text.strip()!r}"[:120],
+                fix="mend one of the two rows, or remove both",
+            )
 
 
 def _recognised(path: Path, fields: dict[str, Any]) -> Part:

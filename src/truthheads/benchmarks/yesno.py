@@ -1,6 +1,6 @@
 """Figures of yes/no answers: right ones and released ones, however the answers were read."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -72,11 +72,23 @@ def _released(of: str, *, as_pope: bool) -> dict[str, Metric]:
     }
 
 
+def two_golds(lines: Iterable[Line]) -> list[tuple[Line, Line]]:
+    """Return the items that one prompt asks and that have different gold answers, the first two of each prompt."""
+    first: dict[str, Line] = {}
+    found: dict[str, tuple[Line, Line]] = {}
+    for line in lines:
+        before = first.setdefault(line["prompt"], line)
+        if before["gold"] != line["gold"]:
+            found.setdefault(line["prompt"], (before, line))
+    return list(found.values())
+
+
 def measure_yesno(lines: Sequence[Line], *, seed: int = 0) -> Measured:
     """Return what yes/no predictions amount to.
 
     The figures without a suffix come from the logits where there are any, else from the strict parser; a question
-    that stands in several splits counts once in them. ``_strict`` is the strict parser beside logits; ``_released``
+    that stands in several splits counts once in them; two rows that give it different gold answers count both, so that
+    no figure depends on their order. ``_strict`` is the strict parser beside logits; ``_released``
     and ``_original`` are the released evaluators' rules; ``_random`` and the like are single splits.
 
     Args:
@@ -84,8 +96,8 @@ def measure_yesno(lines: Sequence[Line], *, seed: int = 0) -> Measured:
         seed: Of the halves for the calibrated accuracy.
     """
     gold = np.array([line["gold"] == "yes" for line in lines])
-    first: dict[str, int] = {}
-    once = np.array([first.setdefault(line["prompt"], at) == at for at, line in enumerate(lines)])
+    first: dict[tuple[str, str], int] = {}
+    once = np.array([first.setdefault((line["prompt"], line["gold"]), at) == at for at, line in enumerate(lines)])
     logits = bool(lines) and all(line.get("yes") is not None for line in lines)
     readings = [name for name in (LOGITS, *POPE) if name in lines[0]["parsed"] and (logits or name != LOGITS)]
     main = readings[0]
