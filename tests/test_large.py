@@ -668,7 +668,9 @@ def test_a_quantised_network_that_was_packed_before_is_refused(loaded: Loaded, h
 @PACKING
 def test_a_quantised_layer_that_is_packed_has_no_gradient_and_says_so(loaded: Loaded, how: str) -> None:
     """Only where the processor has the instructions; elsewhere bitsandbytes has no such product."""
-    if not torch.cpu._is_avx512_bf16_supported():
+    from bitsandbytes.functional import has_avx512bf16
+
+    if not has_avx512bf16():
         pytest.skip("bitsandbytes computes with packed weights on processors with AVX-512 bf16 alone")
     network = copy.deepcopy(loaded(how, biased=False).network)
     layer: Any = network.get_submodule("model.layers.1.mlp.up_proj")
