@@ -653,6 +653,18 @@ PACKING = pytest.mark.parametrize(("how", "packs"), [case("4bit", True)])
 
 
 @PACKING
+def test_weights_that_are_stored_quantised_are_not_packed_either(loaded: Loaded, how: str, tmp_path: Path) -> None:
+    model = loaded(how)
+    model.network.save_pretrained(tmp_path / "stored")
+    model.tokenizer.save_pretrained(tmp_path / "stored")
+    stored = load(str(tmp_path / "stored"), device="cpu", dtype="fp32")
+    assert stored.load_in == "bitsandbytes" and stored.fingerprint == model.fingerprint
+    for _ in range(2):
+        assert torch.equal(pass_without_gradients(stored), pass_without_gradients(model))
+    assert stored.fingerprint == model.fingerprint == dataclasses.replace(stored).fingerprint
+
+
+@PACKING
 def test_a_quantised_network_that_was_packed_before_is_refused(loaded: Loaded, how: str) -> None:
     from bitsandbytes.functional import _convert_weight_packed_for_cpu
 
