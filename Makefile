@@ -8,7 +8,7 @@ BITS := .venv/quantised
 TORCH := $(shell grep '^torch==' constraints.txt)
 # Tests are spread over the cores, a thread each; a process takes up to 1.5 GB. `make test PYTEST_ARGS=` runs them in one.
 PYTEST_ARGS ?= -n logical --maxprocesses 4 --dist worksteal
-check sight range-oldest range-newest: export OMP_NUM_THREADS ?= 1
+check sight bits range-oldest range-newest: export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 
@@ -40,7 +40,7 @@ $(SIGHT): $(STAMP)
 
 # Packages that quantise; transformers imports torchao at every start where it is there, so they stay out too.
 bits: $(BITS)
-	PYTHONPATH=$(BITS) $(BIN)/pytest -q tests/test_large.py -k quantised
+	PYTHONPATH=$(BITS) $(BIN)/pytest -q $(PYTEST_ARGS) tests/test_large.py -k quantised
 
 $(BITS): $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps --target $(BITS) torchao bitsandbytes || mkdir -p $(BITS)

@@ -58,7 +58,6 @@ def workplace(folder: Path) -> Path:
     planted.network.save_pretrained(folder / "sharded", max_shard_size="150KB")
     planted.tokenizer.save_pretrained(folder / "sharded")
     write_questions(folder / "rows.jsonl", planted_questions(ROWS))
-    write_questions(folder / "many.jsonl", planted_questions(40))
     save_leaning(folder / "leaning")
     write_rows(folder / "qa.jsonl", rows=10)
     (folder / "say.txt").write_text("Yes or No ?", encoding="utf-8")

@@ -1,6 +1,7 @@
 """The gradient of the margin in each head's gate, and the planted head found by both methods."""
 
 import copy
+import dataclasses
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -15,7 +16,7 @@ import truthheads
 from planted import PLANTED_HEAD, planted_model, planted_questions
 from truthheads.attribution import attribute
 from truthheads.data import Question
-from truthheads.errors import ActivationError, DataError
+from truthheads.errors import ActivationError, DataError, ModelError
 from truthheads.models import Model
 from truthheads.prompts import encode
 from zoo import ROWS, ZooRow, tiny_tokenizer
@@ -119,6 +120,50 @@ def test_swapped_answers_have_the_opposite_gradient(model_of: ModelOf, tmp_path:
     found, opposite = attributed(model, tmp_path / "a"), attributed(model, tmp_path / "b", questions=swapped)
     assert torch.allclose(found.gradient, -opposite.gradient, rtol=1e-3, atol=2e-4)
     assert torch.allclose(found.margin, -opposite.margin, rtol=0, atol=1e-4)
+
+
+class Unlearnable(torch.nn.Linear):
+    """A layer like those of many quantised kernels: torch does not know that its output depends on its input."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.detach())
+
+
+PRODUCTS = torch.library.Library("truthheads_tests", "DEF")
+PRODUCTS.define("product(Tensor x, Tensor weight) -> Tensor")
+PRODUCTS.impl("product", lambda x, weight: x @ weight.T, "CPU")
+
+
+class WithoutBackward(torch.nn.Linear):
+    """A layer like bitsandbytes' packed one: its product is registered without a backward pass."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return torch.ops.truthheads_tests.product(input, self.weight)
+
+
+@pytest.mark.parametrize(
+    ("kind", "where", "got"),
+    [
+        (Unlearnable, r"model\.layers\.1\.mlp\.down_proj", "Unlearnable"),
+        (WithoutBackward, "a layer", "truthheads_tests::product"),
+    ],
+)
+def test_a_layer_that_stops_gradients_is_named(
+    kind: type[torch.nn.Linear], where: str, got: str, model_of: ModelOf, tmp_path: Path
+) -> None:
+    """Without a word, attribution would lack what heads do through this layer: the residual stream goes around it."""
+    model = model_of(BY_NAME["llama_gqa"])
+    network = copy.deepcopy(model.network)
+    plain: Any = network.get_submodule("model.layers.1.mlp.down_proj")
+    layer = kind(plain.in_features, plain.out_features)
+    layer.load_state_dict(plain.state_dict())
+    network.set_submodule("model.layers.1.mlp.down_proj", layer.requires_grad_(False))
+    broken = dataclasses.replace(model, network=network)
+    with pytest.raises(ModelError, match=f"gradients stop at {where}\n[^\n]*\n  got: {got}"):
+        attributed(broken, tmp_path / "store")
+    with pytest.raises(ModelError, match=f"gradients stop at {where}\n[^\n]*\n  got: {got}"):
+        truthheads.tune(broken, planted_questions(8), guard=10.0, batch_tokens=400)
+    assert not any(module._forward_hooks for module in network.modules())
 
 
 def test_the_network_is_left_as_it_was(model_of: ModelOf, tmp_path: Path) -> None:

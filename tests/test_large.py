@@ -1,13 +1,15 @@
 """Models that are spread, offloaded or quantised: everything is as on the model that is loaded plainly, or says so."""
 
+import copy
 import dataclasses
 import gc
 import json
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pytest
@@ -26,9 +28,10 @@ from truthheads.devicemaps import read_device_map, read_max_memory, spread_over
 from truthheads.errors import GateError, ModelError
 from truthheads.gates import Gate, gated
 from truthheads.generating import answer
+from truthheads.gradients import whole_gradients
 from truthheads.hooks import intercepted
 from truthheads.jobs import Asking
-from truthheads.learning import Schedule
+from truthheads.learning import Schedule, learn
 from truthheads.margins import pair_logprobs
 from truthheads.models import Model, load
 from truthheads.neutral import measure_harm, neutral_ids
@@ -375,13 +378,30 @@ def test_a_map_is_spread_over_modules_that_do_not_nest() -> None:
 # --- eight and four bits -------------------------------------------------------------------------------------------
 
 INSTALLED = {how: find_spec(package) is not None for how, package in PACKAGES.items()}
+
+
+def case(how: str, packs: bool | None = None) -> Any:
+    """Weights in ``how``; ``packs``: what bitsandbytes is told of the processor, where it makes a difference."""
+    missing = pytest.mark.skipif(not INSTALLED[how], reason=f"{PACKAGES[how]} is not installed")
+    name = how if packs is None else f"{how} on a processor {'with' if packs else 'without'} AVX-512 bf16"
+    return pytest.param(how, packs, marks=missing, id=name)
+
+
 quantised = pytest.mark.parametrize(
-    "how",
-    [
-        pytest.param(how, marks=pytest.mark.skipif(not there, reason=f"{PACKAGES[how]} is not installed"))
-        for how, there in INSTALLED.items()
-    ],
+    ("how", "packs"), [case("8bit"), case("4bit", True), case("4bit", False), case("int8")]
 )
+
+
+@pytest.fixture
+def packs() -> None:
+    """For tests that aren't parametrised with it."""
+
+
+@pytest.fixture(autouse=True)
+def processor(packs: bool | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make bitsandbytes believe that the processor has, or hasn't, the AVX-512 bf16 for which it packs weights."""
+    if packs is not None:
+        monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: int(packs))
 
 
 @pytest.mark.parametrize("how", [*PACKAGES])
@@ -407,28 +427,48 @@ def test_weights_that_are_quantised_already(folder: Path, tmp_path: Path) -> Non
         load(str(other), load_in="8bit")
 
 
+Wide = Callable[[bool], Path]
+
+
 @pytest.fixture(scope="module")
-def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama whose rows are as wide as a block of 64 weights."""
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Wide:
+    """Make a Llama whose rows are as wide as a block of 64 weights, with or without biases."""
     row: ZooRow = BY_NAME["llama_gqa"]
-    settings: Mapping[str, Any] = {**row.settings, "hidden_size": 128, "intermediate_size": 256}
-    return save(dataclasses.replace(row, settings=settings), tmp_path_factory.mktemp("wide") / "model")
+
+    @cache
+    def made(biased: bool) -> Path:
+        wider = {"hidden_size": 128, "intermediate_size": 256, "attention_bias": biased, "mlp_bias": biased}
+        settings: Mapping[str, Any] = {**row.settings, **wider}
+        return save(dataclasses.replace(row, settings=settings), tmp_path_factory.mktemp("wide") / "model")
+
+    return made
 
 
-Loaded = Callable[[str], Model]
+class Loaded(Protocol):
+    def __call__(self, how: str, *, biased: bool = True) -> Model: ...
 
 
 @pytest.fixture(scope="module")
-def loaded(wide: Path) -> Loaded:
-    kept: dict[str, Model] = {}
-    return lambda how: kept.setdefault(how, load(str(wide), device="cpu", dtype="fp32", load_in=how))
+def kept() -> dict[tuple[str, bool | None, bool], Model]:
+    return {}
+
+
+@pytest.fixture
+def loaded(wide: Wide, packs: bool | None, kept: dict[tuple[str, bool | None, bool], Model]) -> Loaded:
+    def one(how: str, *, biased: bool = True) -> Model:
+        key = (how, packs, biased)
+        if key not in kept:
+            kept[key] = load(str(wide(biased)), device="cpu", dtype="fp32", load_in=how)
+        return kept[key]
+
+    return one
 
 
 @quantised
-def test_a_quantised_model_is_read_and_gated(loaded: Loaded, wide: Path, how: str) -> None:
-    model, whole = loaded(how), load(str(wide), device="cpu", dtype="fp32")
+def test_a_quantised_model_is_read_and_gated(loaded: Loaded, wide: Wide, how: str) -> None:
+    model, whole = loaded(how), load(str(wide(True)), device="cpu", dtype="fp32")
     assert (model.layout.head_dim, model.layout) == (32, whole.layout)
-    assert model.fingerprint == load(str(wide), dtype="fp32", load_in=how).fingerprint != whole.fingerprint
+    assert model.fingerprint == load(model.name, dtype="fp32", load_in=how).fingerprint != whole.fingerprint
     assert model.describe()["load_in"] == how and "load_in" not in whole.describe()
     ids = torch.arange(20, 31)[None]
 
@@ -492,6 +532,164 @@ def test_a_quantised_model_is_exported_as_what_it_is(loaded: Loaded, how: str, t
 
 
 @quantised
-def test_quantised_layers_are_not_offloaded(wide: Path, how: str) -> None:
+def test_quantised_layers_are_not_offloaded(wide: Wide, how: str) -> None:
     with pytest.raises(ModelError):
-        load(str(wide), load_in=how, device_map={"": "cpu", "model.layers.1": "disk"})
+        load(str(wide(True)), load_in=how, device_map={"": "cpu", "model.layers.1": "disk"})
+
+
+# --- gradients of eight and four bits --------------------------------------------------------------------------------
+
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+BIASED = pytest.mark.parametrize("biased", [True, False], ids=["biases", "no biases"])
+
+
+def dequantised(layer: nn.Module, how: str) -> Tensor:
+    """Return the weights that a quantised layer stands for, by what the package itself says."""
+    weight: Any = layer.weight
+    if how == "int8":
+        return weight.dequantize().detach()
+    from bitsandbytes import functional
+
+    if how == "4bit":
+        return functional.dequantize_4bit(weight.data, weight.quant_state)
+    scales = layer.state.SCB if weight.SCB is None else weight.SCB  # the first pass moves them
+    return functional.int8_vectorwise_dequant(weight.data, scales)
+
+
+def projections(model: Model) -> dict[str, nn.Module]:
+    return {name: one for name, one in model.network.named_modules() if name.rpartition(".")[2] in PROJECTIONS}
+
+
+def twin_of(model: Model, how: str) -> Model:
+    """Return a model with plain fp32 layers of the same weights, rounded as the quantised ones are.
+
+    ``8bit`` also rounds what goes into a layer, to 127 steps, and takes the gradient as if it did not: there the values
+    are the quantised layer's, and the gradients the plain layer's.
+    """
+    twin = load(model.name, device="cpu", dtype="fp32")
+    for name, layer in projections(model).items():
+        plain: Any = twin.network.get_submodule(name)
+        rounded = dequantised(layer, how)
+        assert rounded.shape == plain.weight.shape and 0 < (rounded - plain.weight).abs().max() < 0.2
+        plain.weight.data = rounded.clone()
+        assert (plain.bias is None) == (layer.bias is None)
+        if how == "8bit":
+            plain.register_forward_hook(partial(valued_as, layer))
+    return twin
+
+
+def valued_as(layer: nn.Module, _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    with torch.no_grad():
+        values: Tensor = layer(*inputs)
+    return values + (output - output.detach())
+
+
+def pass_without_gradients(model: Model) -> Tensor:
+    with torch.inference_mode():
+        found: Tensor = model.network(torch.arange(20, 31)[None]).logits
+    return found
+
+
+@BIASED
+@quantised
+def test_every_projection_of_a_quantised_model_has_the_gradient_of_its_weights(
+    loaded: Loaded, how: str, biased: bool
+) -> None:
+    """By hand: the gradient of sum(y * g) for y = x W' + b is g W, whatever x and b are."""
+    model = loaded(how, biased=biased)
+    pass_without_gradients(model)
+    generator = torch.Generator().manual_seed(0)
+    seen = []
+    for name, layer in projections(model).items():
+        weight = dequantised(layer, how)
+        x = torch.randn(2, 5, weight.shape[1], generator=generator).requires_grad_()
+        g = torch.randn(2, 5, weight.shape[0], generator=generator)
+        y = layer(x)
+        expected = x.detach() @ weight.T + (layer.bias if biased else 0.0)
+        assert (y - expected).norm() < (0.02 if how == "8bit" else 1e-5) * expected.norm()  # 8bit rounds x as well
+        (found,) = torch.autograd.grad((y * g).sum(), x)
+        assert (found - g @ weight).norm() < 1e-5 * (g @ weight).norm()
+        seen.append(name.rpartition(".")[2])
+    assert sorted(seen) == sorted(PROJECTIONS * model.layout.num_layers)
+
+
+@BIASED
+@quantised
+def test_attribution_and_learned_gates_of_a_quantised_model_are_those_of_its_weights(
+    loaded: Loaded, how: str, biased: bool
+) -> None:
+    model = loaded(how, biased=biased)
+    th.score(model, QUESTIONS[:20])  # passes without gradients come first, as in one session of a user
+    twin = twin_of(model, how)
+    found, expected = (th.score(one, QUESTIONS[:6], method="attribution").values for one in (model, twin))
+    assert (found - expected).norm() < 1e-4 * expected.norm() and expected.abs().min() > 0
+    encoded, texts = encode(model, QUESTIONS[:6]), neutral_ids(twin, QUESTIONS, texts=4, length=16)
+    gates = [learned(one, encoded, texts) for one in (model, twin)]
+    assert (gates[1] - 1).abs().max() > 0.1 and torch.allclose(*gates, rtol=0, atol=1e-4)
+
+
+def learned(model: Model, encoded: Any, texts: list[list[int]]) -> Tensor:
+    schedule, ones = Schedule(epochs=2, texts=2), torch.ones(model.layout.shape)
+    points = learn(model, encoded, texts, ones, site="z", temperature=1.0, schedule=schedule, batch_tokens=400, seed=0)
+    return list(points)[-1].factors
+
+
+@BIASED
+@quantised
+def test_a_quantised_model_computes_with_the_weights_that_were_loaded(loaded: Loaded, how: str, biased: bool) -> None:
+    """However many passes came before, and whatever was read of it in between: its fingerprint reads all weights."""
+    model = loaded(how, biased=biased)
+    weights = {name: dequantised(layer, how).clone() for name, layer in projections(model).items()}
+    first = pass_without_gradients(model)
+    model.network.state_dict()
+    assert torch.equal(pass_without_gradients(model), first)
+    assert all(torch.equal(dequantised(layer, how), weights[name]) for name, layer in projections(model).items())
+    expected = pass_without_gradients(twin_of(model, how))
+    assert (first - expected).norm() < 1e-4 * expected.norm()
+
+
+PACKING = pytest.mark.parametrize(("how", "packs"), [case("4bit", True)])
+"""bitsandbytes packs, and reads again, in torch's own operations, on any processor; the packed product is another."""
+
+
+@PACKING
+def test_weights_that_are_stored_quantised_are_not_packed_either(loaded: Loaded, how: str, tmp_path: Path) -> None:
+    model = loaded(how)
+    model.network.save_pretrained(tmp_path / "stored")
+    model.tokenizer.save_pretrained(tmp_path / "stored")
+    stored = load(str(tmp_path / "stored"), device="cpu", dtype="fp32")
+    assert stored.load_in == "bitsandbytes" and stored.fingerprint == model.fingerprint
+    for _ in range(2):
+        assert torch.equal(pass_without_gradients(stored), pass_without_gradients(model))
+    assert stored.fingerprint == model.fingerprint == dataclasses.replace(stored).fingerprint
+
+
+@PACKING
+def test_a_quantised_network_that_was_packed_before_is_refused(loaded: Loaded, how: str) -> None:
+    from bitsandbytes.functional import _convert_weight_packed_for_cpu
+
+    network = copy.deepcopy(loaded(how).network)
+    layer: Any = network.get_submodule("model.layers.1.mlp.up_proj")
+    layer.weight.data, layer.weight.quant_state = _convert_weight_packed_for_cpu(
+        layer.weight.data, layer.weight.quant_state
+    )
+    with pytest.raises(ModelError, match=r"4-bit weights of model\.layers\.1\.mlp\.up_proj were rounded"):
+        dataclasses.replace(loaded(how), network=network)
+
+
+@PACKING
+def test_a_quantised_layer_that_is_packed_has_no_gradient_and_says_so(loaded: Loaded, how: str) -> None:
+    """Only where the processor has the instructions; elsewhere bitsandbytes has no such product."""
+    from bitsandbytes.functional import has_avx512bf16
+
+    if not has_avx512bf16():
+        pytest.skip("bitsandbytes computes with packed weights on processors with AVX-512 bf16 alone")
+    network = copy.deepcopy(loaded(how, biased=False).network)
+    layer: Any = network.get_submodule("model.layers.1.mlp.up_proj")
+    layer.support_avx512bf16_for_cpu = True
+    x = torch.randn(3, 128, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        layer(x)
+    x.requires_grad_()
+    with pytest.raises(ModelError, match="gradients stop at a layer"), whole_gradients(network):
+        torch.autograd.grad(layer(x).sum() + x.sum(), x)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from truthheads import models
-from truthheads.devices import pick_device, pick_dtype
+from truthheads.devices import mixed_precision, pick_device, pick_dtype
 from truthheads.errors import ModelError
 from truthheads.hooks import intercepted
 from truthheads.models import Model, inspect, load
@@ -158,8 +158,19 @@ def test_the_fingerprint_tells_weights_apart(model_of: ModelOf) -> None:
     assert model_of(BY_NAME["llama"]).fingerprint != first.fingerprint
 
 
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("amx", [False, True])
+def test_auto_is_bf16_on_a_processor_that_multiplies_it(bf16: bool, amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: bf16)
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: amx)
+    place = torch.device("cpu")
+    assert pick_dtype("auto", place) == (torch.bfloat16 if bf16 or amx else torch.float32)
+    with mixed_precision(place):
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert product.dtype == pick_dtype("auto", place)
+
+
 def test_auto_chooses_what_is_there() -> None:
-    assert pick_dtype("auto", torch.device("cpu")) in (torch.float32, torch.bfloat16)
     assert [pick_dtype(name, torch.device("cpu")) for name in ("fp32", "float32", "bf16", "fp16")] == [
         torch.float32, torch.float32, torch.bfloat16, torch.float16,
     ]  # fmt: skip

@@ -9,6 +9,7 @@ from torch import Tensor
 from truthheads.data import Question
 from truthheads.errors import ActivationError
 from truthheads.forward import Progress, answer_logprobs, filled, prepare_tails
+from truthheads.gradients import whole_gradients
 from truthheads.hooks import intercepted
 from truthheads.models import Model
 from truthheads.offloading import fetched_again
@@ -60,7 +61,8 @@ def attribute(
             # The product is taken in fp32, so that the gate's gradient is summed in fp32; at 1 no bit of z changes.
             return (z.float() * own[:, None, :, None]).to(z.dtype)
 
-        with torch.enable_grad(), fetched_again(model.network), intercepted(model, scale):
+        network = model.network
+        with torch.enable_grad(), fetched_again(network), whole_gradients(network), intercepted(model, scale):
             logprob = answer_logprobs(model, prepare_tails(model, batch)).view(len(batch), 2)
             margin = logprob[:, 0] - logprob[:, 1]
             (gradient,) = torch.autograd.grad(margin.sum(), gates)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from truthheads.errors import ActivationError
 from truthheads.forward import plan_batches
+from truthheads.gradients import whole_gradients
 from truthheads.hooks import Site, intercepted
 from truthheads.margins import learning_margins
 from truthheads.models import Model
@@ -128,7 +129,7 @@ def learn(
         for turn, number in enumerate(generator.permutation(len(batches)), start=1):
             batch = [encoded[i] for i in batches[number]]
             texts = [neutral[i] for i in generator.choice(len(neutral), min(schedule.texts, len(neutral)), False)]
-            with torch.enable_grad(), fetched_again(model.network):
+            with torch.enable_grad(), fetched_again(model.network), whole_gradients(model.network):
                 with under():
                     logprob = learning_margins(model, batch)
                 margin = (logprob[:, 0] - logprob[:, 1]) / temperature

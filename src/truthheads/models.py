@@ -25,7 +25,7 @@ from truthheads.pretrained import (
     read_tokenizer,
     takes_images,
 )
-from truthheads.quantising import check_whole, quantisation, stored_quantised
+from truthheads.quantising import check_whole, keep_unpacked, quantisation, quieten, stored_quantised
 from truthheads.sources import resolve, smollm2_gguf
 
 FINGERPRINT_VALUES = 256
@@ -50,6 +50,10 @@ class Model:
     layout: HeadLayout
     name: str
     load_in: str | None = None
+
+    def __post_init__(self) -> None:
+        """See to it that every pass computes with the weights that were loaded; ModelError where it is too late."""
+        keep_unpacked(self.network)
 
     @property
     def device(self) -> torch.device:
@@ -160,6 +164,8 @@ def load(
             fix="leave --load-in out",
         )
     settings: dict[str, Any] = {}
+    if load_in is not None or stored is not None:
+        quieten()
     if isinstance(spread, dict):
         spread = spread_over(spread, skeleton(name, trust_remote_code=trust_remote_code))
     tokenizer = read_tokenizer(name, source, trust_remote_code)
