@@ -41,7 +41,8 @@ class Adapter:
 
     def __str__(self) -> str:
         """Return one phrase that says what is loaded."""
-        return f"{self.method} adapter in {self.folder}, merged into {'the weights beside it' if self.beside else self.base}"
+        base = "the weights beside it" if self.beside else self.base
+        return f"{self.method} adapter in {self.folder}, merged into {base}"
 
     def refusal(self) -> str:
         """Return why a model with this adapter cannot be exported."""
@@ -52,7 +53,8 @@ def find_adapter(name: str) -> Adapter | None:
     """Return the adapter that a model's name stands for, or None of a whole model.
 
     A folder is an adapter's where ``adapter_config.json`` lies in it. Weights beside it are its base; without any, the
-    base is what ``base_model_name_or_path`` says: a folder (also relative to the adapter's), a ``.gguf`` file or a hub id.
+    base is what ``base_model_name_or_path`` says: a folder (also relative to the adapter's), a ``.gguf`` file or a hub
+    id.
 
     Raises:
         ModelError: Its settings cannot be read, or name no base or a method that cannot be merged.

@@ -89,7 +89,7 @@ def llama3_factors(theta: float, factor: float, count: int) -> Float[np.ndarray,
 
 
 def check_tensors(name: str, network: Any, parts: Sequence[GgufHeader]) -> None:
-    """Raise ModelError where a GGUF model lacks a tensor of the network, or holds one that the network has no place for.
+    """Raise ModelError where a GGUF model lacks a tensor of the network, or holds one that has no place in it.
 
     Args:
         name: What the user called the model.

@@ -203,7 +203,7 @@ def tensor_bytes(tensor: GgufTensor) -> int:
         block, size = GGML_QUANT_SIZES[GGMLQuantizationType(tensor.kind)]
     except (ValueError, KeyError):
         return 0
-    return math.prod(tensor.shape) // block * size
+    return math.prod(tensor.shape) // int(block) * int(size)
 
 
 def _value(data: _Bytes, kind: int, depth: int) -> int | str | None:

@@ -137,8 +137,8 @@ def load(
 
     Args:
         name: A transformers folder or hub id, a ``.gguf`` file (of a split model any part), ``smollm2``,
-            ``smollm2:reader`` or ``smollm2:vision``; or the folder or hub id of a PEFT adapter, which is merged into its
-            base: into the weights beside it, else into the model that it names.
+            ``smollm2:reader`` or ``smollm2:vision``; or the folder or hub id of a PEFT adapter, which is merged into
+            its base: into the weights beside it, else into the model that it names.
         device: ``auto`` (the first accelerator, else the CPU) or a torch device.
         dtype: ``auto`` (bf16 where the hardware has it, else fp32), ``bf16``, ``fp16`` or ``fp32``.
         device_map: For a model that is too large for one device: ``auto``, ``balanced`` or ``sequential``, or which
@@ -211,9 +211,11 @@ def load(
         check_whole(network, load_in)
     network = network.eval().requires_grad_(False)
     processor = read_processor(source, config, trust_remote_code)
-    return Model(
-        network, tokenizer, processor, locate_heads(network), name, load_in or stored, adapter and str(adapter)
-    )
+    return Model(network, tokenizer, processor, locate_heads(network), name, load_in or stored, _said(adapter))
+
+
+def _said(adapter: Adapter | None) -> str | None:
+    return None if adapter is None else str(adapter)
 
 
 def _check_mergeable(name: str, adapter: Adapter, quantised: str | None, spread: DeviceMap | None) -> None:
@@ -308,7 +310,7 @@ def inspect(name: str, *, trust_remote_code: bool = False) -> Inspection:
         sites=tuple(site for site in ("z", "output") if site not in refused),
         exports=tuple(target for target in EXPORTS if target not in refused),
         refused=refused,
-        adapter=adapter and str(adapter),
+        adapter=_said(adapter),
     )
 
 

@@ -197,6 +197,7 @@ def _convert(path: Path, file: Path, parts: tuple[GgufHeader, ...], target: Path
             )
             check_tensors(str(path), network, parts)
             check_loaded(str(path), network, info)
+            return publish(target, lambda folder: (network.save_pretrained(folder), tokenizer.save_pretrained(folder)))
     except ModelError:
         raise
     except Exception as error:  # whatever a reader of damaged or unknown files raises becomes one clear message
@@ -210,7 +211,6 @@ def _convert(path: Path, file: Path, parts: tuple[GgufHeader, ...], target: Path
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-    return publish(target, lambda folder: (network.save_pretrained(folder), tokenizer.save_pretrained(folder)))
 
 
 def publish(target: Path, write: Any) -> Path:

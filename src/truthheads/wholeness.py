@@ -107,7 +107,7 @@ def headless(name: str, network: Any, missing: Collection[str]) -> ModelError:
         f"{name} was saved without the head that predicts words ({_named(missing)}): its class is the reason",
         expected=f"the weights of {type(network).__name__}",
         got=f"the weights of {', '.join(map(str, named))}, {BARE}",
-        fix=f"load it where it was trained as {type(network).__name__} and save that, or give the model it was made from",
+        fix=f"save it from {type(network).__name__} where it was trained, or give the model that it was made from",
     )
 
 
@@ -130,9 +130,11 @@ def check_names(name: str, expected: Iterable[str], found: Iterable[str], *, opt
 
 
 def _only_head(network: Any, missing: Collection[str]) -> bool:
-    """Return whether all that is missing lies outside the network's base, in its head."""
+    """Return whether a network was saved from a class without a head, and no more than that is missing."""
     prefix = str(getattr(network, "base_model_prefix", ""))
-    return bool(prefix) and not any(key.startswith(f"{prefix}.") for key in missing)
+    named = list(getattr(network.config, "architectures", None) or [])
+    bare = bool(named) and all(HEADLESS.search(one) and not one.endswith("LMHeadModel") for one in named)
+    return bare and bool(prefix) and not any(key.startswith(f"{prefix}.") for key in missing)
 
 
 def _predicts_further(network: Any, index: str) -> bool:
