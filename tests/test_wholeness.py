@@ -178,7 +178,7 @@ GGUF_WRONG: dict[str, tuple[np.ndarray | None, str]] = {
     "token_embd.weight": (None, "lacks 1 tensor of its weights"),
     "blk.3.attn_output.weight": (np.ones((WIDTH, WIDTH), np.float32), "has no place for"),
     "blk.0.attn_output.bias": (np.ones(WIDTH, np.float32), "has no place for"),
-    "rope_factors_long.bias": (np.ones(4, np.float32), "has no place for"),
+    "rope_factors_long.weight": (np.ones(4, np.float32), "has no place for"),
 }
 
 

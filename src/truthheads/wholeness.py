@@ -12,9 +12,7 @@ MOST_NAMED = 5
 STALE = re.compile(r"(^|\.)(inv_freq|masked_bias|position_ids|cos_cached|sin_cached|(k|v|q|prob)_scale)$|\.attn\.bias$")
 """Tensors that hold nothing a network computes with: buffers that earlier releases of transformers saved (frequencies,
 masks, positions), and scales of an fp8 key-value cache, which only servers use."""
-GGUF_STALE = re.compile(
-    r"^rope_factors_(long|short)\.weight$|\.(rope_freqs|attn_rot_embd)(\.weight)?$|^blk\.\d+\.nextn\."
-)
+GGUF_STALE = re.compile(r"\.(rope_freqs|attn_rot_embd)(\.weight)?$|^blk\.\d+\.nextn\.")
 """Tensors of a GGUF file that are no parameters, and the layer that some models predict further tokens with."""
 HEADLESS = re.compile(r"Model$")
 BARE = "a class without the head that predicts words"
@@ -90,13 +88,15 @@ def incomplete(name: str, missing: Collection[str]) -> ModelError:
     )
 
 
-def left_over(name: str, surplus: Collection[str]) -> ModelError:
+def left_over(name: str, surplus: Collection[str], *, gguf: bool = False) -> ModelError:
     """Return the error for tensors that the network has no place for, though they belong to what it computes."""
     return ModelError(
         f"{name} holds {_count(surplus)} that the network has no place for: {_named(surplus)}",
         expected="weights that fit config.json: no tensor left over inside a layer, and no layer beyond the last",
         got=_named(surplus),
-        fix="give the configuration and the weights of one model (number of layers, biases); download both again",
+        fix="give the original transformers folder: transformers reads a GGUF file of this kind in part"
+        if gguf
+        else "give the configuration and the weights of one model (number of layers, biases); download both again",
     )
 
 
@@ -126,7 +126,7 @@ def check_names(name: str, expected: Iterable[str], found: Iterable[str], *, opt
         raise incomplete(name, missing)
     surplus = sorted(one for one in found - expected if not GGUF_STALE.search(one))
     if surplus:
-        raise left_over(name, surplus)
+        raise left_over(name, surplus, gguf=True)
 
 
 def _only_head(network: Any, missing: Collection[str]) -> bool:
