@@ -37,8 +37,8 @@ def check_loaded(name: str, network: Any, info: dict[str, Any]) -> None:
         key, stored, wanted = mismatched[0]
         more = f", and {len(mismatched) - 1} more such tensors" if len(mismatched) > 1 else ""
         raise ModelError(
-            f"the tensor {key} of {name} has the wrong shape",
-            expected=f"{_shape(wanted)}, as the configuration says: whole weights that fit it",
+            f"{name} could not be loaded: the tensor {key} has the wrong shape",
+            expected=f"{_shape(wanted)}, as the configuration says: whole weights that fit config.json",
             got=f"{_shape(stored)}{more}",
             fix="give the configuration and the weights of one model; download both again",
         )
@@ -81,7 +81,7 @@ def belongs(network: nn.Module, key: str) -> bool:
 def incomplete(name: str, missing: Collection[str]) -> ModelError:
     """Return the error for parameters that are in no file; transformers would fill them with random numbers."""
     return ModelError(
-        f"{name} lacks {_count(missing)} of its weights: {_named(missing)}",
+        f"{name} could not be loaded: it lacks {_count(missing)} of its weights: {_named(missing)}",
         expected="whole safetensors or GGUF weights that fit config.json, every parameter of the network in a file",
         got=f"no weights for {_named(missing)}",
         fix="download the model again, all of its files",
