@@ -4,7 +4,9 @@ from typing import Any, NamedTuple
 
 from transformers import AutoConfig
 
+from truthheads.adapters import find_adapter
 from truthheads.architectures import HeadLayout
+from truthheads.errors import ModelError
 from truthheads.models import inspect
 from truthheads.projections import PARTS, LayerParts, locate_parts
 from truthheads.shards import INDEX, SINGLE, Shards
@@ -73,6 +75,14 @@ def open_checkpoint(name: str) -> Checkpoint:
         ModelError: There is no such model, or its weights are missing, damaged, quantised, or not safetensors.
         ArchitectureError: Its heads or their projections could not be located.
     """
+    adapter = find_adapter(name)
+    if adapter is not None:
+        raise ModelError(
+            f"the weights of {name} are a base and an adapter, and cannot be compared as they lie on disk",
+            expected="whole weights",
+            got=str(adapter),
+            fix="merge the adapter into its base model first (merge_and_unload, then save_pretrained)",
+        )
     folder = local_folder(name, allow_patterns=WANTED)
     layout = inspect(str(folder)).layout
     shards = Shards.open(folder)

@@ -34,7 +34,6 @@ def check_config(folder: Path) -> None:
         config = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(config, dict):
             raise ValueError(f"a JSON {type(config).__name__}")
-        found = _beyond(config)
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(
             f"{folder} could not be loaded",
@@ -42,12 +41,26 @@ def check_config(folder: Path) -> None:
             got=f"{type(error).__name__}: {error}"[:200],
             fix="download it again",
         ) from error
+    check_counts(str(path), config)
+
+
+def check_counts(name: str, config: dict[str, Any]) -> None:
+    """Raise ModelError where a configuration counts layers, heads or labels beyond reason.
+
+    Args:
+        name: The file that it comes from.
+        config: The configuration.
+    """
+    try:
+        found = _beyond(config)
+    except RecursionError:
+        found = ("a nesting", "without end")
     if found is not None:
         raise ModelError(
-            f"{path} cannot be believed",
+            f"{name} cannot be believed",
             expected=f"up to {MOST_LAYERS} layers, and up to {MOST} heads, experts and labels",
             got=f"{found[0]} {found[1]}"[:200],
-            fix="do not use this model, or mend its config.json",
+            fix="do not use this model, or mend the counts in it",
         )
 
 

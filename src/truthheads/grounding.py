@@ -7,6 +7,7 @@ from typing import Any, Unpack
 
 import numpy as np
 
+from truthheads.adapters import find_adapter
 from truthheads.artifacts import read_json, write_json
 from truthheads.cautions import CHOSEN_FROM, cannot_choose
 from truthheads.data import Question, write_questions
@@ -173,8 +174,16 @@ def _export_as(model: str, folder: Path, load_in: str | None) -> tuple[Format, P
     Raises:
         ModelError: That base takes no export.
     """
+    adapter = find_adapter(model)
+    if adapter is not None:
+        raise ModelError(
+            f"a gate that is tested on {model} cannot be exported",
+            expected="a model with whole weights",
+            got=str(adapter),
+            fix="merge the adapter into its base model first (merge_and_unload, then save_pretrained)",
+        )
     if load_in is None:
-        return ("gguf", folder / "model.gguf") if model.endswith(".gguf") else ("checkpoint", folder / "model")
+        return ("gguf", folder / "model.gguf") if model.lower().endswith(".gguf") else ("checkpoint", folder / "model")
     if PACKAGES.get(load_in) == "torchao":
         raise ModelError(
             f"a gate that is tested in {load_in} cannot be exported",

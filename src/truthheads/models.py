@@ -11,12 +11,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from truthheads.adapters import Adapter, find_adapter, merge
 from truthheads.architectures import HeadLayout, locate_heads, widths
 from truthheads.devicemaps import DeviceMap, MaxMemory, main_device, read_device_map, read_max_memory, spread_over
 from truthheads.devices import pick_device, pick_dtype
 from truthheads.errors import ModelError
+from truthheads.ggufconfig import NO_ADAPTER, check_tensors, gguf_config, one_file
+from truthheads.ggufparts import read_parts
 from truthheads.offloading import execution_device, is_spread, scratch_folder, stored_tensors
 from truthheads.pretrained import (
+    check_class,
     explained,
     network_class_of,
     quiet,
@@ -26,9 +30,11 @@ from truthheads.pretrained import (
     takes_images,
 )
 from truthheads.quantising import check_whole, keep_unpacked, quantisation, quieten, stored_quantised
-from truthheads.sources import resolve, smollm2_gguf
+from truthheads.sources import converted, gguf_path, resolve
+from truthheads.wholeness import check_loaded
 
 FINGERPRINT_VALUES = 256
+EXPORTS = ("adapter", "checkpoint", "gguf")
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,7 @@ class Model:
         layout: Where its heads are.
         name: What the user called it.
         load_in: What its weights are quantised to: as ``load`` was told, or as its checkpoint says; else None.
+        adapter: Which PEFT adapter was merged into its weights, or None.
     """
 
     network: PreTrainedModel
@@ -50,6 +57,7 @@ class Model:
     layout: HeadLayout
     name: str
     load_in: str | None = None
+    adapter: str | None = None
 
     def __post_init__(self) -> None:
         """See to it that every pass computes with the weights that were loaded; ModelError where it is too late."""
@@ -87,8 +95,14 @@ class Model:
 
     def describe(self) -> dict[str, Any]:
         """Return what an artefact says about the model."""
-        said = {"name": self.name, "fingerprint": self.fingerprint, "architecture": self.layout.architecture}
-        return said if self.load_in is None else {**said, "load_in": self.load_in}
+        said: dict[str, Any] = {
+            "name": self.name,
+            "fingerprint": self.fingerprint,
+            "architecture": self.layout.architecture,
+        }
+        if self.load_in is not None:
+            said["load_in"] = self.load_in
+        return said if self.adapter is None else {**said, "adapter": self.adapter}
 
 
 def _plain(value: Tensor) -> Iterator[Tensor]:
@@ -126,7 +140,9 @@ def load(
     """Load a model with its tokenizer.
 
     Args:
-        name: A transformers folder or hub id, a ``.gguf`` file, ``smollm2``, ``smollm2:reader`` or ``smollm2:vision``.
+        name: A transformers folder or hub id, a ``.gguf`` file (of a split model any part), ``smollm2``,
+            ``smollm2:reader`` or ``smollm2:vision``; or the folder or hub id of a PEFT adapter, which is merged into
+            its base: into the weights beside it, else into the model that it names.
         device: ``auto`` (the first accelerator, else the CPU) or a torch device.
         dtype: ``auto`` (bf16 where the hardware has it, else fp32), ``bf16``, ``fp16`` or ``fp32``.
         device_map: For a model that is too large for one device: ``auto``, ``balanced`` or ``sequential``, or which
@@ -139,7 +155,8 @@ def load(
 
     Raises:
         ModelError: The model or its tokenizer is missing, damaged, or needs code that is not allowed to run; or it
-            cannot be placed or quantised in this way.
+            cannot be placed or quantised in this way. A parameter of the network is in no file, or a tensor of the
+            files belongs to no parameter.
         ArchitectureError: Its heads could not be located.
     """
     spread = None if device_map is None and max_memory is None else read_device_map(device_map or "auto")
@@ -153,9 +170,12 @@ def load(
     place = pick_device(device) if spread is None else main_device(spread)
     kind = pick_dtype(dtype, place)
     limits = None if max_memory is None else read_max_memory(max_memory)
-    source = resolve(name)
+    adapter = find_adapter(name)
+    source = resolve(name if adapter is None else adapter.base)
     config = read_config(name, source, trust_remote_code)
     stored = stored_quantised(config)
+    if adapter is not None:
+        _check_mergeable(name, adapter, load_in or stored, spread)
     if load_in is not None and stored is not None:
         raise ModelError(
             f"the weights of {name} are quantised already",
@@ -168,7 +188,7 @@ def load(
         quieten()
     if isinstance(spread, dict):
         spread = spread_over(spread, skeleton(name, trust_remote_code=trust_remote_code))
-    tokenizer = read_tokenizer(name, source, trust_remote_code)
+    tokenizer = read_tokenizer(name, _tokenizer_source(adapter, source), trust_remote_code)
     with quiet(source), explained(name, "whole safetensors weights that fit config.json"), scratch_folder() as scratch:
         if load_in is not None:
             settings = {"quantization_config": quantisation(load_in, kind), "device_map": {"": place}}
@@ -178,10 +198,18 @@ def load(
         network_class = network_class_of(config)
         config = getattr(config, "thinker_config", config)  # the thinker's class reads no more than its own
         network, info = network_class.from_pretrained(
-            source, config=config, dtype=kind, trust_remote_code=trust_remote_code, output_loading_info=True, **settings
+            source,
+            config=config,
+            dtype=kind,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # and refused below, by name
+            adapter_kwargs=dict(NO_ADAPTER),
+            **settings,
         )
-        if info["missing_keys"]:  # transformers fills them with random numbers
-            raise ValueError(f"no weights for {', '.join(sorted(info['missing_keys']))}")
+        check_loaded(name, network, info)
+        if adapter is not None:
+            network = merge(name, network, adapter)
         scratch.keep_for(network)
     if not settings:
         network = network.to(place)
@@ -189,7 +217,29 @@ def load(
         check_whole(network, load_in)
     network = network.eval().requires_grad_(False)
     processor = read_processor(source, config, trust_remote_code)
-    return Model(network, tokenizer, processor, locate_heads(network), name, load_in or stored)
+    return Model(network, tokenizer, processor, locate_heads(network), name, load_in or stored, _said(adapter))
+
+
+def _said(adapter: Adapter | None) -> str | None:
+    return None if adapter is None else str(adapter)
+
+
+def _check_mergeable(name: str, adapter: Adapter, quantised: str | None, spread: DeviceMap | None) -> None:
+    """Raise ModelError where an adapter cannot be merged exactly: into quantised weights, or into ones elsewhere."""
+    if quantised is None and spread is None:
+        return
+    raise ModelError(
+        f"the adapter in {adapter.folder} cannot be merged while {name} is loaded in this way",
+        expected="a base in bf16, fp16 or fp32, on one device",
+        got=f"weights quantised to {quantised}" if quantised is not None else "a device map",
+        fix="merge it into the unquantised base first (merge_and_unload, then save_pretrained), and give that folder",
+    )
+
+
+def _tokenizer_source(adapter: Adapter | None, source: str) -> str:
+    """Return where the tokenizer lies: beside the adapter where it was trained with one of its own."""
+    own = adapter is not None and (adapter.folder / "tokenizer_config.json").is_file()
+    return str(adapter.folder) if adapter is not None and own else source
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +254,7 @@ class Inspection:
         sites: What a gate may scale.
         exports: What a gate may become.
         refused: The sites and exports that are not among them, and why.
+        adapter: Which PEFT adapter is merged into the weights, or None.
     """
 
     layout: HeadLayout
@@ -213,6 +264,7 @@ class Inspection:
     sites: tuple[str, ...]
     exports: tuple[str, ...]
     refused: dict[str, str]
+    adapter: str | None = None
 
     def json(self) -> dict[str, Any]:
         """Return the JSON result of ``truthheads inspect``."""
@@ -231,33 +283,40 @@ class Inspection:
             "sites": list(self.sites),
             "exports": list(self.exports),
             "refused": self.refused,
+            "adapter": self.adapter,
         }
 
 
 def inspect(name: str, *, trust_remote_code: bool = False) -> Inspection:
     """Return the heads of a model from its configuration alone; no weight is read or allocated.
 
+    Of a GGUF model the headers of all files are read, and their tensors compared with those that the network needs.
+
     Args:
         name: As for :func:`load`; the folder need not hold weights or a tokenizer.
         trust_remote_code: As for :func:`load`.
 
     Raises:
-        ModelError: There is no usable configuration.
+        ModelError: There is no usable configuration; or a GGUF model lacks a part or a tensor, or has one too many.
         ArchitectureError: Its heads could not be located.
     """
+    adapter = find_adapter(name)
     network = skeleton(name, trust_remote_code=trust_remote_code)
     config = network.config
     layout = locate_heads(network)
     stored = getattr(config.get_text_config(decoder=True), "dtype", None) or getattr(config, "dtype", None)
     refused = _refused(name, config, network, layout)
+    if adapter is not None:
+        refused |= dict.fromkeys(EXPORTS, adapter.refusal())
     return Inspection(
         layout=layout,
         parameters=sum(parameter.numel() for parameter in network.parameters()),
         dtype=None if stored is None else str(stored).removeprefix("torch."),
         image=takes_images(config),
         sites=tuple(site for site in ("z", "output") if site not in refused),
-        exports=tuple(target for target in ("adapter", "checkpoint", "gguf") if target not in refused),
+        exports=tuple(target for target in EXPORTS if target not in refused),
         refused=refused,
+        adapter=_said(adapter),
     )
 
 
@@ -272,19 +331,41 @@ def _refused(name: str, config: PreTrainedConfig, network: PreTrainedModel, layo
         refused["checkpoint"] = f"a factor merged into quantised weights ({how}) would be rounded away"
         if how != "bitsandbytes":
             refused["adapter"] = f"PEFT's IA³ does not wrap {how} layers; the hook (`gated`) works"
-    if not (name.lower().endswith(".gguf") or (name == "smollm2" and smollm2_gguf() is not None)):
+    if gguf_path(name) is None:
         refused["gguf"] = "the model is no .gguf file"
     return refused
 
 
 def skeleton(name: str, *, trust_remote_code: bool = False) -> PreTrainedModel:
     """Return a model's network without weights, on the meta device; ModelError without a usable configuration."""
-    source = resolve(name)
+    adapter = find_adapter(name)
+    base = name if adapter is None else adapter.base
+    path = gguf_path(base)
+    if path is not None and converted(path) is None:
+        return _from_header(name, path)
+    source = resolve(base)
     config = read_config(name, source, trust_remote_code)
-    with quiet(source), explained(name, "a configuration that its class accepts"), torch.device("meta"):
-        network_class = network_class_of(config)
-        config = getattr(config, "thinker_config", config)
-        make = getattr(network_class, "_from_config", None) or network_class.from_config
+    with quiet(source), explained(name, "a configuration that its class accepts"):
+        return _made(config)
+
+
+def _from_header(name: str, path: Path) -> PreTrainedModel:
+    """Return the network of a GGUF model from its headers."""
+    parts = read_parts(path)
+    with quiet(str(path.parent)), explained(name, "a GGUF header of an architecture that transformers converts"):
+        with one_file(parts) as file:
+            config = gguf_config(file, parts)
+        check_class(name, config)
+        network = _made(config)
+        check_tensors(name, network, parts)
+    return network
+
+
+def _made(config: PreTrainedConfig) -> PreTrainedModel:
+    network_class = network_class_of(config)
+    config = getattr(config, "thinker_config", config)
+    make = getattr(network_class, "_from_config", None) or network_class.from_config
+    with torch.device("meta"):
         network: PreTrainedModel = make(config)
     network.tie_weights()
     return network

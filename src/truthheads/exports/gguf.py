@@ -50,13 +50,14 @@ BLOCK = 32
 PLAIN = (Type.F32, Type.F16, Type.BF16)
 
 
-def export_gguf(source: Path, gate: Gate, out: Path) -> None:
+def export_gguf(source: Path, gate: Gate, out: Path, *, named: Path | None = None) -> None:
     """Write a gated copy of a GGUF file; metadata, other tensors and their order keep their bytes.
 
     Args:
-        source: The file.
+        source: The file, whole.
         gate: At ``z`` it scales the output projections' columns, at ``output`` their rows, and the bias.
         out: Where to write; two keys are added to the metadata: the gate's digest, and its factors as JSON.
+        named: What messages call the file; None: its own name.
 
     Raises:
         ModelError: The file is damaged, of an unknown architecture, or its projections are of a type whose blocks have
@@ -64,18 +65,18 @@ def export_gguf(source: Path, gate: Gate, out: Path) -> None:
         ShapeError: The gate is of another shape.
         GateError: The file holds a gate already.
     """
-    reader = _open(source)
+    reader, shown = _open(source), named or source
     architecture = _text(reader, "general.architecture")
     if DIGEST in reader.fields:
         raise GateError(
-            f"{source} is gated already",
+            f"{shown} is gated already",
             expected="a model without a gate in its weights",
             got=f"gate {_text(reader, DIGEST)}",
             fix="export from the model that it was made from, with the product of both gates",
         )
     if architecture not in ARCHITECTURES:
         raise ModelError(
-            f"{source} is of an architecture whose order of heads is not known here",
+            f"{shown} is of an architecture whose order of heads is not known here",
             expected=", ".join(ARCHITECTURES),
             got=architecture,
             fix="export a checkpoint of the transformers model, and convert that with llama.cpp",
@@ -88,7 +89,7 @@ def export_gguf(source: Path, gate: Gate, out: Path) -> None:
             got=" x ".join(map(str, gate.gate.shape)),
             fix="give a gate made from this model's scores, or from a relative of the same shape",
         )
-    plan = _plan(reader, gate, source)
+    plan = _plan(reader, gate, shown)
     added = _string(DIGEST, gate.digest) + _string(FACTORS, dumps({"factors": gate.gate.tolist(), "site": gate.site}))
     with source.open("rb") as old, out.open("wb") as new:
         start = min(tensor.field.offset for tensor in reader.tensors)
@@ -102,7 +103,7 @@ def export_gguf(source: Path, gate: Gate, out: Path) -> None:
         for tensor in sorted(reader.tensors, key=lambda one: one.data_offset):
             if tensor.name in plan:
                 _copy(old, new, int(tensor.data_offset) - old.tell())
-                _scale(old, new, tensor, plan[tensor.name], gate.site, source)
+                _scale(old, new, tensor, plan[tensor.name], gate.site, shown)
         _copy(old, new, None)
 
 

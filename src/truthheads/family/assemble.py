@@ -21,11 +21,13 @@ from truthheads import sources
 from truthheads.artifacts import file_sha256, load_artifact, write_json
 from truthheads.errors import ArtifactError, ModelError
 from truthheads.family.tower import GRID, PATCH, image_processor, tower_config
+from truthheads.wholeness import check_loaded
 
 MEMBERS: Final = ("reader", "vision")
 IMAGE_TOKEN: Final = "<image>"
 MANIFEST: Final = "truthheads.json"
-VERSION: Final = 1
+VERSION: Final = 2
+"""2: the base is known to be whole."""
 
 # `<image>\n{question}\nASSISTANT: {answer}`, the form that the vision descendant was trained on most.
 VISION_TEMPLATE: Final = (
@@ -159,7 +161,10 @@ def _known(name: str) -> None:
 
 def _base(base: str | Path) -> tuple[Any, PreTrainedTokenizerBase]:
     try:
-        network = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        network, info = AutoModelForCausalLM.from_pretrained(
+            base, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+        check_loaded(str(base), network, info)
         return network, AutoTokenizer.from_pretrained(base)
     except (OSError, ValueError) as error:
         raise ModelError(
