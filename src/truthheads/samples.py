@@ -32,14 +32,10 @@ def items(scores: Scores) -> Float[np.ndarray, "samples num_layers num_heads"] |
     """
     if not len(scores.sample):
         return None
+    if scores.method == "probe":
+        return scores.right()
     sample: Float[np.ndarray, "samples num_layers num_heads"] = scores.sample.double().numpy()
-    if scores.method != "probe":
-        return sample
-    right: Float[np.ndarray, "samples num_layers num_heads"] = (
-        (sample > 0) == (scores.sample_label.numpy() == 1)[:, None, None]
-    ).astype(float)
-    right[np.isnan(sample)] = np.nan
-    return right
+    return sample
 
 
 def paired_items(a: Scores, b: Scores, heads: Bool[np.ndarray, "num_layers num_heads"]) -> Paired:
