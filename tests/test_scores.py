@@ -287,7 +287,9 @@ def test_summary() -> None:
     assert [row["head"] for row in found["top"]] == ["L0H0"]
     row = found["top"][0]
     assert found["best"] == {"head": "L0H0", "score": 1.0, "low": row["low"], "high": row["high"], "chosen": None}
-    assert all(ends["low"] < mean < ends["high"] for ends, mean in zip(found["layer_intervals"], (0.5, 0.5), strict=True))
+    assert all(
+        ends["low"] < mean < ends["high"] for ends, mean in zip(found["layer_intervals"], (0.5, 0.5), strict=True)
+    )
     assert found["heads_mean"] == pytest.approx(0.5)  # of 1, 0 and 0.5
     assert found["layers"] == [0.5, 0.5]
     assert found["kinds"]["absent"]["best"]["head"] == "L0H0"

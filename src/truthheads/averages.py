@@ -73,7 +73,9 @@ def chosen_best(
     shares = []
     for pair in pairs:
         for chooser, judge in (pair, pair[::-1]):
-            if np.isfinite(chooser).any() and np.isfinite(judge[np.unravel_index(np.nanargmax(chooser), chooser.shape)]):
+            if np.isfinite(chooser).any() and np.isfinite(
+                judge[np.unravel_index(np.nanargmax(chooser), chooser.shape)]
+            ):
                 shares.append(float(judge[np.unravel_index(np.nanargmax(chooser), chooser.shape)]))
     if not shares:
         return None

@@ -8,7 +8,7 @@ from scipy.special import stdtrit
 from scipy.stats import rankdata
 
 from truthheads.overlap import UNKNOWN, density
-from truthheads.stats import LEVEL, Figure
+from truthheads.stats import LEVEL, Figure, bootstrap_means, expanded
 
 PRIOR = 0.1
 """Variance added for one more cluster whose items are all alike: 5 of 5 right then do not mean a variance of 0."""
@@ -120,6 +120,24 @@ def probed_ends(
         dependence: As in :class:`truthheads.overlap.Overlap`.
     """
     return share_ends(share, spread, count, added=dependence * density(share, count) ** 2)
+
+
+def mean_ends(
+    values: Float[np.ndarray, "n heads"], clusters: Int[np.ndarray, " n"], *, bounded: bool
+) -> tuple[Float[np.ndarray, " heads"], Float[np.ndarray, " heads"]]:
+    """Return the ends of the interval of each column's mean: by bootstrap over clusters, of columns of 0 and 1 as shares.
+
+    Args:
+        values: One row for each item.
+        clusters: Items of one number are one draw.
+        bounded: Whether values lie in [0, 1]; a column without spread is then no point.
+    """
+    low, high = expanded(bootstrap_means(values, clusters, seed=0), clusters)
+    flat = np.array([bounded and _whole(column) for column in values.T])
+    if flat.any():
+        spread = spread_of(values[:, flat], clusters)
+        low[flat], high[flat] = share_ends(spread.mean, spread, float(len(values)))
+    return low, high
 
 
 def layer_ends(

@@ -1,4 +1,4 @@
-"""How much two answers of a cross-validated probe depend on each other, since each trains the probe that judges the other.
+"""How much answers of a cross-validated probe depend on each other: each trains the probe that judges the other.
 
 Answer i is judged by a probe that answer j helped to train, and j by one that i helped to train. What the pair of them
 owes to chance enters both verdicts with the same sign: under labels of no meaning the variance of an accuracy is then
@@ -148,5 +148,5 @@ def density(share: Float[np.ndarray, "..."], count: float) -> Float[np.ndarray, 
     Source:
         Agresti and Coull (1998), The American Statistician 52(2), 119-126, for the two and two.
     """
-    result: Float[np.ndarray, "..."] = np.asarray(norm.pdf(norm.ppf((share * count + 2) / (count + 4))))
+    result: Float[np.ndarray, ...] = np.asarray(norm.pdf(norm.ppf((share * count + 2) / (count + 4))))
     return result

@@ -15,10 +15,9 @@ from torch import Tensor
 
 from truthheads.artifacts import check_whole, load_artifact, save_artifact
 from truthheads.errors import ArtifactError
-from truthheads.plots import chart_html, heat_map
-from truthheads.intervals import auroc_spread, layer_ends, probed_ends, spread_of
+from truthheads.intervals import auroc_spread, layer_ends, mean_ends, probed_ends, spread_of
 from truthheads.overlap import UNKNOWN
-from truthheads.stats import bootstrap_means, expanded
+from truthheads.plots import chart_html, heat_map
 
 KIND = "scores"
 LARGEST = 6e4
@@ -181,9 +180,12 @@ class Scores:
         if self.method == "probe":
             item = self.right().reshape(len(self.sample), -1)
             spread = spread_of(item, group)
-            low, high = probed_ends(self.values.double().numpy().ravel(), spread, float(len(item)), _known(self.dependence))
+            low, high = probed_ends(
+                self.values.double().numpy().ravel(), spread, float(len(item)), _known(self.dependence)
+            )
         else:
-            low, high = expanded(bootstrap_means(self.sample.double().flatten(1).numpy(), group, seed=0), group)
+            bounded = self.method == "evidence" and not self.unit.endswith("lift")
+            low, high = mean_ends(self.sample.double().flatten(1).numpy(), group, bounded=bounded)
         return low.reshape(nothing.shape), high.reshape(nothing.shape)
 
     def layer_intervals(self) -> tuple[Float[np.ndarray, " num_layers"], Float[np.ndarray, " num_layers"]]:
@@ -197,7 +199,7 @@ class Scores:
         with np.errstate(invalid="ignore"):
             mean = np.where(known, item, 0).sum(2) / known.sum(2)
         if not probed:
-            return expanded(bootstrap_means(mean, group, seed=0), group)
+            return mean_ends(mean, group, bounded=False)
         values = self.values.double().numpy()
         there = np.isfinite(values)
         with np.errstate(invalid="ignore"):
@@ -292,7 +294,8 @@ class Scores:
 
 def _known(dependence: Tensor) -> Float[np.ndarray, " heads"]:
     """Return the dependence of all heads in one row, where it is not known that of labels without meaning."""
-    return np.nan_to_num(dependence.double().numpy().ravel(), nan=UNKNOWN)
+    known: Float[np.ndarray, " heads"] = np.nan_to_num(dependence.double().numpy().ravel(), nan=UNKNOWN)
+    return known
 
 
 def _measure(meta: Mapping[str, Any]) -> str:

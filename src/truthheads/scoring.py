@@ -183,7 +183,7 @@ def _probe_scores(
     )
     accuracy, first_half = fits.accuracy, 1 + len(kinds)
     pairs = [(accuracy[i], accuracy[i + 1]) for i in range(first_half, len(masks), 2)]
-    form = probe_form(answers.features, answers.label, fold, answers.group, answers.question, seed=seed)
+    form = probe_form(answers.features, answers.label, fold, answers.group, answers.question)
     right = fits.right / sum(head.num_heads for head in layout.layers)
     meta["summary"] = {
         "mean": share_figure(right, answers.group, added=fits.mean_dependence).json(),
