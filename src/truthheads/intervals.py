@@ -125,7 +125,7 @@ def probed_ends(
 def mean_ends(
     values: Float[np.ndarray, "n heads"], clusters: Int[np.ndarray, " n"], *, bounded: bool
 ) -> tuple[Float[np.ndarray, " heads"], Float[np.ndarray, " heads"]]:
-    """Return the ends of the interval of each column's mean: by bootstrap over clusters, of columns of 0 and 1 as shares.
+    """Return the ends of the interval of each column's mean: bootstrapped, of columns of 0 and 1 as shares.
 
     Args:
         values: One row for each item.
