@@ -217,10 +217,45 @@ def test_top_is_best_first_in_order_of_place_and_without_gaps() -> None:
 
 def test_intervals_worked_by_hand() -> None:
     low, high = worked().intervals()
-    # L0H0 is right in every answer, L0H1 in none; L1H0 in one of two in each group, so in half of any resample.
-    assert low[0].tolist() == high[0].tolist() == [1.0, 0.0]
-    assert low[1, 0] == high[1, 0] == 0.5
+    # L0H0 is right in all 4 answers of 2 groups: design effect (0 + .05 * 2) / (0 + .05) = 2. Two right and two wrong
+    # added, p = 6 / 8, z = .6745, phi(z)^2 = .1010, and labels without meaning add .1010 / .1875 = .5386. That leaves
+    # 4 / 2.5386 = 1.5757 answers; t of 4 degrees is 2.7764, so the lower end is 1 / (1 + 2.7764^2 / 1.5757) = .1697.
+    np.testing.assert_allclose(low[0], [0.1697, 0.0], atol=1e-4)
+    np.testing.assert_allclose(high[0], [1.0, 1 - 0.1697], atol=1e-4)
+    # L1H0 is right in one of two in each group: effect (0 + .1) / (.25 + .05) = .3333, at p = .5 + .6366 = .9699; n is
+    # 4.1240 and x = 2.7764^2 / 4.1240 = 1.8691: .5 -+ sqrt(1.8691 / 4 + 1.8691^2 / 4) / 2.8691 = .5 -+ .4036.
+    np.testing.assert_allclose([low[1, 0], high[1, 0]], [0.0964, 0.9036], atol=1e-4)
     assert np.isnan([low[1, 1], high[1, 1]]).all()
+
+
+def test_files_of_before_get_the_intervals_of_labels_without_meaning(tmp_path: Path) -> None:
+    known = torch.tensor([[1.0, 1.0], [1.0, NAN]])
+    now = worked(dependence=known, pair_dependence=known)
+    now.save(tmp_path / "now.safetensors")
+    np.testing.assert_array_equal(Scores.load(tmp_path / "now.safetensors").intervals(), now.intervals())
+    tensors = {name: getattr(now, name) for name in TENSORS}  # without those that came later
+    save_artifact(tmp_path / "before.safetensors", tensors, {**now.meta, "kind": "scores", "method": "probe"})
+    before = Scores.load(tmp_path / "before.safetensors")
+    assert torch.isnan(before.dependence).all()
+    np.testing.assert_array_equal(before.intervals(), now.intervals())
+    narrow = worked(dependence=torch.zeros(2, 2)).intervals()
+    assert narrow[0][0, 0] > now.intervals()[0][0, 0]
+
+
+def test_five_of_five_is_no_point() -> None:
+    sample = torch.tensor([1.0, -1.0]).repeat(5).reshape(10, 1, 1).half()
+    question = torch.arange(5).repeat_interleave(2)
+    one = torch.ones(1, 1)
+    scores = Scores.of(
+        "probe", one, meta={}, auroc=one, pair_accuracy=one, sample=sample, sample_label=torch.tensor([1, 0]).repeat(5),
+        sample_group=question, sample_question=question, sample_id=question,
+    )  # fmt: skip
+    (row,) = scores.table(1)
+    for name in ("low", "auroc_low", "pair_accuracy_low"):
+        assert 0.2 < row[name] < 0.75, name
+    assert row["high"] == row["auroc_high"] == row["pair_accuracy_high"] == 1.0
+    low, high = scores.layer_intervals()
+    assert 0.2 < low[0] < 0.75 and high[0] == 1.0
 
 
 def test_intervals_resample_groups() -> None:
@@ -237,16 +272,24 @@ def test_intervals_resample_groups() -> None:
 
 def test_table() -> None:
     rows = worked().table(2)
-    assert rows == [
-        {"head": "L0H0", "score": 1.0, "low": 1.0, "high": 1.0, "auroc": 1.0, "pair_accuracy": 1.0},
-        {"head": "L1H0", "score": 0.5, "low": 0.5, "high": 0.5, "auroc": 0.5, "pair_accuracy": 0.5},
-    ]
+    low, high = worked().intervals()
+    for row, head, value in zip(rows, ("L0H0", "L1H0"), (1.0, 0.5), strict=True):
+        at = int(head[1]), int(head[3])
+        assert (row["head"], row["score"], row["low"], row["high"]) == (head, value, low[at], high[at])
+        for name in ("auroc", "pair_accuracy"):
+            assert row[name] == value
+            assert row[f"{name}_low"] < row[f"{name}_high"]
+            assert row[f"{name}_low"] <= value <= row[f"{name}_high"]
 
 
 def test_summary() -> None:
     found = summarise(worked(), top=1)
     assert [row["head"] for row in found["top"]] == ["L0H0"]
-    assert found["best"] == {"head": "L0H0", "score": 1.0}
+    row = found["top"][0]
+    assert found["best"] == {"head": "L0H0", "score": 1.0, "low": row["low"], "high": row["high"], "chosen": None}
+    assert all(
+        ends["low"] < mean < ends["high"] for ends, mean in zip(found["layer_intervals"], (0.5, 0.5), strict=True)
+    )
     assert found["heads_mean"] == pytest.approx(0.5)  # of 1, 0 and 0.5
     assert found["layers"] == [0.5, 0.5]
     assert found["kinds"]["absent"]["best"]["head"] == "L0H0"

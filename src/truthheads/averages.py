@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 
 from truthheads.answers import digests, kept_samples
 from truthheads.data import Question, kind_of
+from truthheads.intervals import chosen_figure
 from truthheads.scores import Scores
 from truthheads.stats import half_of, layer_bootstrap, mean_figure, pearson, spearman
 
@@ -54,6 +55,31 @@ def mean_scores(
         sample_id=digests(questions, rows[kept]),
         meta=meta,
     )
+
+
+def chosen_best(
+    pairs: list[tuple[Float[np.ndarray, "layers heads"], Float[np.ndarray, "layers heads"]]],
+    group: Int[np.ndarray, " n"],
+) -> dict[str, float] | None:
+    """Return what the best head scores on questions that did not choose it, with its interval; None without halves.
+
+    The head is the best of one half of the questions and measured on the other, whose probes never saw the first: each
+    way round, averaged over splits. The score of the best of many heads on the questions that chose it is too high.
+
+    Args:
+        pairs: Accuracies of both halves, for each split.
+        group: Group of each answer.
+    """
+    shares = []
+    for pair in pairs:
+        for chooser, judge in (pair, pair[::-1]):
+            if np.isfinite(chooser).any() and np.isfinite(
+                judge[np.unravel_index(np.nanargmax(chooser), chooser.shape)]
+            ):
+                shares.append(float(judge[np.unravel_index(np.nanargmax(chooser), chooser.shape)]))
+    if not shares:
+        return None
+    return chosen_figure(float(np.mean(shares)), group).json()
 
 
 def split_half(

@@ -13,10 +13,10 @@ from torch import Tensor
 from truthheads.artifacts import check_whole, load_artifact, save_artifact
 from truthheads.cautions import cannot_rank
 from truthheads.errors import ArtifactError, DataError
+from truthheads.intervals import mean_ends
 from truthheads.plots import chart_html, heat_map
 from truthheads.pointing import MEASURES
 from truthheads.scores import Scores, told_groups
-from truthheads.stats import bootstrap_means, interval
 
 KIND = "trace"
 UNITS = {
@@ -119,7 +119,7 @@ class Trace:
         if not known.any():
             nothing = np.full(tuple(self.truth.shape), np.nan)
             return nothing, nothing
-        low, high = interval(bootstrap_means(flat[known], self.sample_group.numpy()[known], seed=0))
+        low, high = mean_ends(flat[known], self.sample_group.numpy()[known], bounded=not measure.endswith("lift"))
         return low.reshape(self.truth.shape), high.reshape(self.truth.shape)
 
     def as_scores(self, measure: str = "auroc", position: str | None = None) -> Scores:

@@ -13,6 +13,7 @@ from truthheads.answers import Answers
 from truthheads.architectures import HeadLayer, HeadLayout
 from truthheads.artifacts import dumps, replaced
 from truthheads.errors import ArtifactError
+from truthheads.overlap import Overlap, between, overlap_of
 from truthheads.probes import Probe, fold_accuracies, measure
 from truthheads.ranks import leave, ranks, share, together
 from truthheads.scores import LARGEST
@@ -49,6 +50,10 @@ class Fits(NamedTuple):
         sample: Out-of-fold logits of the answers to keep.
         weight: Probes fitted on all answers.
         bias: Their intercepts.
+        dependence: Of answers, as in :class:`truthheads.overlap.Overlap`.
+        pair_dependence: Of pairs, the same.
+        layer_dependence: Variance that training folds which overlap add to one answer's mean over a layer's heads.
+        mean_dependence: The same over all heads.
     """
 
     accuracy: Float[np.ndarray, "subsets num_layers num_heads"]
@@ -59,8 +64,15 @@ class Fits(NamedTuple):
     sample: Float[np.ndarray, "kept num_layers num_heads"]
     weight: Float[np.ndarray, "num_layers num_heads head_dim"]
     bias: Float[np.ndarray, "num_layers num_heads"]
+    dependence: Float[np.ndarray, "num_layers num_heads"]
+    pair_dependence: Float[np.ndarray, "num_layers num_heads"]
+    layer_dependence: Float[np.ndarray, " num_layers"]
+    mean_dependence: float
 
 
+HEAD_BY_HEAD = (
+    "accuracy", "auroc", "pair_accuracy", "fold_accuracy", "sample", "bias", "dependence", "pair_dependence"
+)  # fmt: skip
 Layer = dict[str, np.ndarray]
 """The same of one layer: names to arrays."""
 
@@ -145,15 +157,19 @@ def _fit_layer(
     at_once = heads_at_once(n, head.head_dim, activations.dtype, device)
     blocks: list[Layer] = []
     right = np.zeros(n, dtype=np.int32)
+    shift: Float[np.ndarray, "folds clusters"] | None = None
+    shift_fold = np.zeros(0, dtype=np.int64)
     for first in range(0, head.num_heads, at_once):
         z = activations.heads(head, first, min(first + at_once, head.num_heads)).to(device)
-        block, logit = _fit_block(z, answers, subsets, probe)
+        block, logit, overlap = fit_block(z, answers, subsets, probe)
+        shift, shift_fold = overlap.shift if shift is None else shift + overlap.shift, overlap.fold
         right += ((logit > 0) == answers.label[:, None]).sum(1, dtype=np.int32)
         block["sample"] = logit[kept].clip(-LARGEST, LARGEST).astype(np.float16)
         blocks.append(block)
-    layer = {name: np.concatenate([block[name] for block in blocks], axis=-1) for name in blocks[0] if name != "weight"}
+    layer = {name: np.concatenate([block[name] for block in blocks], axis=-1) for name in HEAD_BY_HEAD}
     layer["weight"] = np.concatenate([block["weight"] for block in blocks])
-    return {**layer, "right": right}
+    assert shift is not None
+    return {**layer, "right": right, "shift": shift, "shift_fold": shift_fold}
 
 
 def heads_at_once(n: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> int:
@@ -169,10 +185,19 @@ def heads_at_once(n: int, head_dim: int, dtype: torch.dtype, device: torch.devic
     return max(1, BLOCK_BYTES * (1 if device.type == "cpu" else 16) // each)
 
 
-def _fit_block(
+def fit_block(
     z: torch.Tensor, answers: Answers, subsets: Sequence[Subset | None], probe: Probe
-) -> tuple[Layer, Float[np.ndarray, "n heads"]]:
+) -> tuple[Layer, Float[np.ndarray, "n heads"], Overlap]:
+    """Fit and cross-validate the probes of some heads; return their figures, held-out logits and dependence.
+
+    Args:
+        z: Activations ``[heads, n, head_dim]``.
+        answers: Labels and questions of the answers.
+        subsets: As in :func:`fit_probes`; the first is there.
+        probe: Fits a block of heads.
+    """
     block: Layer = {}
+    overlap: Overlap | None = None
     accuracy = np.full((len(subsets), len(z)), np.nan)
     whole = np.full((len(answers.label), len(z)), np.nan, dtype=np.float32)
     for i, subset in enumerate(subsets):
@@ -187,14 +212,18 @@ def _fit_block(
             continue
         metrics = measure(logit, label, subset.fold, answers.question[subset.rows])
         accuracy[0], whole = metrics.accuracy, logit
+        overlap = overlap_of(fits.fold_logit, label, subset.fold, answers.group[subset.rows])
         block = {
             "auroc": metrics.auroc,
             "pair_accuracy": metrics.pair_accuracy,
             "fold_accuracy": metrics.fold_accuracy,
             "weight": fits.weight.cpu().numpy(),
             "bias": fits.bias.cpu().numpy(),
+            "dependence": overlap.answers,
+            "pair_dependence": overlap.pairs,
         }
-    return {**block, "accuracy": accuracy}, whole
+    assert overlap is not None
+    return {**block, "accuracy": accuracy}, whole, overlap
 
 
 def _assembled(
@@ -218,14 +247,22 @@ def _assembled(
         sample=nothing(kept, *layout.shape, dtype=np.float16),
         weight=nothing(*layout.shape, layout.head_dim, dtype=np.float32),
         bias=nothing(*layout.shape, dtype=np.float32),
+        dependence=nothing(*layout.shape, dtype=np.float32),
+        pair_dependence=nothing(*layout.shape, dtype=np.float32),
+        layer_dependence=nothing(layout.shape[0], dtype=np.float32),
+        mean_dependence=float("nan"),
     )
+    total: np.ndarray | float = 0.0
     for head in layout.layers:
         layer, where = layer_of(head.index), slice(0, head.num_heads)
         fits.weight[head.index, where, : head.head_dim] = layer["weight"]
         fits.right[:] += layer["right"]
-        for name in ("accuracy", "auroc", "pair_accuracy", "fold_accuracy", "sample", "bias"):
+        for name in HEAD_BY_HEAD:
             getattr(fits, name)[..., head.index, where] = layer[name]
-    return fits
+        fits.layer_dependence[head.index] = between(layer["shift"], layer["shift_fold"]) / head.num_heads**2
+        total, of_fold = total + layer["shift"], layer["shift_fold"]
+    heads = sum(head.num_heads for head in layout.layers)
+    return fits._replace(mean_dependence=between(np.asarray(total), of_fold) / heads**2)
 
 
 def subset_of(rows: Bool[np.ndarray, " n"], answers: Answers, fold: Int[np.ndarray, " n"]) -> Subset | None:

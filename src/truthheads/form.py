@@ -7,8 +7,10 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 
+from truthheads.intervals import share_figure
+from truthheads.overlap import between, overlap_of
 from truthheads.probes import measure, newton_probe
-from truthheads.stats import Figure, mean_figure
+from truthheads.stats import Figure
 
 WARN_ABOVE = 0.6
 FEATURES = (
@@ -67,8 +69,6 @@ def probe_form(
     fold: Int[np.ndarray, " n"],
     group: Int[np.ndarray, " n"],
     pair: Int[np.ndarray, " n"],
-    *,
-    seed: int,
 ) -> FormProbe:
     """Fit the probe of the heads on the form of the answers instead.
 
@@ -78,14 +78,15 @@ def probe_form(
         fold: Fold of each answer, the same as the heads'.
         group: Group of each answer, the clusters of the interval.
         pair: Question of each answer.
-        seed: Of the bootstrap.
     """
     mean, spread = features.mean(0, dtype=float), features.std(0, dtype=float)
     scaled = ((features - mean) / np.where(spread > 0, spread, 1.0)).astype(np.float32)
     fits = newton_probe(torch.from_numpy(scaled)[None], torch.from_numpy(label).float(), torch.from_numpy(fold))
     logit = fits.logit.numpy()
     right = ((logit[:, 0] > 0) == label).astype(float)
-    accuracy = mean_figure(right, group, seed=seed)._replace(value=float(measure(logit, label, fold, pair).accuracy[0]))
+    overlap = overlap_of(fits.fold_logit, label, fold, group)
+    share = float(measure(logit, label, fold, pair).accuracy[0])
+    accuracy = share_figure(right, group, added=between(overlap.shift, overlap.fold), share=share)
     alone = [_best_threshold(features[:, i], label) for i in range(len(FEATURES))]
     best = int(np.argmax(alone))
     return FormProbe(accuracy, FEATURES[best], alone[best])

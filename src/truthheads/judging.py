@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+from jaxtyping import Float, Int
+
 from truthheads.data import Question
 from truthheads.forward import shares_prefix
 from truthheads.gates import Gate
@@ -10,6 +13,7 @@ from truthheads.margins import group_numbers, pair_effects, pair_logprobs
 from truthheads.models import Model
 from truthheads.neutral import measure_harm
 from truthheads.prompts import Encoded, encode
+from truthheads.stats import Figure, half_of, mean_figure
 
 LEVELS = (0.003, 0.01, 0.03, 0.1)
 """Harm in nats a token at which a frontier is read."""
@@ -34,6 +38,7 @@ class Judge:
         self.plain = pair_logprobs(model, self.encoded, batch_tokens=self.batch_tokens)
         self.path: list[dict[str, Any]] = []
         self.gates: list[Gate] = []
+        self.gains: list[Float[np.ndarray, " questions"]] = []
 
     def measure(self, candidate: Candidate) -> dict[str, Any]:
         """Return a candidate's effect and harm as JSON, and keep both it and its gate."""
@@ -49,6 +54,7 @@ class Judge:
         }
         self.path.append(entry)
         self.gates.append(candidate.gate)
+        self.gains.append((after[:, 0] - after[:, 1]) - (self.plain[:, 0] - self.plain[:, 1]))
         return entry
 
 
@@ -76,6 +82,34 @@ def choose(path: Sequence[dict[str, Any]], guard: float) -> int | None:
         if entry["harm"]["kl"]["high"] <= guard and entry["effect"]["margin"]["low"] > 0
     ]
     return max(allowed, key=lambda at: path[at]["effect"]["margin"]["value"], default=None)
+
+
+def gain_elsewhere(
+    gains: Sequence[Float[np.ndarray, " questions"]],
+    allowed: Sequence[bool],
+    groups: Int[np.ndarray, " questions"],
+    *,
+    seed: int,
+) -> Figure | None:
+    """Return the gain in margin on questions that did not choose the candidate; None where nothing can be chosen.
+
+    Each half of the dev questions is judged by the candidate that gains most on the other half. The gain of the best
+    of several candidates on the questions that chose it is too high.
+
+    Args:
+        gains: Of each candidate, question by question.
+        allowed: Whether its harm is within the guard.
+        groups: Group of each dev question.
+        seed: Of halves and bootstrap.
+    """
+    half = half_of(groups, seed=seed)
+    within = [gain for gain, may in zip(gains, allowed, strict=True) if may]
+    if not within or not half.any() or half.all():
+        return None
+    found = np.empty(len(groups))
+    for chooser in (half, ~half):
+        found[~chooser] = max(within, key=lambda gain: float(gain[chooser].mean()))[~chooser]
+    return mean_figure(found, groups, seed=seed)
 
 
 def why(path: Sequence[dict[str, Any]], chosen: int | None, guard: float) -> str:

@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, Int
 
 from truthheads.errors import ShapeError
 from truthheads.products import jackknifed, products, ratio
-from truthheads.samples import paired_items
+from truthheads.samples import paired_items, widening
 from truthheads.scores import Scores
 from truthheads.stats import Figure, interval, layer_bootstrap, pearson, spearman
 
@@ -113,7 +113,9 @@ def relate(a: Scores, b: Scores, *, seed: int = 0, resamples: int = RESAMPLES) -
     heads = np.isfinite(x) & np.isfinite(y)
     overlaps = tuple(_overlap(x[heads], y[heads], share) for share in TOPS)
     first, second, shared = paired_items(a, b, heads)
-    p, depth = _permuted(x, y, heads, (first, second) if shared else None, seed)
+    wider = widening(a, heads), widening(b, heads)
+    times = (wider[0] * wider[1]) ** 0.5
+    p, depth = _permuted(x, y, heads, (first, second, times) if shared else None, seed)
     if first is None or second is None:
         masked = [(np.where(heads, x, np.nan), np.where(heads, y, np.nan))]
         centred = [(centre(masked[0][0]), centre(masked[0][1]))]
@@ -132,11 +134,11 @@ def relate(a: Scores, b: Scores, *, seed: int = 0, resamples: int = RESAMPLES) -
     generator = np.random.default_rng(seed)
     weights = [_draws(generator, len(first), resamples)]
     weights.append(weights[0] if shared else _draws(generator, len(second), resamples))
-    raw = _figures(first, second, weights, None, bool(shared), (x[heads], y[heads]))
-    within = _figures(first, second, weights, layer, bool(shared), (x[heads], y[heads]))
+    raw = _figures(first, second, weights, None, bool(shared), (x[heads], y[heads]), wider)
+    within = _figures(first, second, weights, layer, bool(shared), (x[heads], y[heads]), wider)
     ranks = np.array([spearman(u, v) for u, v in zip(weights[0] @ first, weights[1] @ second, strict=True)])
     value = spearman(x[heads], y[heads])
-    low, high = interval(np.clip(ranks + value - np.median(ranks), -1, 1))
+    low, high = interval(np.clip(value + times**0.5 * (ranks - np.median(ranks)), -1, 1))
     return Relation(
         raw.plain,
         Figure(value, float(low), float(high)),
@@ -183,23 +185,27 @@ def _figures(
     layer: Int[np.ndarray, " heads"] | None,
     shared: bool,
     values: tuple[Float[np.ndarray, " heads"], Float[np.ndarray, " heads"]],
+    wider: tuple[float, float],
 ) -> _Figures:
     """Return the figures of the module docstring."""
     a, b = centred(first, layer), centred(second, layer)
-    drawn_t, drawn_n = products(a, b, weights, shared=shared)
+    drawn_t, drawn_n = products(a, b, weights, shared=shared)  # resampling adds N of independent answers
     x, y = (centred(value[None], layer)[0] for value in values)
     plain = float((x * y).sum() / np.sqrt((x * x).sum() * (y * y).sum()))
     found = ratio(drawn_t - drawn_n)  # once, since resampling adds N once more
-    low, high = interval(found[np.isfinite(found)]) if np.isfinite(found).any() else (np.nan, np.nan)
+    found = found[np.isfinite(found)]
+    middle = float(np.median(found)) if len(found) else np.nan
+    more = (wider[0] * wider[1]) ** 0.25
+    low, high = interval(np.clip(middle + more * (found - middle), -1, 1)) if len(found) else (np.nan, np.nan)
     point = [np.full((1, len(one)), 1 / len(one)) for one in (a, b)]
-    t, n = products(a, b, point, shared=shared)
+    t, n = products(a, b, point, shared=shared, wider=wider)
     reliability = np.clip((t - n)[1:, 0] / t[1:, 0], 0, None)
     # The cross term loses N, the squares gain it: half the questions each.
     halves = np.array([[-1.0], [1.0], [1.0]])
     return _Figures(
         Figure(plain, float(low), float(high)),
-        jackknifed(a, b, halves, shared=shared),
-        jackknifed(a, b, -np.ones((3, 1)), shared=shared),
+        jackknifed(a, b, halves, shared=shared, wider=wider),
+        jackknifed(a, b, -np.ones((3, 1)), shared=shared, wider=wider),
         float(np.sqrt(reliability[0] * reliability[1])),
     )
 
@@ -230,7 +236,8 @@ def _permuted(
         x: Scores of one model.
         y: Scores of the other.
         heads: Those that both have.
-        shared: Both models' means per shared question, or None: what both owe to the same questions is then unknown.
+        shared: Both models' means per shared question and how far their noise is widened, or None: what both owe to
+            the same questions is then unknown.
         seed: Of the permutations.
     """
     layer = np.nonzero(heads)[0]
@@ -240,9 +247,9 @@ def _permuted(
     cu, cv = (centred(one[None], layer)[0] for one in (u, v))
     agreement = cv[order] @ cu
     if shared is not None:
-        first, second = (centred(one, layer) for one in shared)
+        first, second = (centred(one, layer) for one in shared[:2])
         count = len(first)
-        noise = (first - first.mean(0)).T @ (second - second.mean(0)) / (count * (count - 1))
+        noise = (first - first.mean(0)).T @ (second - second.mean(0)) / (count * (count - 1)) * shared[2]
         agreement = first.mean(0) @ second.mean(0)[order].T - noise[np.arange(len(layer)), order].sum(1)
     as_much = int((np.abs(agreement[1:]) >= abs(agreement[0]) - 1e-12).sum())
     ru, rv = u - u.mean(), v - v.mean()

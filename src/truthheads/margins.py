@@ -12,6 +12,7 @@ from truthheads.data import Question
 from truthheads.errors import ActivationError, DataError
 from truthheads.forward import Progress, answer_logprobs, plan_batches, prepare_tails, run_batches
 from truthheads.gates import Gate
+from truthheads.intervals import share_figure
 from truthheads.models import Model
 from truthheads.prompts import Encoded
 from truthheads.stats import Figure, mean_figure
@@ -80,7 +81,7 @@ def pair_figures(
     """
     margin = logprob[:, 0] - logprob[:, 1]
     return {
-        "pair_accuracy": mean_figure(right_pairs(margin), groups, seed=seed),
+        "pair_accuracy": share_figure(right_pairs(margin), groups),
         "margin": mean_figure(margin, groups, seed=seed),
         "logp_truthful": mean_figure(logprob[:, 0], groups, seed=seed),
     }

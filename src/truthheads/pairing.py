@@ -245,4 +245,4 @@ def _form(questions: Sequence[Question], seed: int) -> FormProbe | None:
     if len(answers.order) < NUM_FOLDS:
         return None
     folds = dealt_folds(answers.group, answers.order, num_folds=NUM_FOLDS)
-    return probe_form(answers.features, answers.label, folds, answers.group, answers.question, seed=seed)
+    return probe_form(answers.features, answers.label, folds, answers.group, answers.question)

@@ -33,11 +33,13 @@ class HeadFits(NamedTuple):
         logit: Out-of-fold logit of each answer.
         weight: Probe fitted on all answers, on raw z.
         bias: Its intercept.
+        fold_logit: Logit of each answer by the probe of each fold, those that were trained on it among them.
     """
 
     logit: Float[Tensor, "n heads"]
     weight: Float[Tensor, "heads head_dim"]
     bias: Float[Tensor, " heads"]
+    fold_logit: Float[Tensor, "heads folds n"]
 
 
 Probe = Callable[[Tensor, Tensor, Tensor], HeadFits]
@@ -151,9 +153,10 @@ def newton_probe(z: Float[Tensor, "heads n head_dim"], label: Float[Tensor, " n"
     whole = _minimise(x, label, torch.ones_like(label)[None], penalty, x.new_zeros(heads, 1, width + 1))
     kept = torch.stack([(fold != k).float() for k in range(int(fold.max()) + 1)])
     part = _minimise(x, label, kept, penalty, whole.repeat(1, len(kept), 1))
-    logits = torch.bmm(part, x.transpose(1, 2)).gather(1, fold[None, None].expand(heads, 1, n))[:, 0]
+    logits = torch.bmm(part, x.transpose(1, 2))
+    held_out = logits.gather(1, fold[None, None].expand(heads, 1, n))[:, 0]
     weight = whole[:, 0, :-1] / scale[:, 0]
-    return HeadFits(logits.T, weight, whole[:, 0, -1] - (weight * mean[:, 0]).sum(1))
+    return HeadFits(held_out.T, weight, whole[:, 0, -1] - (weight * mean[:, 0]).sum(1), logits)
 
 
 def _minimise(
@@ -228,12 +231,14 @@ def paper_probe(z: Float[Tensor, "heads n head_dim"], label: Float[Tensor, " n"]
     """
     heads, n, _ = z.shape
     logits = torch.empty(n, heads, device=z.device)
+    every = []
     for k in range(int(fold.max()) + 1):
         train = fold != k
         weight, bias = _adamw(z[:, train].float(), label[train])
-        logits[~train] = (torch.einsum("hnd,hd->nh", z[:, ~train].float(), weight) + bias).detach()
+        every.append((torch.einsum("hnd,hd->nh", z.float(), weight) + bias).detach())
+        logits[~train] = every[-1][~train]
     weight, bias = _adamw(z.float(), label)
-    return HeadFits(logits, weight.detach(), bias.detach())
+    return HeadFits(logits, weight.detach(), bias.detach(), torch.stack(every).permute(2, 0, 1))
 
 
 def _adamw(z: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:

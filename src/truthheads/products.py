@@ -12,7 +12,9 @@ NORMAL = 1.959964
 """Half the width of a 95 % interval in standard errors."""
 
 
-def products(a: Means, b: Others, weights: list[np.ndarray], *, shared: bool) -> tuple[Parts, Parts]:
+def products(
+    a: Means, b: Others, weights: list[np.ndarray], *, shared: bool, wider: tuple[float, float] = (1.0, 1.0)
+) -> tuple[Parts, Parts]:
     """Return T and N of (A, B), (A, A) and (B, B), one column for each row of the weights.
 
     Args:
@@ -20,6 +22,7 @@ def products(a: Means, b: Others, weights: list[np.ndarray], *, shared: bool) ->
         b: The other's; row by row the same groups where ``shared``.
         weights: Of the groups of each, rows summing to 1.
         shared: Whether both were measured on the same questions, and so share their noise.
+        wider: How many times each file's noise is that of independent answers (:func:`truthheads.samples.widening`).
     """
     means = weights[0] @ a, weights[1] @ b
 
@@ -32,7 +35,7 @@ def products(a: Means, b: Others, weights: list[np.ndarray], *, shared: bool) ->
 
     t = np.stack([(means[x] * means[y]).sum(1) for x, y in ((0, 1), (0, 0), (1, 1))])
     cross = noise(0, 1) if shared else np.zeros(len(weights[0]))
-    return t, np.stack([cross, noise(0, 0), noise(1, 1)])
+    return t, np.stack([cross, noise(0, 0), noise(1, 1)]) * _times(wider)
 
 
 def ratio(parts: Parts) -> Float[np.ndarray, " draws"]:
@@ -42,7 +45,9 @@ def ratio(parts: Parts) -> Float[np.ndarray, " draws"]:
     return result
 
 
-def jackknifed(a: Means, b: Others, sign: Float[np.ndarray, "3 1"], *, shared: bool) -> Figure:
+def jackknifed(
+    a: Means, b: Others, sign: Float[np.ndarray, "3 1"], *, shared: bool, wider: tuple[float, float] = (1.0, 1.0)
+) -> Figure:
     """Return the correlation of ``T + sign · N`` with its interval by leaving out one group of questions at a time.
 
     Resampling with replacement would add the questions' noise a second time, which the ratio does not forgive: at a
@@ -54,6 +59,7 @@ def jackknifed(a: Means, b: Others, sign: Float[np.ndarray, "3 1"], *, shared: b
         b: The other's.
         sign: What N counts in each of the three products.
         shared: Whether both were measured on the same questions.
+        wider: As in :func:`products`.
 
     Source:
         Delete-one jackknife: Efron and Stein (1981), Annals of Statistics 9(3), 586-596; two samples: their variances
@@ -61,13 +67,18 @@ def jackknifed(a: Means, b: Others, sign: Float[np.ndarray, "3 1"], *, shared: b
     """
     whole = [np.full((1, len(one)), 1 / len(one)) for one in (a, b)]
     t, n = products(a, b, whole, shared=shared)
+    sign = sign * _times(wider)
     value = float(ratio(t + sign * n)[0])
     variance = 0.0
     for drawn_t, drawn_n in _left_out(a, b, t, n, shared):
         found = ratio(drawn_t + sign * drawn_n)
         variance += (len(found) - 1) * float(found.var())
-    reach = NORMAL * variance**0.5
+    reach = NORMAL * (variance * (wider[0] * wider[1]) ** 0.5) ** 0.5
     return Figure(value, value - reach, value + reach)
+
+
+def _times(wider: tuple[float, float]) -> Float[np.ndarray, "3 1"]:
+    return np.array([[(wider[0] * wider[1]) ** 0.5], [wider[0]], [wider[1]]])
 
 
 def _left_out(

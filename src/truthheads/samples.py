@@ -5,10 +5,27 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from truthheads.intervals import spread_of
+from truthheads.overlap import density
 from truthheads.scores import Scores
 
 ENOUGH = 10
 """Shared questions below which two files are compared as if they shared none."""
+
+
+def widening(scores: Scores, heads: Bool[np.ndarray, "num_layers num_heads"]) -> float:
+    """Return how many times the noise of scores is what their samples, taken as independent, would give.
+
+    1 where nothing is known of the dependence of training folds, and where nothing was trained.
+    """
+    dependence = scores.dependence.double().numpy()[heads]
+    if scores.method != "probe" or not len(scores.sample) or not np.isfinite(dependence).all():
+        return 1.0
+    right = scores.right()[:, heads]
+    spread = spread_of(right, scores.sample_group.numpy())
+    added = dependence * density(spread.mean, float(len(right))) ** 2 / len(right)
+    own = float(spread.variance.sum())
+    return 1 + float(added.sum()) / own if own > 0 else 1.0
 
 
 class Paired(NamedTuple):
@@ -32,14 +49,10 @@ def items(scores: Scores) -> Float[np.ndarray, "samples num_layers num_heads"] |
     """
     if not len(scores.sample):
         return None
+    if scores.method == "probe":
+        return scores.right()
     sample: Float[np.ndarray, "samples num_layers num_heads"] = scores.sample.double().numpy()
-    if scores.method != "probe":
-        return sample
-    right: Float[np.ndarray, "samples num_layers num_heads"] = (
-        (sample > 0) == (scores.sample_label.numpy() == 1)[:, None, None]
-    ).astype(float)
-    right[np.isnan(sample)] = np.nan
-    return right
+    return sample
 
 
 def paired_items(a: Scores, b: Scores, heads: Bool[np.ndarray, "num_layers num_heads"]) -> Paired:

@@ -16,8 +16,9 @@ from torch import Tensor
 from truthheads.artifacts import check_whole, load_artifact, save_artifact
 from truthheads.cautions import cannot_rank
 from truthheads.errors import ArtifactError
+from truthheads.intervals import auroc_spread, layer_ends, mean_ends, probed_ends, spread_of
+from truthheads.overlap import UNKNOWN
 from truthheads.plots import chart_html, heat_map
-from truthheads.stats import bootstrap_means, interval
 
 KIND = "scores"
 LARGEST = 6e4
@@ -37,6 +38,12 @@ TENSORS = {
     "probe_weight": "float num_layers num_heads head_dim",
     "probe_bias": "float num_layers num_heads",
 }
+LATER = {
+    "dependence": "float num_layers num_heads",
+    "pair_dependence": "float num_layers num_heads",
+    "layer_dependence": "float num_layers",
+}
+"""Tensors that files of 0.1.0 lack; their intervals are then as wide as labels without meaning would make them."""
 TOLD = {"model": dict, "data": dict, "kinds": list, "summary": dict}
 
 
@@ -60,6 +67,10 @@ class Scores:
         sample_id: 64-bit digest of that question, equal for the same row in two files.
         probe_weight: Probe on raw z, fitted on all answers.
         probe_bias: Its intercept.
+        dependence: How far overlapping training folds widen a head's accuracy and AUROC
+            (:mod:`truthheads.overlap`); NaN where not known.
+        pair_dependence: The same of pair accuracy.
+        layer_dependence: What they add to the variance of one answer's mean over a layer's heads.
         meta: Model, data, settings, seed, versions, command line.
     """
 
@@ -77,6 +88,9 @@ class Scores:
     sample_id: Int[Tensor, " samples"]
     probe_weight: Float[Tensor, "num_layers num_heads head_dim"]
     probe_bias: Float[Tensor, "num_layers num_heads"]
+    dependence: Float[Tensor, "num_layers num_heads"]
+    pair_dependence: Float[Tensor, "num_layers num_heads"]
+    layer_dependence: Float[Tensor, " num_layers"]
     meta: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -105,6 +119,9 @@ class Scores:
             "sample_id": whole,
             "probe_weight": torch.zeros(layers, heads, 0),
             "probe_bias": nothing,
+            "dependence": nothing,
+            "pair_dependence": nothing,
+            "layer_dependence": nothing[:, 0],
         }
         return cls(method=method, values=values.float(), meta=dict(meta), **{**blank, **tensors})
 
@@ -114,7 +131,7 @@ class Scores:
         Raises:
             ArtifactError: The file could not be written.
         """
-        tensors = {name: getattr(self, name) for name in TENSORS}
+        tensors = {name: getattr(self, name) for name in (*TENSORS, *LATER)}
         save_artifact(Path(path), tensors, {**self.meta, "kind": KIND, "method": self.method})
 
     @classmethod
@@ -129,7 +146,8 @@ class Scores:
             values = torch.from_numpy(_foreign(path))
             return cls.of("probe", values, accuracy=values.float(), meta={"source": path.name})
         artifact = load_artifact(path, kind=KIND)
-        check_whole(path, artifact, TENSORS, TOLD, command="score")
+        there = {name: axes for name, axes in LATER.items() if name in artifact.tensors}
+        check_whole(path, artifact, {**TENSORS, **there}, TOLD, command="score")
         kinds, known = artifact.meta.get("kinds") or [], len(artifact.tensors["kind_values"])
         if len(kinds) != known or not all(isinstance(kind, str) for kind in kinds):
             raise ArtifactError(
@@ -139,8 +157,10 @@ class Scores:
                 fix="write it again with `truthheads score`",
             )
         meta = {key: value for key, value in artifact.meta.items() if key not in ("kind", "method", "format_version")}
-        wanted = {name: artifact.tensors[name] for name in TENSORS}
-        return cls(method=str(artifact.meta.get("method")), meta=meta, **wanted)
+        wanted = {name: artifact.tensors[name] for name in (*TENSORS, *there)}
+        blank = torch.full_like(wanted["values"], float("nan"))
+        missing = {name: blank if "num_heads" in LATER[name] else blank[:, 0] for name in LATER if name not in there}
+        return cls(method=str(artifact.meta.get("method")), meta=meta, **wanted, **missing)
 
     @property
     def questions(self) -> int | None:
@@ -159,19 +179,84 @@ class Scores:
         return names.get(self.method, "accuracy")
 
     def intervals(self) -> tuple[Float[np.ndarray, "num_layers num_heads"], Float[np.ndarray, "num_layers num_heads"]]:
-        """Return the ends of each head's 95 % interval by bootstrap over groups; NaN where no samples were kept."""
+        """Return the ends of each head's 95 % interval over groups of questions; NaN where no samples were kept.
+
+        Of a probe's accuracy it also counts that training folds overlap (docs/decisions/0015). It is the interval of a
+        head that was named beforehand, not of the best of many.
+        """
         nothing = np.full(tuple(self.values.shape), np.nan)
         if not len(self.sample):
             return nothing, nothing
-        sample = self.sample.float().numpy()
+        group = self.sample_group.numpy()
         if self.method == "probe":
-            item = ((sample > 0) == (self.sample_label.numpy() == 1)[:, None, None]).astype(float)
-            item[np.isnan(sample)] = np.nan
+            item = self.right().reshape(len(self.sample), -1)
+            spread = spread_of(item, group)
+            low, high = probed_ends(
+                self.values.double().numpy().ravel(), spread, float(len(item)), _known(self.dependence)
+            )
         else:
-            item = sample.astype(float)
-        draws = bootstrap_means(item.reshape(len(item), -1), self.sample_group.numpy(), seed=0)
-        low, high = interval(draws)
+            bounded = self.method == "evidence" and not self.unit.endswith("lift")
+            low, high = mean_ends(self.sample.double().flatten(1).numpy(), group, bounded=bounded)
         return low.reshape(nothing.shape), high.reshape(nothing.shape)
+
+    def layer_intervals(self) -> tuple[Float[np.ndarray, " num_layers"], Float[np.ndarray, " num_layers"]]:
+        """Return the ends of the 95 % interval of each layer's mean over its heads; NaN where no samples were kept."""
+        nothing = np.full(len(self.values), np.nan)
+        if not len(self.sample):
+            return nothing, nothing
+        group, probed = self.sample_group.numpy(), self.method == "probe"
+        item = self.right() if probed else self.sample.double().numpy()
+        known = np.isfinite(item)
+        with np.errstate(invalid="ignore"):
+            mean = np.where(known, item, 0).sum(2) / known.sum(2)
+        if not probed:
+            return mean_ends(mean, group, bounded=False)
+        values = self.values.double().numpy()
+        there = np.isfinite(values)
+        with np.errstate(invalid="ignore"):
+            share: Float[np.ndarray, " num_layers"] = np.where(there, values, 0).sum(1) / there.sum(1)
+        return layer_ends(share, mean, group, self.layer_dependence.double().numpy())
+
+    def right(self) -> Float[np.ndarray, "samples num_layers num_heads"]:
+        """Return 1 where a probe places a sample right, 0 where it does not, NaN where there is no head."""
+        sample = self.sample.double().numpy()
+        right: Float[np.ndarray, "samples num_layers num_heads"] = (
+            (sample > 0) == (self.sample_label.numpy() == 1)[:, None, None]
+        ).astype(float)
+        right[np.isnan(sample)] = np.nan
+        return right
+
+    def rank_intervals(self, heads: list[tuple[int, int]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Return the ends of the 95 % intervals of AUROC and pair accuracy of some heads of a probe; NaN where unknown.
+
+        Args:
+            heads: Layer and number of each.
+        """
+        nothing = np.full(len(heads), np.nan)
+        found = {"auroc": (nothing, nothing), "pair_accuracy": (nothing, nothing)}
+        label = self.sample_label.numpy() == 1
+        if self.method != "probe" or not heads or label.all() or not label.any():
+            return found
+        at = tuple(np.array(heads).T)
+        logit = self.sample.double().numpy()[:, at[0], at[1]]
+        group, question = self.sample_group.numpy(), self.sample_question.numpy()
+        spread, count = auroc_spread(logit, label, group)
+        area, share = self.auroc.double().numpy()[at], self.pair_accuracy.double().numpy()[at]
+        found["auroc"] = probed_ends(area, spread, count, _known(self.dependence)[np.ravel_multi_index(at, self.shape)])
+        good, bad = np.flatnonzero(label), np.flatnonzero(~label)
+        both, first, second = np.intersect1d(question[good], question[bad], return_indices=True)
+        if len(both):
+            gap = logit[good[first]] - logit[bad[second]]
+            spread = spread_of((gap > 0) + 0.5 * (gap == 0), group[good[first]])
+            dependence = _known(self.pair_dependence)[np.ravel_multi_index(at, self.shape)]
+            found["pair_accuracy"] = probed_ends(share, spread, float(len(both)), dependence)
+        return found
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Layers and heads."""
+        layers, heads = self.values.shape
+        return layers, heads
 
     def top(self, count: int = 10) -> list[tuple[int, int]]:
         """Return the heads with the largest values, best first; heads without a value are left out."""
@@ -186,6 +271,8 @@ class Scores:
         Where the questions are too few to rank heads (:attr:`caution`), every row has ``ranked``, which is False.
         """
         low, high = self.intervals()
+        heads = self.top(count)
+        ranks = self.rank_intervals(heads)
         return [
             {
                 "head": f"L{layer}H{head}",
@@ -193,10 +280,14 @@ class Scores:
                 "low": float(low[layer, head]),
                 "high": float(high[layer, head]),
                 "auroc": float(self.auroc[layer, head]),
+                "auroc_low": float(ranks["auroc"][0][at]),
+                "auroc_high": float(ranks["auroc"][1][at]),
                 "pair_accuracy": float(self.pair_accuracy[layer, head]),
+                "pair_accuracy_low": float(ranks["pair_accuracy"][0][at]),
+                "pair_accuracy_high": float(ranks["pair_accuracy"][1][at]),
                 **({} if self.caution is None else {"ranked": False}),
             }
-            for layer, head in self.top(count)
+            for at, (layer, head) in enumerate(heads)
         ]
 
     def chart(self) -> Any:
@@ -227,6 +318,12 @@ def told_groups(meta: Mapping[str, Any], sample_group: Int[Tensor, " samples"]) 
     if isinstance(known, int):
         return known
     return len(torch.unique(sample_group)) if len(sample_group) and "packages" in meta else None
+
+
+def _known(dependence: Tensor) -> Float[np.ndarray, " heads"]:
+    """Return the dependence of all heads in one row, where it is not known that of labels without meaning."""
+    known: Float[np.ndarray, " heads"] = np.nan_to_num(dependence.double().numpy().ravel(), nan=UNKNOWN)
+    return known
 
 
 def _measure(meta: Mapping[str, Any]) -> str:

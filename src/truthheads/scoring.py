@@ -12,13 +12,14 @@ from jaxtyping import Int
 from truthheads.answers import Answers, answers_by_kind, describe_data, kept_samples, list_answers
 from truthheads.artifacts import dumps
 from truthheads.attribution import attribute
-from truthheads.averages import NUM_SPLITS, mean_scores, split_half
+from truthheads.averages import NUM_SPLITS, chosen_best, mean_scores, split_half
 from truthheads.data import Question
 from truthheads.devices import pick_batch_tokens
 from truthheads.errors import DataError
 from truthheads.fitting import fit_probes, subset_of
 from truthheads.form import FormProbe, form_features, probe_form
 from truthheads.forward import Progress, shares_prefix
+from truthheads.intervals import share_figure
 from truthheads.models import Model
 from truthheads.probes import NUM_FOLDS, PROBES, dealt_folds, paper_folds
 from truthheads.prompts import Encoded, encode, token_digest
@@ -183,13 +184,14 @@ def _probe_scores(
     )
     accuracy, first_half = fits.accuracy, 1 + len(kinds)
     pairs = [(accuracy[i], accuracy[i + 1]) for i in range(first_half, len(masks), 2)]
-    form = probe_form(answers.features, answers.label, fold, answers.group, answers.question, seed=seed)
+    form = probe_form(answers.features, answers.label, fold, answers.group, answers.question)
     right = fits.right / sum(head.num_heads for head in layout.layers)
     meta["summary"] = {
-        "mean": mean_figure(right, answers.group, seed=seed).json(),
+        "mean": share_figure(right, answers.group, added=fits.mean_dependence).json(),
         "split_half": split_half(pairs, seed),
         "form": _form_json(form),
         "kinds": {name: {"rows": len(np.unique(answers.question[mask]))} for name, mask in kinds.items()},
+        "chosen": chosen_best(pairs, answers.group),
     }
     meta["kinds"] = list(kinds)
     return Scores.of(
@@ -207,6 +209,9 @@ def _probe_scores(
         sample_id=torch.from_numpy(answers.digest[answers.question[kept]]),
         probe_weight=torch.from_numpy(fits.weight),
         probe_bias=torch.from_numpy(fits.bias),
+        dependence=torch.from_numpy(fits.dependence),
+        pair_dependence=torch.from_numpy(fits.pair_dependence),
+        layer_dependence=torch.from_numpy(fits.layer_dependence),
         meta=meta,
     )
 

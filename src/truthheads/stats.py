@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Num
+from scipy.special import ndtr, stdtrit
 from scipy.stats import rankdata
 
 from truthheads.errors import ShapeError
@@ -106,9 +107,25 @@ def interval(draws: Float[np.ndarray, "..."]) -> tuple[Any, Any]:
     return low, high
 
 
+def expanded(draws: Float[np.ndarray, "..."], clusters: Int[np.ndarray, " n"]) -> tuple[Any, Any]:
+    """Return the ends of the 95 % interval along the first axis, wide enough for few clusters; NaN for fewer than two.
+
+    Source:
+        Expanded percentile interval: Hesterberg (2015), The American Statistician 69(4), 371-386. Plain percentiles
+        of 20 clusters hold a mean in 92 %.
+    """
+    n = len(np.unique(clusters))
+    if n < 2:
+        nothing = np.full(draws.shape[1:], np.nan)
+        return nothing, nothing
+    tail = float(ndtr(np.sqrt(n / (n - 1)) * stdtrit(n - 1, (1 - LEVEL) / 2)))
+    low, high = np.quantile(draws, [tail, 1 - tail], axis=0)
+    return low, high
+
+
 def mean_figure(values: Float[np.ndarray, " n"], clusters: Int[np.ndarray, " n"], *, seed: int) -> Figure:
-    """Return a mean with its interval by bootstrap over clusters."""
-    low, high = interval(bootstrap_means(values[:, None], clusters, seed=seed)[:, 0])
+    """Return a mean with its interval by bootstrap over clusters; NaN ends for fewer than two."""
+    low, high = expanded(bootstrap_means(values[:, None], clusters, seed=seed)[:, 0], clusters)
     return Figure(float(values.mean()), float(low), float(high))
 
 

@@ -45,9 +45,22 @@ def summarise(scores: Scores, *, top: int = 10) -> dict[str, Any]:
         "form": summary.get("form"),
         "top": scores.table(top),
         **_profile(values),
+        "layer_intervals": _layer_intervals(scores),
         "kinds": kinds,
     }
+    if result["best"] is not None:
+        own = result["top"][0] if result["top"] else {}
+        result["best"] |= {end: own.get(end) for end in ("low", "high")} | {"chosen": summary.get("chosen")}
     return {**result, "warnings": warnings_of(result, scores.caution)}
+
+
+def _layer_intervals(scores: Scores) -> list[dict[str, float] | None]:
+    """Return the ends of each layer's interval; None where they are not known."""
+    low, high = scores.layer_intervals()
+    return [
+        {"low": float(a), "high": float(b)} if np.isfinite([a, b]).all() else None
+        for a, b in zip(low, high, strict=True)
+    ]
 
 
 def _profile(values: np.ndarray) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from truthheads.prompts import Encoded
 from truthheads.provenance import provenance
 from truthheads.ranks import first_only, open_rows
 from truthheads.scores import LARGEST, Scores
-from truthheads.stats import bootstrap_means, interval
+from truthheads.stats import mean_figure
 from truthheads.store import Field, RowStore, work_folder
 
 MAX_SAMPLES = 5_000
@@ -255,9 +255,7 @@ def _summary(
             values = sample[:, at, which].double().flatten(1).nanmean(1).numpy()
             known = np.isfinite(values)
             if known.any():
-                low, high = interval(bootstrap_means(values[known][:, None], group[known], seed=seed)[:, 0])
-                ends = {"low": float(low), "high": float(high)}
-                means[position][name] = {"value": float(values[known].mean()), **ends}
+                means[position][name] = mean_figure(values[known], group[known], seed=seed).json()
     return {
         "rows": len(rows),
         "left_out": dict(sorted(left_out.items())),

@@ -17,7 +17,7 @@ from truthheads.errors import DataError, GateError
 from truthheads.forward import Progress
 from truthheads.gates import Gate
 from truthheads.hooks import Site, check_factors
-from truthheads.judging import LEVELS, Candidate, Judge, choose, encode_questions, frontier, why
+from truthheads.judging import LEVELS, Candidate, Judge, choose, encode_questions, frontier, gain_elsewhere, why
 from truthheads.learning import Schedule, learn
 from truthheads.margins import check_pairs, group_numbers, pair_figures
 from truthheads.models import Model
@@ -177,6 +177,8 @@ def tune(
     gate = Gate(gate.gate, gate.site, absent, gate.clipped, {**meta, "evidence": evidence})
     dev_groups = len(np.unique(judge.groups))
     ungated = pair_figures(judge.plain, judge.groups, seed=seed)
+    allowed = [entry["harm"]["kl"]["high"] <= guard for entry in judge.path]
+    elsewhere = gain_elsewhere(judge.gains, allowed, judge.groups, seed=seed)
     result = {
         **meta,
         "guard": guard,
@@ -186,6 +188,7 @@ def tune(
         "path": judge.path,
         "frontier": frontier(judge.path),
         "chosen": chosen,
+        "gain_elsewhere": elsewhere.json() if elsewhere else None,
         "why": why(judge.path, chosen, guard),
         "warnings": _warnings(meta["data"], dev_groups, scores),
     }
