@@ -33,21 +33,21 @@ check: lint sight bits
 
 # Six image classes need torchvision. It stays out of the environment, where what users without it get is tested.
 sight: $(SIGHT)
-	PYTHONPATH=$(SIGHT):tests $(BIN)/pytest -q $(PYTEST_ARGS) -p with_torchvision tests/test_vision_models.py tests/test_patches.py
+	PYTHONPATH=$(SIGHT):tests $(BIN)/pytest -q $(PYTEST_ARGS) -p with_torchvision tests/models/test_vision_models.py tests/tracing/test_image_patches.py
 
 $(SIGHT): $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps --target $(SIGHT) torchvision || mkdir -p $(SIGHT)
 
 # Packages that quantise; transformers imports torchao at every start where it is there, so they stay out too.
 bits: $(BITS)
-	PYTHONPATH=$(BITS) $(BIN)/pytest -q $(PYTEST_ARGS) tests/test_large.py -k quantised
+	PYTHONPATH=$(BITS) $(BIN)/pytest -q $(PYTEST_ARGS) tests/models/test_large.py -k quantised
 
 $(BITS): $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps --target $(BITS) torchao bitsandbytes || mkdir -p $(BITS)
 
 lint: install
-	$(BIN)/ruff format --check src tests bench
-	$(BIN)/ruff check src tests bench
+	$(BIN)/ruff format --check src tests bench experiments
+	$(BIN)/ruff check src tests bench experiments
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
@@ -60,8 +60,8 @@ docs: install
 	@echo 'build/site/index.html'
 
 fix: install
-	$(BIN)/ruff check --fix src tests bench
-	$(BIN)/ruff format src tests bench
+	$(BIN)/ruff check --fix src tests bench experiments
+	$(BIN)/ruff format src tests bench experiments
 
 # Pins the newest of everything that pyproject.toml allows, but for torch and torchvision: see constraints.txt.
 lock:
@@ -80,8 +80,8 @@ dist: install
 	sha256sum dist/*
 
 # Both ends of the supported range, each in an environment of its own; takes minutes, so `check` leaves it out.
-RANGE ?= tests/family $(addprefix tests/test_,models.py architectures.py zoo.py forward.py hooks.py export.py \
-	export_gguf.py probes.py scores.py cli.py evaluation.py images.py patches.py vision_models.py)
+RANGE ?= $(addprefix tests/,models exporting embedded synthetic experiments scoring/test_probes.py results/test_scores.py \
+	cli/test_cli.py evaluation/test_evaluate.py data/test_images.py tracing/test_image_patches.py)
 RANGE_TOOLS := beartype hypothesis num2words packaging pytest pytest-xdist scikit-learn
 
 range: range-oldest range-newest

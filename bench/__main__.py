@@ -32,7 +32,7 @@ from bench import (
     tracing,
 )
 from bench.timing import Outcome
-from truthheads.plots import save_chart
+from truthheads.plots.charts import save_chart
 
 PROMISED = (forward, probing, released, generating, exporting, drift, rows, disk, processes, growth)
 """What the design promises (its section on speed and memory), and what a default run prints."""

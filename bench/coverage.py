@@ -6,11 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from bench.timing import Outcome
-from truthheads.intervals import mean_ends
-from truthheads.judging import gain_elsewhere
-from truthheads.lineage import relate
-from truthheads.stats import bootstrap_means, interval, mean_figure
-from truthheads.verdicts import judge
+from truthheads.lineage.agreement import judge, relate
+from truthheads.stats.figures import bootstrap_means, interval, mean_figure
+from truthheads.stats.intervals import mean_ends
+from truthheads.tuning.tune import gain_elsewhere
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from covered import FIGURES, best, drawn, heads, means

@@ -8,10 +8,9 @@ import numpy as np
 import torch
 
 from bench.timing import Outcome, in_turns, over
-from truthheads.activations import field_name
-from truthheads.architectures import HeadLayer
-from truthheads.store import Field, RowStore
-from truthheads.windows import Activations, Window
+from truthheads.models.architectures import HeadLayer
+from truthheads.scoring.activations import Activations, Window, field_name
+from truthheads.storage.row_store import Field, RowStore
 
 NAME = "activations-vs-disk"
 LAYERS, HEADS, WIDTH = 8, 32, 128

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bench.timing import Outcome, in_turns, over
-from truthheads.drift import weight_drift
-from truthheads.shards import INDEX, Shards
+from truthheads.lineage.weight_drift import weight_drift
+from truthheads.models.weight_files import INDEX, Shards
 
 NAME = "weights-vs-reading"
 TURNS = 5

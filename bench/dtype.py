@@ -4,8 +4,8 @@ import math
 
 from bench.inputs import embedded, smollm2
 from bench.timing import Outcome
-from truthheads.scoring import score
-from truthheads.stats import pearson, spearman
+from truthheads.scoring.score import score
+from truthheads.stats.figures import pearson, spearman
 
 NAME = "auto-dtype"
 

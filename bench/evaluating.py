@@ -13,12 +13,12 @@ import truthheads as th
 from bench.inputs import NQSWAP, smollm2
 from bench.timing import Outcome, in_turns, over
 from truthheads.benchmarks.chair import PROMPT
-from truthheads.data import Question
-from truthheads.evaluation import Asking, evaluate
-from truthheads.images import load_image
-from truthheads.jobs import make_job
-from truthheads.models import Model
-from truthheads.prompts import framed
+from truthheads.data.images import load_image
+from truthheads.data.questions import Question
+from truthheads.evaluation.ask import Asking, make_job
+from truthheads.evaluation.evaluate import evaluate
+from truthheads.models.load import Model
+from truthheads.models.prompts import framed
 
 NAME = "evaluate-vs-one-by-one"
 ANSWER, CAPTION = 16, 64

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from bench.drift import VOCAB, weights
 from bench.timing import Outcome, over, timed
-from truthheads.exports import export
-from truthheads.gates import Gate
-from truthheads.models import inspect
-from truthheads.shards import INDEX, Shards
+from truthheads.exporting.export import export
+from truthheads.models.load import inspect
+from truthheads.models.weight_files import INDEX, Shards
+from truthheads.results.gate import Gate
 
 NAME = "export-vs-copy"
 TURNS = 5

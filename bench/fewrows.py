@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from truthheads.probes import newton_probe
-from truthheads.stats import bootstrap_means, interval
+from truthheads.scoring.probes import newton_probe
+from truthheads.stats.figures import bootstrap_means, interval
 
 HEADS, CARRYING, WIDTH, FOLDS, TOP = 270, 27, 64, 5, 10
 QUESTIONS = (5, 10, 20, 30, 50, 75, 100, 150, 300)

@@ -5,21 +5,20 @@ from typing import Any
 
 import torch
 
-import truthheads.activations
-import truthheads.fitting
-import truthheads.scoring
-import truthheads.windows
+import truthheads.scoring.activations
+import truthheads.scoring.fit
+import truthheads.scoring.score
 from bench.inputs import embedded, nqswap, smollm2
 from bench.timing import Outcome, Parts, in_turns, over, timed
-from truthheads.activations import without_prediction
-from truthheads.data import Question
-from truthheads.devices import pick_batch_tokens
-from truthheads.forward import plan_batches
-from truthheads.models import Model
-from truthheads.probes import PROBES
-from truthheads.prompts import encode
-from truthheads.scoring import score
-from truthheads.store import RowStore
+from truthheads.data.questions import Question
+from truthheads.models.devices import pick_batch_tokens
+from truthheads.models.forward import plan_batches
+from truthheads.models.load import Model
+from truthheads.models.prompts import encode
+from truthheads.scoring.activations import without_prediction
+from truthheads.scoring.probes import PROBES
+from truthheads.scoring.score import score
+from truthheads.storage.row_store import RowStore
 
 NAME = "score-vs-forward"
 
@@ -89,21 +88,21 @@ def shares(model: Model, questions: Sequence[Question]) -> dict[str, float]:
     """
     parts = Parts()
     places = [
-        ("tokenise", truthheads.scoring, "encode"),
-        ("prefix pass", truthheads.activations, "prepare_tails"),
-        ("tail pass", truthheads.windows, "collect"),
+        ("tokenise", truthheads.scoring.score, "encode"),
+        ("prefix pass", truthheads.scoring.activations, "prepare_tails"),
+        ("tail pass", truthheads.scoring.activations, "collect"),
         ("store", RowStore, "write"),
         ("store", RowStore, "__init__"),
-        ("store", truthheads.windows.Activations, "heads"),
+        ("store", truthheads.scoring.activations.Activations, "heads"),
         ("probes", PROBES, "newton"),
-        ("measures", truthheads.fitting, "measure"),
-        ("measures", truthheads.fitting, "fold_accuracies"),
-        ("form probe", truthheads.scoring, "probe_form"),
-        ("intervals", truthheads.scoring, "mean_figure"),
-        ("intervals", truthheads.scoring, "split_half"),
-        ("describing data and weights", truthheads.scoring, "list_answers"),
-        ("describing data and weights", truthheads.scoring, "describe_data"),
-        ("describing data and weights", truthheads.scoring, "provenance"),
+        ("measures", truthheads.scoring.fit, "measure"),
+        ("measures", truthheads.scoring.fit, "fold_accuracies"),
+        ("form probe", truthheads.scoring.score, "probe_form"),
+        ("intervals", truthheads.scoring.score, "mean_figure"),
+        ("intervals", truthheads.scoring.score, "split_half"),
+        ("describing data and weights", truthheads.scoring.score, "list_answers"),
+        ("describing data and weights", truthheads.scoring.score, "describe_data"),
+        ("describing data and weights", truthheads.scoring.score, "provenance"),
     ]
     with parts.watch(*places):
         whole = timed(lambda: fresh_score(model, questions))

@@ -7,8 +7,8 @@ import torch
 
 import truthheads as th
 from bench.timing import Outcome, in_turns, over
-from truthheads.gates import Gate, gated
-from truthheads.models import Model
+from truthheads.models.load import Model
+from truthheads.results.gate import Gate, gated
 
 NAME = "generate-gated"
 TURNS, NEW, ROWS = 15, 64, 4

@@ -9,9 +9,9 @@ import numpy as np
 from bench.forward import fresh_score
 from bench.inputs import embedded, random_llama
 from bench.timing import Outcome, Parts, timed
-from truthheads.data import Question
-from truthheads.models import Model
-from truthheads.probes import PROBES
+from truthheads.data.questions import Question
+from truthheads.models.load import Model
+from truthheads.scoring.probes import PROBES
 
 NAME = "growth"
 ROWS = (30, 100, 300, 1_000, 3_000, 10_000, 30_000)

@@ -11,15 +11,15 @@ import torch
 import transformers
 from torch import Tensor
 
-from truthheads.activations import collect, field_name
-from truthheads.answers import list_answers
-from truthheads.architectures import locate_heads
-from truthheads.data import Question
-from truthheads.devices import pick_batch_tokens
-from truthheads.family.text import make_text
-from truthheads.models import Model, load
-from truthheads.prompts import encode
-from truthheads.readers import read_questions
+from truthheads.data.answers import list_answers
+from truthheads.data.questions import Question
+from truthheads.data.readers import read_questions
+from truthheads.models.architectures import locate_heads
+from truthheads.models.devices import pick_batch_tokens
+from truthheads.models.load import Model, load
+from truthheads.models.prompts import encode
+from truthheads.scoring.activations import collect, field_name
+from truthheads.synthetic.text import make_text
 
 NQSWAP = Path(os.environ.get("TRUTHHEADS_DATA", "../shared/data")) / "nqswap.parquet"
 

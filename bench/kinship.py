@@ -11,13 +11,12 @@ from torch import Tensor
 
 from bench.inputs import embedded, smollm2
 from bench.timing import Outcome
-from truthheads.drift import weight_drift
-from truthheads.family.text import make_text
-from truthheads.lineage import relate
-from truthheads.models import load
-from truthheads.scores import Scores
-from truthheads.scoring import score
-from truthheads.verdicts import judge
+from truthheads.lineage.agreement import judge, relate
+from truthheads.lineage.weight_drift import weight_drift
+from truthheads.models.load import load
+from truthheads.results.scores import Scores
+from truthheads.scoring.score import score
+from truthheads.synthetic.text import make_text
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from strangers import stranger

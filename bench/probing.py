@@ -9,10 +9,10 @@ from torch import Tensor
 
 from bench.inputs import activations, embedded, smollm2, synthetic
 from bench.timing import Outcome, Took, in_turns, over
-from truthheads import probes
-from truthheads.fitting import heads_at_once
-from truthheads.probes import HeadFits, newton_probe, paper_folds, paper_probe
-from truthheads.stats import pearson
+from truthheads.scoring import probes
+from truthheads.scoring.fit import heads_at_once
+from truthheads.scoring.probes import HeadFits, newton_probe, paper_folds, paper_probe
+from truthheads.stats.figures import pearson
 
 NAME = "probes-vs-paper"
 SYNTHETIC_HEADS = 1024

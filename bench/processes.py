@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from bench.inputs import embedded
 from bench.timing import Outcome, Took
-from truthheads.data import write_questions
+from truthheads.data.questions import write_questions
 
 NAME = "two-processes"
 FEW = 12

@@ -10,12 +10,12 @@ from torch import Tensor
 from bench.forward import fresh_score
 from bench.inputs import embedded, nqswap, smollm2
 from bench.timing import Outcome, Took, timed
-from truthheads.answers import list_answers
-from truthheads.data import Question
-from truthheads.hooks import intercepted
-from truthheads.models import Model
-from truthheads.probes import paper_folds, paper_probe
-from truthheads.prompts import prompt_of
+from truthheads.data.answers import list_answers
+from truthheads.data.questions import Question
+from truthheads.models.hooks import intercepted
+from truthheads.models.load import Model
+from truthheads.models.prompts import prompt_of
+from truthheads.scoring.probes import paper_folds, paper_probe
 
 NAME = "score-vs-released"
 

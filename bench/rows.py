@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 from bench.inputs import random_llama
 from bench.timing import Outcome
-from truthheads.data import write_questions
-from truthheads.family.text import make_text
+from truthheads.data.questions import write_questions
+from truthheads.synthetic.text import make_text
 
 NAME = "memory-vs-rows"
 ROWS = (100, 1_000, 10_000, 100_000)

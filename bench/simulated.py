@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from truthheads.windows import WINDOW, WINDOW_BYTES, WINDOWS_EACH
+from truthheads.scoring.activations import WINDOW, WINDOW_BYTES, WINDOWS_EACH
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def token_rate(a: Assumed) -> float:
 
 
 def window(a: Assumed) -> int:
-    """Return the questions of a window, as ``truthheads.windows.gather`` has it."""
+    """Return the questions of a window, as ``truthheads.scoring.activations.gather`` has it."""
     return min(WINDOW, max(64, WINDOW_BYTES // (4 * a.layers * a.heads * a.width)))
 
 

@@ -4,17 +4,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import truthheads.attending
-import truthheads.looking
-import truthheads.tracing
+import truthheads.tracing.attention
+import truthheads.tracing.trace
 from bench.forward import bare_batches, run_bare
 from bench.inputs import NQSWAP, embedded, smollm2
 from bench.timing import Outcome, Parts, in_turns, over, timed
-from truthheads.data import Question
-from truthheads.models import Model
-from truthheads.prompts import encode
-from truthheads.readers import read_questions
-from truthheads.tracing import trace
+from truthheads.data.questions import Question
+from truthheads.data.readers import read_questions
+from truthheads.models.load import Model
+from truthheads.models.prompts import encode
+from truthheads.tracing.trace import trace
 
 NAME = "trace-vs-forward"
 
@@ -61,15 +60,15 @@ def shares(model: Model, questions: Sequence[Question]) -> dict[str, float]:
     """Return where the time of one ``trace`` goes."""
     parts = Parts()
     places = [
-        ("tokenise", truthheads.looking, "encode"),
-        ("place evidence", truthheads.looking, "locate"),
-        ("place evidence", truthheads.looking, "place"),
-        ("pass", truthheads.tracing, "look"),
-        ("rows of attention", truthheads.attending, "attention_rows"),
-        ("measures", truthheads.tracing, "measure"),
-        ("intervals", truthheads.tracing, "_summary"),
-        ("describing data and weights", truthheads.tracing, "describe_data"),
-        ("describing data and weights", truthheads.tracing, "provenance"),
+        ("tokenise", truthheads.tracing.attention, "encode"),
+        ("place evidence", truthheads.tracing.attention, "locate"),
+        ("place evidence", truthheads.tracing.attention, "place"),
+        ("pass", truthheads.tracing.trace, "look"),
+        ("rows of attention", truthheads.tracing.attention, "attention_rows"),
+        ("measures", truthheads.tracing.trace, "measure"),
+        ("intervals", truthheads.tracing.trace, "_summary"),
+        ("describing data and weights", truthheads.tracing.trace, "describe_data"),
+        ("describing data and weights", truthheads.tracing.trace, "provenance"),
     ]
     with parts.watch(*places):
         whole = timed(lambda: fresh_trace(model, questions))

@@ -10,10 +10,10 @@ from gguf import GGMLQuantizationType
 
 from leaning import save_leaning, write_rows
 from planted import NUM_HEADS, NUM_LAYERS, planted_model, planted_questions, save_planted
-from test_export_gguf import write as write_gguf
-from truthheads.data import write_questions
-from truthheads.gates import Gate
-from truthheads.scores import Scores
+from small_gguf import write as write_gguf
+from truthheads.data.questions import write_questions
+from truthheads.results.gate import Gate
+from truthheads.results.scores import Scores
 
 ROWS = 16
 

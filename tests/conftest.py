@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from zoo import ZooRow, build, tiny_tokenizer
 
 if TYPE_CHECKING:
     from forking import Nursery
-    from truthheads.models import Model
+    from truthheads.models.load import Model
 
 REFERENCE_DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -29,8 +29,8 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def wrap() -> "Callable[..., Model]":
     """Return a function from a network (and a tokenizer, else bytes) to a Model."""
-    from truthheads.architectures import locate_heads
-    from truthheads.models import Model
+    from truthheads.models.architectures import locate_heads
+    from truthheads.models.load import Model
 
     def wrap(network: PreTrainedModel, tokenizer: Any = None, name: str = "tiny") -> Model:
         return Model(network.requires_grad_(False), tokenizer or tiny_tokenizer(), None, locate_heads(network), name)
@@ -42,6 +42,14 @@ def wrap() -> "Callable[..., Model]":
 def model_of(wrap: "Callable[..., Model]") -> "Callable[[ZooRow], Model]":
     """Return a function from a zoo row to its Model, built anew at each call: a test may do with it what it likes."""
     return lambda row: wrap(build(row), name=row.name)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> "PreTrainedTokenizerFast":
+    """Return a tokenizer whose tokens are bytes, with SmolLM2's special tokens."""
+    from tiny_smollm2 import tiny_tokenizer as bytes_as_tokens
+
+    return bytes_as_tokens()
 
 
 @pytest.fixture(scope="session")

@@ -7,11 +7,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from truthheads.answers import Answers
-from truthheads.fitting import Subset, fit_block
-from truthheads.intervals import auroc_spread, chosen_figure, probed_ends, share_figure, spread_of
-from truthheads.overlap import between
-from truthheads.probes import dealt_folds, newton_probe
+from truthheads.data.answers import Answers
+from truthheads.scoring.fit import Subset, fit_block
+from truthheads.scoring.probes import dealt_folds, newton_probe
+from truthheads.stats.intervals import auroc_spread, chosen_figure, probed_ends, share_figure, spread_of
+from truthheads.stats.overlap import between
 
 FIGURES = ("accuracy", "auroc", "pair_accuracy")
 

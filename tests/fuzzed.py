@@ -19,32 +19,30 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fuzzing import damaged, spoiled, survives
-from truthheads.artifacts import FORMAT_VERSION, KEY
 from truthheads.benchmarks.chair import read_captions, read_truth
+from truthheads.benchmarks.coco_objects import matcher, own_vocabulary, read_vocabulary
 from truthheads.benchmarks.halueval import read_halueval
-from truthheads.benchmarks.objects import matcher, own_vocabulary, read_vocabulary
 from truthheads.benchmarks.pope import read_answers, read_pope
-from truthheads.comparison import Comparison
-from truthheads.drift import Drift
-from truthheads.elsewhere import score_answers, score_captions
+from truthheads.data.images import load_image
+from truthheads.data.readers import read_questions
 from truthheads.errors import ArtifactError, DataError, ModelError, TruthHeadsError
-from truthheads.evidence import Trace
-from truthheads.exports.gguf import export_gguf
-from truthheads.exports.headers import read_header
-from truthheads.gates import Gate
-from truthheads.ggufheader import check_gguf
-from truthheads.images import load_image
-from truthheads.models import inspect
-from truthheads.neutral import read_neutral
-from truthheads.pointing import MEASURES
-from truthheads.predictions import read_predictions
-from truthheads.readers import read_questions
-from truthheads.recipes import read_recipe
-from truthheads.reports import write_report
-from truthheads.results import rescore, summarise
-from truthheads.scores import Scores
-from truthheads.shards import INDEX, SINGLE, Shards
-from truthheads.steps import Steps
+from truthheads.evaluation.external import score_answers, score_captions
+from truthheads.evaluation.predictions import read_predictions
+from truthheads.evaluation.summary import rescore, summarise
+from truthheads.exporting.gguf import export_gguf
+from truthheads.models.gguf_header import check_gguf
+from truthheads.models.load import inspect
+from truthheads.models.neutral_text import read_neutral
+from truthheads.models.weight_files import INDEX, SINGLE, Shards, read_header
+from truthheads.reporting.report import write_report
+from truthheads.results.comparison import Comparison
+from truthheads.results.drift import Drift
+from truthheads.results.gate import Gate
+from truthheads.results.scores import Scores
+from truthheads.results.trace import MEASURES, Trace
+from truthheads.storage.artifacts import FORMAT_VERSION, KEY
+from truthheads.workflows.recipe import read_recipe
+from truthheads.workflows.steps import Steps
 from zoo import MULTIMODAL, ROWS, build
 
 Json = Mapping[str, Any]
@@ -320,7 +318,7 @@ class Saved:
     """An artefact as its tensors and metadata, saved as it stands or spoiled."""
 
     def __init__(self, made: Any, folder: Path) -> None:
-        from truthheads.artifacts import load_artifact
+        from truthheads.storage.artifacts import load_artifact
 
         made.save(folder / "seed.safetensors")
         kind = {Scores: "scores", Trace: "trace", Drift: "drift", Gate: "gate"}[type(made)]
@@ -567,7 +565,7 @@ def inspected(path: Path) -> None:
     inspect(str(path.parent)).json()
 
 
-RECIPE = (Path(__file__).parents[1] / "src/truthheads/recipes/family.toml").read_bytes()
+RECIPE = (Path(__file__).parents[1] / "src/truthheads/workflows/recipes/family.toml").read_bytes()
 NEUTRAL = [b"A first text.\n\nA second one.\n\n\nA third.", jsonl([{"text": "One text."}, {"text": "Two."}])]
 STEPS = {"score": {"given": "ab", "results": {"a.txt": "cd"}}}
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from truthheads.artifacts import dumps
+from truthheads.storage.files import dumps
 from zoo import tiny_tokenizer
 
 KNOWS, LEANS = 0, 1

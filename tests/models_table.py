@@ -1,8 +1,8 @@
 """The table of docs/models.md, from the models that the suite runs: ``python tests/models_table.py``."""
 
-from truthheads.architectures import locate_heads
-from truthheads.patches import VIEWS
-from truthheads.pictured import CROSSING, PREFIX_FIRST
+from truthheads.models.architectures import locate_heads
+from truthheads.models.image_inputs import CROSSING, PREFIX_FIRST
+from truthheads.tracing.image_patches import VIEWS
 from vision_zoo import PROCESSORS, TORCHVISION
 from zoo import MULTIMODAL, ROWS, build
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from truthheads.data import Question
+from truthheads.data.questions import Question
 from zoo import tiny_tokenizer
 
 PLANTED_HEAD = (1, 2)

@@ -10,16 +10,15 @@ import torch
 from PIL import Image
 
 from simulated import HEADS, LAYERS, simulated
-from truthheads.artifacts import write_json
-from truthheads.claims import claim
-from truthheads.comparison import compare
-from truthheads.drift import Drift
-from truthheads.evidence import Trace
-from truthheads.gates import Gate
-from truthheads.pictures import Drawing, page
-from truthheads.pointing import MEASURES
-from truthheads.results import summarise
-from truthheads.scores import Scores
+from truthheads.evaluation.summary import summarise
+from truthheads.lineage.compare import compare
+from truthheads.results.drift import Drift
+from truthheads.results.gate import Gate
+from truthheads.results.scores import Scores
+from truthheads.results.trace import MEASURES, Trace
+from truthheads.storage.files import write_json
+from truthheads.tracing.pictures import Drawing, page
+from truthheads.tracing.score_correlation import claim
 
 BEST = (6, 4)
 """The head with the highest score of the base, and the one that finds the evidence best."""

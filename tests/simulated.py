@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from scipy.stats import norm
 
-from truthheads.scores import Scores
-from truthheads.stats import pearson
+from truthheads.results.scores import Scores
+from truthheads.stats.figures import pearson
 
 LAYERS, HEADS = 10, 9
 

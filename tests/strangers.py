@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from truthheads.family.text import make_text
+from truthheads.synthetic.text import make_text
 from zoo import tiny_tokenizer
 
 LENGTH = 96

@@ -39,7 +39,11 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     )
     assert made.returncode == 0, made.stderr[-2000:]
     reference = (tmp_path / "site" / "reference" / "index.html").read_text(encoding="utf-8")
-    for name in ("truthheads.scoring.score", "truthheads.gates.Gate", "truthheads.grounding.ground"):
+    for name in (
+        "truthheads.scoring.score.score",
+        "truthheads.results.gate.Gate",
+        "truthheads.workflows.ground.ground",
+    ):
         assert f'id="{name}"' in reference
     pages = [path.read_text(encoding="utf-8") for path in (tmp_path / "site").rglob("*.html")]
     assert not [page for page in pages if re.search(r'(?:src|href)="https?://[^"]+\.(?:js|css|woff2?)"', page)]

@@ -121,17 +121,17 @@ def test_the_wheel_holds_the_package_and_its_data(built: dict[str, Path]) -> Non
     assert ours == files(SOURCE)
     assert ours >= {
         "py.typed",
-        "family/deltas/reader.safetensors",
-        "family/deltas/vision.safetensors",
-        "family/sprites.png",
-        "family/sprites.LICENSE.txt",
-        "templates/report.html",
-        "recipes/family.toml",
+        "embedded/deltas/reader.safetensors",
+        "embedded/deltas/vision.safetensors",
+        "synthetic/sprites.png",
+        "synthetic/sprites.LICENSE.txt",
+        "reporting/templates/report.html",
+        "workflows/recipes/family.toml",
         "benchmarks/coco_synonyms.json",
         "benchmarks/lm_eval_tasks/truthheads_halueval_qa.yaml",
     }
     rest = {name.removeprefix(f"{info}/") for name in names if not name.startswith("truthheads/")}
-    texts = {"licenses/LICENSE", "licenses/src/truthheads/family/sprites.LICENSE.txt"}
+    texts = {"licenses/LICENSE", "licenses/src/truthheads/synthetic/sprites.LICENSE.txt"}
     assert rest == {"METADATA", "WHEEL", "RECORD", "entry_points.txt"} | texts
     assert "\nLicense-Expression: Apache-2.0 AND OFL-1.1\n" in metadata
     assert "\nRequires-Python: >=3.11\n" in metadata
@@ -141,7 +141,7 @@ def test_the_wheel_holds_the_package_and_its_data(built: dict[str, Path]) -> Non
 def test_the_sdist_holds_what_building_and_testing_take_and_nothing_else(built: dict[str, Path]) -> None:
     with tarfile.open(built[".gz"]) as sdist:
         names = {member.name.split("/", 1)[1] for member in sdist.getmembers() if member.isfile()}
-    folders = ("src", "tests", "bench", "recipe", "docs")
+    folders = ("src", "tests", "bench", "experiments", "docs")
     for folder in folders:
         assert {name.removeprefix(f"{folder}/") for name in names if name.startswith(f"{folder}/")} == files(
             ROOT / folder

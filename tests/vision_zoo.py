@@ -6,8 +6,8 @@ from typing import Any
 import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from truthheads.architectures import locate_heads
-from truthheads.models import Model
+from truthheads.models.architectures import locate_heads
+from truthheads.models.load import Model
 from zoo import MULTIMODAL, ZooRow, build, tiny_tokenizer
 
 IMAGE = "<image>"

@@ -4,58 +4,58 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from truthheads.architectures import HeadLayout as HeadLayout
-    from truthheads.comparison import Comparison as Comparison
-    from truthheads.comparison import compare as compare
-    from truthheads.data import Question as Question
-    from truthheads.drift import Drift as Drift
-    from truthheads.drift import weight_drift as weight_drift
+    from truthheads.data.questions import Question as Question
+    from truthheads.data.readers import read_questions as read_questions
     from truthheads.errors import TruthHeadsError as TruthHeadsError
-    from truthheads.evaluation import evaluate as evaluate
-    from truthheads.evidence import Trace as Trace
-    from truthheads.exports import export as export
-    from truthheads.family.scenes import make_scenes as make_scenes
-    from truthheads.family.text import make_text as make_text
-    from truthheads.gates import Gate as Gate
-    from truthheads.gates import gated as gated
-    from truthheads.grounding import ground as ground
-    from truthheads.models import Model as Model
-    from truthheads.models import inspect as inspect
-    from truthheads.models import load as load
-    from truthheads.pairing import make_pairs as make_pairs
-    from truthheads.readers import read_questions as read_questions
-    from truthheads.reports import report as report
-    from truthheads.scores import Scores as Scores
-    from truthheads.scoring import score as score
-    from truthheads.tracing import trace as trace
-    from truthheads.tuning import tune as tune
+    from truthheads.evaluation.evaluate import evaluate as evaluate
+    from truthheads.exporting.export import export as export
+    from truthheads.lineage.compare import compare as compare
+    from truthheads.lineage.weight_drift import weight_drift as weight_drift
+    from truthheads.models.architectures import HeadLayout as HeadLayout
+    from truthheads.models.load import Model as Model
+    from truthheads.models.load import inspect as inspect
+    from truthheads.models.load import load as load
+    from truthheads.reporting.report import report as report
+    from truthheads.results.comparison import Comparison as Comparison
+    from truthheads.results.drift import Drift as Drift
+    from truthheads.results.gate import Gate as Gate
+    from truthheads.results.gate import gated as gated
+    from truthheads.results.scores import Scores as Scores
+    from truthheads.results.trace import Trace as Trace
+    from truthheads.scoring.score import score as score
+    from truthheads.synthetic.scenes import make_scenes as make_scenes
+    from truthheads.synthetic.text import make_text as make_text
+    from truthheads.tracing.trace import trace as trace
+    from truthheads.tuning.tune import tune as tune
+    from truthheads.workflows.ground import ground as ground
+    from truthheads.workflows.make_pairs import make_pairs as make_pairs
 
 _HOMES = {
-    "Comparison": "comparison",
-    "Drift": "drift",
-    "Gate": "gates",
-    "HeadLayout": "architectures",
-    "Model": "models",
-    "Question": "data",
-    "Scores": "scores",
-    "Trace": "evidence",
+    "Comparison": "results.comparison",
+    "Drift": "results.drift",
+    "Gate": "results.gate",
+    "HeadLayout": "models.architectures",
+    "Model": "models.load",
+    "Question": "data.questions",
+    "Scores": "results.scores",
+    "Trace": "results.trace",
     "TruthHeadsError": "errors",
-    "compare": "comparison",
-    "evaluate": "evaluation",
-    "export": "exports",
-    "gated": "gates",
-    "ground": "grounding",
-    "inspect": "models",
-    "load": "models",
-    "make_pairs": "pairing",
-    "make_scenes": "family.scenes",
-    "make_text": "family.text",
-    "read_questions": "readers",
-    "report": "reports",
-    "score": "scoring",
-    "trace": "tracing",
-    "tune": "tuning",
-    "weight_drift": "drift",
+    "compare": "lineage.compare",
+    "evaluate": "evaluation.evaluate",
+    "export": "exporting.export",
+    "gated": "results.gate",
+    "ground": "workflows.ground",
+    "inspect": "models.load",
+    "load": "models.load",
+    "make_pairs": "workflows.make_pairs",
+    "make_scenes": "synthetic.scenes",
+    "make_text": "synthetic.text",
+    "read_questions": "data.readers",
+    "report": "reporting.report",
+    "score": "scoring.score",
+    "trace": "tracing.trace",
+    "tune": "tuning.tune",
+    "weight_drift": "lineage.weight_drift",
 }
 
 __all__ = sorted(_HOMES)

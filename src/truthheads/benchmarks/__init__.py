@@ -1,4 +1,1 @@
-"""Benchmarks: what is asked, what the right answer is, and how answers are read. None of it knows how a model runs."""
-
-TASKS = ("halueval", "pope", "chair", "pairs", "conflict")
-"""The tasks that ``truthheads evaluate`` has of its own."""
+"""One file a benchmark: read it, phrase the prompt, parse the answer, measure. No model in here."""

@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from truthheads.benchmarks.objects import Mention
+from truthheads.benchmarks.coco_objects import Mention, Vocabulary
 from truthheads.benchmarks.rows import benchmark_rows, read_value, text_of
 from truthheads.errors import DataError
-from truthheads.measures import Measured, Metric
+from truthheads.stats.resampling import Measured, Metric
 
 PROMPT = "Please describe this image in detail."
+
 CAPS = (64, 512)
 
 
@@ -201,4 +202,25 @@ def _metrics(of: str) -> dict[str, Metric]:
         "recall": lambda s: s[f"{of}:recalled"] / s["held"],
         "objects_per_caption": _per_caption(f"{of}:named"),
         "words_per_caption": _per_caption(f"{of}:words"),
+    }
+
+
+def check_vocabulary(truth: dict[str, list[str]], vocabulary: Vocabulary, path: Path) -> None:
+    """Raise DataError where the ground truth holds categories that no word stands for."""
+    strange = sorted({name for names in truth.values() for name in names} - vocabulary.categories)
+    if strange:
+        raise DataError(
+            f"{path} holds categories that the words do not know: {', '.join(strange[:5])}",
+            expected=f"the {len(vocabulary.categories)} categories of the {vocabulary.name} words",
+            got=f"{len(strange)} others",
+            fix="give --synonyms with a line for each of them",
+        )
+
+
+def chair_settings(vocabulary: Vocabulary, lemmatizer: str) -> dict[str, Any]:
+    """Return what a CHAIR result says about its rules."""
+    return {
+        "synonyms": vocabulary.name,
+        "lemmatizer": lemmatizer,
+        "cut_sentence": "counted; figures ending in _whole leave the sentence out that the cap has cut off",
     }

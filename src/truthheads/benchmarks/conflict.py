@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from truthheads.data import Question
+from truthheads.data.numerals import in_digits
+from truthheads.data.questions import Question
 from truthheads.errors import DataError
-from truthheads.measures import Measured, ratio
-from truthheads.numerals import in_digits
+from truthheads.stats.resampling import Measured, ratio
 
 NEW_TOKENS = 16
+
 SIDES = ("context", "memory")
 
 
@@ -96,7 +97,7 @@ def words_by_value(text: str) -> list[str]:
     """Return the words of an answer as :func:`plain_words` does, but numbers by their value.
 
     "Three" is 3, "twenty-one" 21, "third" 3rd, "1,000" 1000 and "3.0" 3; a decimal point stays, so that 3.5 is not 35,
-    and another mark between digits parts them, so that 3-5 is not 35 either. See :func:`truthheads.numerals.numerals`.
+    and another mark between digits parts them, so that 3-5 is not 35 either; see ``data.numerals``.
     """
     apart = re.sub(r"(?<=\d)[^\w\s.](?=\d)", " ", in_digits(text.lower()))
     bare = re.sub(rf"(?!(?<=\d)\.\d)[{re.escape(string.punctuation)}]", "", apart)

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from truthheads.benchmarks.rows import benchmark_rows, context_of, digest, text_of
-from truthheads.data import normalised
+from truthheads.data.questions import normalised
+from truthheads.data.tables import Row
 from truthheads.errors import DataError
-from truthheads.tables import Row
 
 Shown = Literal["both", "one"]
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from truthheads.measures import Measured, ratio
+from truthheads.stats.resampling import Measured, ratio
 
 
 def measure_pairs(lines: Sequence[Mapping[str, Any]], *, seed: int = 0) -> Measured:

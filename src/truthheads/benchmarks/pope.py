@@ -8,11 +8,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from truthheads.artifacts import file_sha256
 from truthheads.benchmarks.rows import benchmark_rows, digest, text_of
 from truthheads.errors import DataError
+from truthheads.storage.files import file_sha256
 
 SPLITS = ("random", "popular", "adversarial")
+
 EDITIONS = {2910: "2,910-row", 3000: "3,000-row"}
 """The random split of COCO circulates in two editions, which are not comparable."""
 

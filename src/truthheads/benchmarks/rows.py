@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from truthheads.artifacts import SURROGATE
+from truthheads.data.passages import join_passages
+from truthheads.data.tables import Row, read_rows
 from truthheads.errors import DataError
-from truthheads.passages import join_passages
-from truthheads.tables import Row, read_rows
+from truthheads.storage.files import SURROGATE
 
 LARGEST = 2**30
 """Bytes of a file that is read whole; COCO's largest has 470 MB."""
+
 UNPACKED, UNPACKED_FREELY = 100, 2**26
 """A gzip file may unpack to so many times its size, or to so many bytes: JSON shrinks to a tenth, zeros to a 1000th."""
 

@@ -5,22 +5,8 @@ from typing import Annotated
 
 import typer
 
-from truthheads.cli import (
-    comparing,
-    demonstrating,
-    evaluating,
-    exporting,
-    gating,
-    grounding,
-    making,
-    measuring,
-    reporting,
-    reproducing,
-    tracing,
-    tuning,
-)
-from truthheads.cli import console as console
-from truthheads.launching import launch_all
+from truthheads.cli import compare, console, data, evaluate, export, gate, ground, report, reproduce, score, trace, tune
+from truthheads.storage.launching import launch_all
 
 app = typer.Typer(
     name="truthheads",
@@ -29,7 +15,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
 data_app = typer.Typer(help="Make question files.", no_args_is_help=True)
+
 app.add_typer(data_app, name="data")
 
 
@@ -51,20 +39,33 @@ def root(
     """Find, compare and gate the attention heads that keep a model with its context."""
 
 
-app.command("inspect")(measuring.inspect_model)
-app.command("score")(measuring.score)
-app.command("compare")(comparing.compare)
-app.command("trace")(tracing.trace)
-app.command("gate")(gating.gate)
-app.command("tune")(tuning.tune)
-app.command("export")(exporting.export)
-app.command("evaluate")(evaluating.evaluate)
-app.command("ground")(grounding.ground)
-app.command("report")(reporting.report)
-app.command("demo")(demonstrating.demo)
-app.command("reproduce")(reproducing.reproduce)
-data_app.command("make")(making.make)
-data_app.command("pairs")(making.pairs)
+app.command("inspect")(score.inspect_model)
+
+app.command("score")(score.score)
+
+app.command("compare")(compare.compare)
+
+app.command("trace")(trace.trace)
+
+app.command("gate")(gate.gate)
+
+app.command("tune")(tune.tune)
+
+app.command("export")(export.export)
+
+app.command("evaluate")(evaluate.evaluate)
+
+app.command("ground")(ground.ground)
+
+app.command("report")(report.report)
+
+app.command("demo")(reproduce.demo)
+
+app.command("reproduce")(reproduce.reproduce)
+
+data_app.command("make")(data.make)
+
+data_app.command("pairs")(data.pairs)
 
 
 def main() -> None:

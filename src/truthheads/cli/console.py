@@ -20,9 +20,10 @@ from rich.segment import Segment
 from rich.table import Table
 
 from truthheads.errors import ActivationError, PartDone, TruthHeadsError, out_of_memory
-from truthheads.launching import ranks
+from truthheads.storage.launching import ranks
 
 P = ParamSpec("P")
+
 R = TypeVar("R")
 
 UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -41,8 +42,11 @@ class _Plain(Console):
 
 
 out = _Plain(highlight=False, soft_wrap=True, emoji=False)
+
 err = _Plain(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+
 BAR_AFTER_SECONDS = 2.0
+
 MORE_MEMORY = "free memory, or give a smaller --batch-tokens, --limit or --dtype where the command has them"
 
 
@@ -84,7 +88,7 @@ def shared(command: Callable[P, R]) -> Callable[P, R]:
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         if not ranks().several:
             return command(*args, **kwargs)
-        from truthheads.ranks import watched
+        from truthheads.storage.distributed import watched
 
         with watched():
             return command(*args, **kwargs)
@@ -131,8 +135,8 @@ def claiming(*beside: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     def decorate(command: Callable[P, R]) -> Callable[P, R]:
         @functools.wraps(command)
         def run(*args: P.args, **kwargs: P.kwargs) -> R:
-            from truthheads.artifacts import check_target
-            from truthheads.outputs import claimed
+            from truthheads.storage.files import check_target
+            from truthheads.storage.output_lock import claimed
 
             out = Path(str(kwargs["out"]))
             check_target(out)

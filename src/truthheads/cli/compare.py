@@ -1,0 +1,142 @@
+"""``truthheads compare``: is one model made from another?"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from truthheads.cli import console
+from truthheads.cli.console import claiming, guarded
+from truthheads.cli.options import Json, Seed
+
+SCORE_FILES = (".safetensors", ".npy", ".csv")
+
+
+@guarded
+@claiming()
+def compare(
+    items: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="A B [C…]",
+            help="Score files; with --weights models, base first; with --weights, files and models both.",
+        ),
+    ],
+    weights: Annotated[
+        bool, typer.Option("--weights", help="Compare weights: A and B are models, as for every other command.")
+    ] = False,
+    reference: Annotated[
+        Path | None, typer.Option(help="Scores of one of the models on other data: its agreement with itself.")
+    ] = None,
+    align: Annotated[
+        bool, typer.Option("--align", help="Also bring heads of other places or shapes onto each other.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="The JSON result; drift per head is written beside it.")] = Path(
+        "comparison.json"
+    ),
+    plot: Annotated[Path | None, typer.Option(help="Scatter, profile and heat maps: .html, .png or .svg.")] = None,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Compare models by their Truth Scores, by their weights, or by both."""
+    from truthheads.errors import DataError
+    from truthheads.lineage.compare import compare as run
+    from truthheads.plots.charts import check_suffix, save_chart
+    from truthheads.storage.files import check_target, dumps
+
+    files = [item for item in items if Path(item).suffix.lower() in SCORE_FILES]
+    models = [item for item in items if item not in files]
+    if models and not weights:
+        raise DataError(
+            f"{', '.join(models)}: not a score file",
+            expected=f"names ending in {', '.join(SCORE_FILES)}",
+            got="what may be a model",
+            fix="compare models' weights by --weights, or score them first: `truthheads score`",
+        )
+    if plot is not None:
+        check_suffix(plot)
+        check_target(plot)
+    with console.progress_bar("layers read") as progress:
+        found = run(
+            *files,
+            weights=models if weights else (),
+            reference=reference,
+            align=align,
+            seed=seed,
+            progress=progress,
+        )
+    drawing = None if plot is None else found.chart()
+    found.save(out)
+    result: dict[str, Any] = {**found.result, "out": str(out)}
+    if plot is not None:
+        save_chart(drawing, plot)
+        result["plot"] = str(plot)
+    if json:
+        typer.echo(dumps(result))
+    else:
+        _show(result)
+    for pair in result["pairs"]:
+        for note in pair.get("notes", []):
+            console.warn(f"{pair['a']} and {pair['b']}: {note}")
+
+
+def _show(result: dict[str, Any]) -> None:
+    for pair in result["pairs"]:
+        console.out.print(f"[bold]{escape(pair['a'])} and {escape(pair['b'])}[/]: {pair['verdict']}")
+        console.out.print(escape(f"  {pair['evidence']}"))
+        if "weights_verdict" in pair and pair["pearson"] is not None:
+            console.out.print(escape(f"  weights: {pair['weights_verdict']}; {pair['weights_evidence']}"))
+        rows = _rows(pair)
+        if rows:
+            console.out.print(console.grid("", ["", "value [95 %]"], rows))
+        if "alignment_in_words" in pair:
+            console.out.print(escape(f"  {pair['alignment_in_words']}"))
+    if result["reference"]:
+        reference = result["reference"]
+        console.out.print(
+            f"reference: {escape(reference['of'])} with itself on other data: raw "
+            f"{console.figure(reference['pearson'])}, within layers {console.figure(reference['pearson_within_layer'])}"
+        )
+    for triple in result["triples"]:
+        console.out.print(escape(triple["in_words"]))
+    for name in ("out", "plot"):
+        if name in result:
+            console.written(result[name])
+
+
+def _rows(pair: dict[str, Any]) -> list[list[str]]:
+    rows = []
+    if pair["pearson"] is not None:
+        names = {
+            "pearson": "Pearson, raw",
+            "spearman": "Spearman, raw",
+            "pearson_within_layer": "Pearson within layers",
+            "disjoint_within": "– across disjoint halves",
+            "corrected_within": "– without noise",
+        }
+        rows += [[title, console.figure(pair[name])] for name, title in names.items() if pair[name]]
+        rows.append(["noise ceiling, raw / within layers", " / ".join(map(console.number, _ceilings(pair)))])
+        rows += [
+            [
+                f"best {overlap['share']:.0%} of heads shared",
+                f"{overlap['overlap']:.2f} (chance {overlap['chance']:.2f})",
+            ]
+            for overlap in pair["overlaps"]
+        ]
+    for part, figure in pair.get("drift", {}).items():
+        rows.append([f"relative drift of {part}", console.figure(figure)])
+    foretold = pair.get("drift_foretells_change")
+    if foretold:
+        found = foretold["all"]
+        rows.append(
+            [
+                "drift with change of score, rank, within layers",
+                f"{console.figure(found['within_layer'])}, p {found['p_permutation']:.3f}",
+            ]
+        )
+    return rows
+
+
+def _ceilings(pair: dict[str, Any]) -> tuple[float | None, float | None]:
+    return pair["noise_ceiling"], pair["noise_ceiling_within_layer"]

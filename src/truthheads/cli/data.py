@@ -1,0 +1,120 @@
+"""``truthheads data``: make question files."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from truthheads.cli import console
+from truthheads.cli.console import claiming, guarded
+from truthheads.cli.options import How, Json, Limit, Seed, SkipBadRows, loads_model
+
+
+class Generated(StrEnum):
+    """What can be generated."""
+
+    text = "text"
+    scenes = "scenes"
+
+
+class Split(StrEnum):
+    """Which part of the generators' names, facts and seeds."""
+
+    train = "train"
+    dev = "dev"
+    test = "test"
+
+
+@guarded
+def make(
+    what: Annotated[Generated, typer.Argument(help="What to generate.")],
+    rows: Annotated[int, typer.Option(min=1, help="How many rows.")],
+    out: Annotated[Path, typer.Option(help="Folder to write to.")],
+    seed: Seed = 0,
+    kinds: Annotated[str | None, typer.Option(help="text: comma-separated, of absent, distractor, memory.")] = None,
+    facts: Annotated[int, typer.Option(min=1, max=8, help="text: facts in each context.")] = 4,
+    split: Annotated[Split, typer.Option(help="Names and facts of the three are disjoint.")] = Split.test,
+    json: Json = False,
+) -> None:
+    """Generate questions about invented people, places and things, or scenes with their questions."""
+    from truthheads.storage.files import dumps
+    from truthheads.storage.output_lock import claimed_folder
+
+    written: list[Path]
+    with claimed_folder(out):
+        if what is Generated.text:
+            from truthheads.data.questions import write_questions
+            from truthheads.synthetic.text import KINDS, make_text
+
+            chosen = [kind.strip() for kind in kinds.split(",")] if kinds else list(KINDS)
+            questions = make_text(rows, seed=seed, kinds=chosen, facts=facts, split=split.value)
+            written = [write_questions(out / "questions.jsonl", questions)]
+        else:
+            from truthheads.synthetic.scenes import make_scenes
+
+            files = make_scenes(rows, seed=seed, out=out, split=split.value)
+            written = [files.images, files.questions, *files.pope.values(), files.captions]
+    if json:
+        typer.echo(dumps({"files": [str(path) for path in written]}))
+    else:
+        for path in written:
+            console.written(path)
+
+
+class StrategyName(StrEnum):
+    """Where untruthful answers come from."""
+
+    closed_book = "closed-book"
+    swap = "swap"
+    both = "both"
+
+
+@guarded
+@claiming()
+@loads_model
+def pairs(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Rows with question, truthful (or answer), context.")],
+    out: Annotated[Path, typer.Option(help="The question file (.jsonl).")],
+    model: Annotated[str | None, typer.Option(help="Whose closed-book answers are taken; not for swap.")] = None,
+    strategy: Annotated[
+        StrategyName, typer.Option(help="The model's answer without the context, another of its form, or either.")
+    ] = StrategyName.both,
+    images: Annotated[Path | None, typer.Option(help="Folder that image paths start from; else the file's.")] = None,
+    limit: Limit = None,
+    skip_bad_rows: SkipBadRows = False,
+    seed: Seed = 0,
+    *,
+    how: How,
+    json: Json = False,
+) -> None:
+    """Make the untruthful side of rows that have a context, a question and an answer."""
+    from truthheads.data.questions import write_questions
+    from truthheads.data.readers import read_questions
+    from truthheads.models.load import load
+    from truthheads.storage.files import dumps
+    from truthheads.workflows.make_pairs import make_pairs
+
+    questions = read_questions(file, limit=limit, skip_bad_rows=skip_bad_rows, images=images, halves=True)
+    asked = strategy is not StrategyName.swap and model is not None
+    loaded = load(str(model), **how) if asked else None
+    with console.progress_bar(f"{len(questions)} questions without their contexts") as progress:
+        made = make_pairs(questions, loaded, strategy=strategy.value, seed=seed, progress=progress)
+    write_questions(out, made.questions)
+    form = (
+        None if made.form is None else {"accuracy": made.form.accuracy.json(), "best_feature": made.form.best_feature}
+    )
+    for warning in made.cautions:
+        console.warn(warning)
+    if json:
+        typer.echo(dumps({"counts": made.counts, "form": form, "warnings": made.cautions, "out": str(out)}))
+        return
+    console.out.print(", ".join(f"{count} {kind}" for kind, count in made.counts.items()))
+    if made.form is not None:
+        console.out.print(f"form probe {made.form.accuracy}; chance is 0.5")
+        if made.form.warns:
+            console.warn(
+                f"the form of the answers alone tells {made.form.accuracy.value:.0%} of them apart "
+                f"(most: {made.form.best_feature}); scores on this data measure form, too"
+            )
+    console.written(out)

@@ -1,0 +1,126 @@
+"""``truthheads ground``: from a user's own rows to a model that stays closer to them, where the evidence says so."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from truthheads.cli import console
+from truthheads.cli.console import guarded
+from truthheads.cli.options import BatchTokens, Data, How, Json, Limit, ModelName, Seed, SkipBadRows, loads_model
+
+
+@guarded
+@loads_model
+def ground(
+    model: ModelName,
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Folder for everything; the same command goes on from it.")] = Path(
+        "grounded"
+    ),
+    guard: Annotated[
+        float, typer.Option(help="Most harm on text that must stay, in nats a token: what the gate may cost.")
+    ] = 0.02,
+    test_share: Annotated[float, typer.Option(help="Share of the groups that is only tested on.")] = 0.6,
+    controls: Annotated[
+        int, typer.Option(min=1, help="Shuffled and random gates to be beaten, of each so many; and a constant one.")
+    ] = 3,
+    neutral: Annotated[
+        Path | None,
+        typer.Option(help="Text that must stay: paragraphs, or .jsonl with text. Default: contexts, samples."),
+    ] = None,
+    base_gate: Annotated[Path | None, typer.Option(help="Start from a relative's gate.")] = None,
+    export_anyway: Annotated[
+        bool, typer.Option("--export-anyway", help="Write the model also where the test gives no evidence.")
+    ] = False,
+    chat: Annotated[bool, typer.Option("--chat", help="Wrap the prompt in the tokenizer's chat template.")] = False,
+    truncate: Annotated[bool, typer.Option("--truncate", help="Drop the start of contexts that are too long.")] = False,
+    images: Annotated[Path | None, typer.Option(help="Folder that image paths start from; else the file's.")] = None,
+    limit: Limit = None,
+    skip_bad_rows: SkipBadRows = False,
+    batch_tokens: BatchTokens = None,
+    seed: Seed = 0,
+    *,
+    how: How,
+    json: Json = False,
+) -> None:
+    """Learn a gate from your rows, test it on rows it has not seen, and write the model where that is better."""
+    from truthheads.storage.files import dumps
+    from truthheads.workflows.ground import Settings
+    from truthheads.workflows.ground import ground as run
+
+    settings = Settings(
+        guard=guard,
+        test_share=test_share,
+        controls=controls,
+        neutral=neutral,
+        base_gate=base_gate,
+        export_anyway=export_anyway,
+        images=images,
+        chat=chat,
+        truncate=truncate,
+        limit=limit,
+        skip_bad_rows=skip_bad_rows,
+        batch_tokens=batch_tokens,
+        seed=seed,
+    )
+    with console.stepwise(STEPS) as (tell, progress):
+        result = run(
+            model,
+            data,
+            out=out,
+            settings=settings,
+            **how,
+            tell=tell,
+            progress=progress,
+        )
+    for warning in result["warnings"]:
+        console.warn(warning)
+    if json:
+        typer.echo(dumps({**result, "out": str(out)}))
+    else:
+        _show(result, out)
+
+
+STEPS = {
+    "pair": "untruthful answers where they are missing",
+    "split": "rows to learn from, rows to test on",
+    "learn": "a gate is learned",
+    "test": "the gate and its controls on rows that were not learned from",
+    "export": "the model is written",
+}
+
+
+def _show(result: dict[str, Any], out: Path) -> None:
+    rows = []
+    for name, before in result["ungated"].items():
+        rows.append([name.replace("_", " "), console.figure(before), console.figure(result["effect"].get(name))])
+    console.out.print(console.grid(f"{result['test_rows']} test rows", ["", "ungated", "change, 95 %"], rows))
+    controls, harm = result["controls"], result["guard"]
+    said = f"verdict: {result['verdict']}"
+    if controls:
+        said += f"; more than {controls['beaten']} of {controls['of']} control gates"
+    if harm:
+        said += f"; harm {console.figure(harm['kl'])} nats a token"
+    console.out.print(said)
+    console.written(out / "report.html")
+    if result["exported"] is None:
+        console.out.print(
+            "no model was written: the test rows give no evidence that it would be better"
+            + (" (--export-anyway writes it all the same)" if result["moved"] else "")
+        )
+        return
+    if result["anyway"]:
+        console.warn("the model was written because --export-anyway was given; nothing shows that it is better")
+    exported = out / result["exported"]
+    console.written(exported)
+    console.out.print("next:")
+    if exported.suffix == ".gguf":
+        console.out.print(f"  llama-server -m {exported}", markup=False)
+    elif exported.name == "adapter":
+        console.out.print(
+            f'  PeftModel.from_pretrained(base, "{exported}")  # base: loaded as it was here', markup=False
+        )
+    else:
+        console.out.print(f"  vllm serve {exported}", markup=False)
+        console.out.print(f'  AutoModelForCausalLM.from_pretrained("{exported}")  # plain transformers', markup=False)

@@ -1,0 +1,35 @@
+"""``truthheads report``: one page from whatever artefacts a folder holds."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from truthheads.cli import console
+from truthheads.cli.console import guarded
+from truthheads.cli.options import Json
+
+
+@guarded
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the artefacts are; folders in it count, too.")],
+    out: Annotated[Path, typer.Option(help="The page: one self-contained file.")] = Path("report.html"),
+    json: Json = False,
+) -> None:
+    """Write one HTML page, readable offline, from whatever artefacts a folder holds."""
+    from truthheads.reporting.report import write_report
+    from truthheads.storage.files import dumps
+
+    made = write_report(folder, out)
+    for warning in made.warnings:
+        console.err.print(f"[bold yellow]warning:[/] {escape(warning)}")
+    if json:
+        result = {**made._asdict(), "out": str(made.out)}
+        typer.echo(dumps(result))
+        return
+    for at, sentence in enumerate(made.summary, start=1):
+        console.out.print(escape(f"{at}. {sentence}"))
+    rows = [[kind, str(count)] for kind, count in made.artefacts.items()]
+    console.out.print(console.grid("", ["shown", "files"], rows))
+    console.written(f"{made.out} ({made.size / 2**20:.1f} MB)")

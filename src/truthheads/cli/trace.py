@@ -1,0 +1,174 @@
+"""``truthheads trace``: which heads look at the evidence, and whether they are the truthful ones."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from truthheads.cli import console
+from truthheads.cli.console import claiming, guarded, shared
+from truthheads.cli.options import (
+    BatchTokens,
+    Data,
+    How,
+    Json,
+    Limit,
+    ModelName,
+    Seed,
+    SkipBadRows,
+    SkipMissing,
+    loads_model,
+)
+
+
+class PositionName(StrEnum):
+    """Whose attention the table and the chart show."""
+
+    answer = "answer"
+    question = "question"
+
+
+@guarded
+@shared
+@claiming()
+@loads_model
+def trace(
+    model: ModelName,
+    data: Data,
+    scores: Annotated[
+        Path | None, typer.Option(help="Truth Scores of this model or a relative: tests whether such heads look.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The trace.")] = Path("trace.safetensors"),
+    position: Annotated[
+        PositionName, typer.Option(help="Show the attention of the answer's or of the question's last token.")
+    ] = PositionName.answer,
+    untruthful: Annotated[
+        bool, typer.Option("--untruthful", help="Also read the untruthful answer's last token.")
+    ] = False,
+    chat: Annotated[bool, typer.Option("--chat", help="Wrap the prompt in the tokenizer's chat template.")] = False,
+    truncate: Annotated[bool, typer.Option("--truncate", help="Drop the start of contexts that are too long.")] = False,
+    max_samples: Annotated[int, typer.Option(min=0, help="Questions kept for later bootstraps, at most.")] = 5_000,
+    plot: Annotated[Path | None, typer.Option(help="Heat map of the heads' AUROC: .html, .png or .svg.")] = None,
+    pictures: Annotated[
+        Path | None, typer.Option(help="A page of rows with what the best and the worst heads look at: .html.")
+    ] = None,
+    picture_rows: Annotated[int, typer.Option(min=1, help="Rows on that page.")] = 4,
+    top: Annotated[int, typer.Option(min=1, help="Heads in the table.")] = 10,
+    images: Annotated[Path | None, typer.Option(help="Folder that image paths start from; else the file's.")] = None,
+    limit: Limit = None,
+    skip_bad_rows: SkipBadRows = False,
+    skip_missing: SkipMissing = False,
+    batch_tokens: BatchTokens = None,
+    seed: Seed = 0,
+    *,
+    how: How,
+    json: Json = False,
+) -> None:
+    """Measure how well every head's attention finds the evidence in a context or an image."""
+    import shutil
+
+    from truthheads.data.readers import read_questions
+    from truthheads.models.load import load
+    from truthheads.models.prompts import missing_images
+    from truthheads.plots.charts import check_suffix, save_chart
+    from truthheads.results.scores import Scores
+    from truthheads.storage.files import check_target, dumps, write_text
+    from truthheads.tracing.pictures import draw
+    from truthheads.tracing.score_correlation import summarise_trace
+    from truthheads.tracing.trace import trace as run
+
+    if plot is not None:
+        check_suffix(plot)
+        check_target(plot)
+    if pictures is not None:
+        check_target(pictures)
+    questions = read_questions(data, limit=limit, skip_bad_rows=skip_bad_rows, images=images)
+    truth = None if scores is None else Scores.load(scores)
+    loaded = load(model, **how)
+    if skip_missing:
+        questions = questions.without(missing_images(loaded, questions))
+    work = out.with_name(f"{out.name}.partial")
+    with console.progress_bar(f"{len(questions)} questions through {model}") as progress:
+        found = run(
+            loaded,
+            questions,
+            scores=truth,
+            position=position.value,
+            untruthful=untruthful,
+            seed=seed,
+            chat=chat,
+            truncate=truncate,
+            batch_tokens=batch_tokens,
+            max_samples=max_samples,
+            work_dir=work,
+            progress=progress,
+        )
+    found.save(out)
+    shutil.rmtree(work, ignore_errors=True)
+    result: dict[str, Any] = {**summarise_trace(found, top=top), "out": str(out)}
+    if plot is not None:
+        save_chart(found.chart(), plot)
+        result["plot"] = str(plot)
+    if pictures is not None:
+        html = draw(loaded, questions, found, rows=picture_rows, chat=chat, truncate=truncate)
+        write_text(pictures, html)
+        result["pictures"] = str(pictures)
+    if json:
+        typer.echo(dumps(result))
+    else:
+        _show(result)
+    for warning in result["warnings"]:
+        console.warn(warning)
+
+
+def _show(result: dict[str, Any]) -> None:
+    data, number = result["data"], console.number
+    console.out.print(
+        f"{result['rows']} of {data['rows']} rows ({data['layout'] or 'questions'}); evidence from "
+        f"{', '.join(f'{name} ({count})' for name, count in result['sources'].items())}, "
+        f"{result['evidence_tokens']:.1f} tokens a row, {result['evidence_share']:.1%} of the positions; "
+        f"distractors in {result['distractors']} rows"
+    )
+    for position, means in result["means"].items():
+        console.out.print(
+            f"mean over heads, {position}'s last token: AUROC {console.figure(means.get('auroc'))}, lift "
+            f"{console.figure(means.get('lift'))}, on sinks {console.figure(means.get('sink'))}"
+        )
+    rows = [
+        [
+            row["head"],
+            f"{number(row['auroc'])} [{number(row['low'])}, {number(row['high'])}]",
+            *(number(row[name]) for name in ("lift", "pointing", "sink", "distractor_auroc", "truth_score")),
+        ]
+        for row in result["top"]
+    ]
+    columns = ["head", "AUROC [95 %]", "lift", "points", "sinks", "distractor", "Truth Score"]
+    few = "" if result["ranked"] else f" (no ranking: {result['questions']} questions are too few)"
+    console.out.print(console.grid(f"\nTop heads, {result['position']}'s last token{few}", columns, rows))
+    if result["claim"]:
+        _show_claim(result["claim"][result["position"]])
+    for name in ("out", "plot", "pictures"):
+        if name in result:
+            console.written(result[name])
+
+
+def _show_claim(claim: dict[str, Any]) -> None:
+    rows = [
+        [
+            name.replace("_", " "),
+            console.figure(found["spearman"]),
+            console.figure(found["within_layer"]),
+            f"{found['p_permutation']:.4f}",
+        ]
+        for name, found in claim.items()
+    ]
+    title = "\nDo heads with high Truth Scores look at the evidence? Rank correlations over heads"
+    console.out.print(console.grid(title, ["measure", "all heads [95 %]", "within layers [95 %]", "p"], rows))
+    for name in ("auroc", "lift", "pointing"):
+        found = claim[name]
+        console.out.print(
+            f"{name}: best tenth by Truth Score less other heads of the same layers "
+            f"{console.figure(found['equal_depth'])}; depth alone gives a rank correlation of "
+            f"{console.number(found['depth_only'])}"
+        )

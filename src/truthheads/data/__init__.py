@@ -1,0 +1,1 @@
+"""Questions and the files they come from."""

@@ -1,0 +1,282 @@
+"""Questions: one context, one question, a truthful and an untruthful answer."""
+
+import hashlib
+import os
+import re
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, SupportsIndex, overload
+
+from truthheads.data.cautions import data_cautions
+from truthheads.data.numerals import inside_number, numerals, spans_of_equal
+from truthheads.data.same_answers import any_same
+from truthheads.data.spool import Spool
+from truthheads.storage.files import dumps, replaced
+
+IN_MEMORY = 20_000
+"""Rows of one file that are kept in memory, at most; where there are more, all lie in a temporary file."""
+
+NAMED = 5
+"""Rows that a warning names, at most."""
+
+
+class Answer(NamedTuple):
+    """One answer of a question and whether the context supports it."""
+
+    text: str
+    truthful: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One row of a question file.
+
+    Attributes:
+        id: Unique within a file.
+        context: The evidence; empty where the row has none.
+        question: What is asked about the context (or the image).
+        truthful: The answer that agrees with the context, or None where answers come singly.
+        untruthful: The answer that does not, or None where answers come singly.
+        evidence: Character spans ``[start, end)`` in ``context`` that hold the truthful answer.
+        image: Path of an image, or None.
+        boxes: Evidence in the image: ``(x0, y0, x1, y1)`` in pixels.
+        group: Rows of one group never straddle folds.
+        kind: Where the untruthful answer comes from (``absent``, ``distractor``, ``memory`` …), or None.
+        aliases: Other forms of the truthful answer, which are right, too; ``truthful`` is the one that is scored.
+        untruthful_aliases: Other forms of the untruthful answer.
+    """
+
+    id: str
+    context: str
+    question: str
+    truthful: str | None
+    untruthful: str | None
+    evidence: tuple[tuple[int, int], ...] = ()
+    image: str | None = None
+    boxes: tuple[tuple[float, float, float, float], ...] = ()
+    group: str = ""
+    kind: str | None = None
+    aliases: tuple[str, ...] = field(default=(), compare=False)  # two rows are equal where what is scored is
+    untruthful_aliases: tuple[str, ...] = field(default=(), compare=False)
+
+    @property
+    def alike(self) -> bool:
+        """Whether the untruthful answer is the truthful one, or an alias of it, but for case, punctuation, articles."""
+        if self.truthful is None or self.untruthful is None:
+            return False
+        return any_same((self.truthful, *self.aliases), (self.untruthful, *self.untruthful_aliases))
+
+    @property
+    def answers(self) -> tuple[Answer, ...]:
+        """The answers at hand, the truthful one first: two for a pair, one where answers come singly."""
+        both = ((self.truthful, True), (self.untruthful, False))
+        return tuple(Answer(text, truthful) for text, truthful in both if text is not None)
+
+    @property
+    def digest(self) -> int:
+        """A signed 64-bit number from what is asked and answered: equal for the same row in two files."""
+        parts = (self.context, self.question, self.truthful or "", self.untruthful or "", Path(self.image or "").name)
+        text = "\x1f".join(parts).encode()
+        return int.from_bytes(hashlib.sha256(text).digest()[:8], "big", signed=True)
+
+
+class QuestionRows(Sequence[Question]):
+    """Questions in order: in memory while they are few, in a temporary file when they are many."""
+
+    def __init__(self, rows: Iterable[Question] = ()) -> None:
+        self._few: list[Question] = []
+        self._many: Spool | None = None
+        for question in rows:
+            self.append(question)
+
+    def append(self, question: Question) -> None:
+        """Add a question.
+
+        Raises:
+            ArtifactError: The temporary folder is full.
+        """
+        if self._many is None and len(self._few) < IN_MEMORY:
+            self._few.append(question)
+            return
+        if self._many is None:
+            self._many = Spool()
+            for one in self._few:
+                self._many.append(_record(one))
+            self._few = []
+        self._many.append(_record(question))
+
+    def __len__(self) -> int:
+        return len(self._few) if self._many is None else len(self._many)
+
+    def __iter__(self) -> Iterator[Question]:
+        return iter(self._few) if self._many is None else map(_restored, self._many.read(0, len(self._many)))
+
+    @overload
+    def __getitem__(self, at: SupportsIndex) -> Question: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> list[Question]: ...
+
+    def __getitem__(self, at: SupportsIndex | slice) -> Question | list[Question]:
+        if self._many is None:
+            return self._few[at]
+        if isinstance(at, slice):
+            start, stop, step = at.indices(len(self))
+            if step == 1:
+                return list(map(_restored, self._many.read(start, stop)))
+            return [self[i] for i in range(start, stop, step)]
+        place = range(len(self))[at]
+        return _restored(next(self._many.read(place, place + 1)))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence) or isinstance(other, str):
+            return NotImplemented
+        return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]  # as a list has none
+
+
+def _record(question: Question) -> list[Any]:
+    return [getattr(question, name) for name in Question.__slots__]
+
+
+def _restored(record: list[Any]) -> Question:
+    fields = dict(zip(Question.__slots__, record, strict=True))
+    return Question(
+        **{
+            **fields,
+            "evidence": tuple((int(start), int(end)) for start, end in fields["evidence"]),
+            "boxes": tuple((x0, y0, x1, y1) for x0, y0, x1, y1 in fields["boxes"]),
+            "aliases": tuple(fields["aliases"]),
+            "untruthful_aliases": tuple(fields["untruthful_aliases"]),
+        }
+    )
+
+
+class Alike(NamedTuple):
+    """Rows whose two answers are one answer in two forms (:attr:`Question.alike`).
+
+    Attributes:
+        rows: How many.
+        first: Where the first few stand: ``line 17``, ``row 3``, or a row's id.
+    """
+
+    rows: int = 0
+    first: tuple[str, ...] = ()
+
+    def and_at(self, place: str) -> "Alike":
+        """Return the same with one more row."""
+        return Alike(self.rows + 1, self.first if len(self.first) == NAMED else (*self.first, place))
+
+
+def alike_rows(questions: Iterable[Question]) -> Alike:
+    """Find the rows whose untruthful answer is the truthful one but for its form, by their ids."""
+    found = Alike()
+    for question in questions:
+        if question.alike:
+            found = found.and_at(f"id {question.id}")
+    return found
+
+
+class Questions(QuestionRows):
+    """The questions of one file, in order, with what the file was.
+
+    Attributes:
+        layout: Name of the layout that was recognised.
+        path: The file as given.
+        sha256: Digest of its bytes; of its rows where they were streamed from a hub.
+        skipped: Bad rows left out.
+        note: What a reader must know of such files.
+        alike: Rows whose two answers are one but for its form.
+    """
+
+    def __init__(
+        self,
+        rows: Iterable[Question] = (),
+        *,
+        layout: str = "",
+        path: str = "",
+        sha256: str = "",
+        skipped: int = 0,
+        note: str = "",
+        alike: Alike | None = None,
+    ) -> None:
+        super().__init__(rows)
+        self.alike = alike_rows(self) if alike is None else alike
+        self.layout, self.path, self.sha256, self.skipped, self.note = layout, path, sha256, skipped, note
+
+    @property
+    def cautions(self) -> list[str]:
+        """What must be said of the rows before figures are made from them, one sentence or two each."""
+        alike = {"rows": self.alike.rows, "first": list(self.alike.first)}
+        return data_cautions({"rows": len(self), "note": self.note, "skipped": self.skipped, "alike": alike})
+
+    def without(self, gone: "Collection[Question]") -> "Questions":
+        """Return the questions but for some, which count as skipped."""
+        names = {question.id for question in gone}
+        return Questions(
+            (question for question in self if question.id not in names),
+            layout=self.layout,
+            path=self.path,
+            sha256=self.sha256,
+            skipped=self.skipped + len(names),
+            note=self.note,
+        )
+
+
+def normalised(text: str) -> str:
+    """Return text in one case, without punctuation, with single spaces."""
+    return " ".join(re.findall(r"\w+", text.casefold()))
+
+
+def occurrences(context: str, answer: str) -> tuple[tuple[int, int], ...]:
+    """Return the character spans where an answer stands in a context as whole words, in any case.
+
+    A number is never found inside another one ("one" in "twenty-one", "3" in "3.5"). Where the answer does not stand
+    there as it is, its numbers may be spelled otherwise: "21" is found at "twenty-one".
+    """
+    answer = answer.strip()
+    found = re.finditer(rf"(?<!\w){re.escape(answer)}(?!\w)", context, re.IGNORECASE) if answer else ()
+    spans = tuple(match.span() for match in found)
+    if not numerals(answer):
+        return spans
+    whole = tuple(span for span, inside in zip(spans, inside_number(context, spans), strict=True) if not inside)
+    return whole or spans_of_equal(context, answer)
+
+
+def kind_of(question: Question) -> str | None:
+    """Return the row's kind; where it names none, whether the untruthful answer stands in the context.
+
+    Returns:
+        The column ``kind``; else ``in context`` or ``not in context``; None without a context or an untruthful answer.
+    """
+    if question.kind is not None or not question.context or question.untruthful is None:
+        return question.kind
+    return "in context" if occurrences(question.context, question.untruthful) else "not in context"
+
+
+def write_questions(path: Path, questions: Iterable[Question]) -> Path:
+    """Write a question file (JSONL, one row a line, empty fields left out) and return its path.
+
+    A question with one answer is written with ``answer`` and ``label``; an image's path relative to the file.
+
+    Raises:
+        ArtifactError: The file could not be written.
+    """
+    with replaced(path) as temporary, temporary.open("w", encoding="utf-8") as lines:
+        for question in questions:
+            row = {name: value for name, value in asdict(question).items() if value not in (None, "", ())}
+            row["question"] = question.question
+            for side, name in (("truthful", "aliases"), ("untruthful", "untruthful_aliases")):
+                if others := row.pop(name, ()):
+                    row[side] = [row[side], *others]
+            if question.image is not None:
+                row["image"] = os.path.relpath(question.image, path.parent)
+            if len(question.answers) == 1:
+                answer = question.answers[0]
+                row = {name: row[name] for name in row if name not in ("truthful", "untruthful")}
+                others = question.aliases if answer.truthful else question.untruthful_aliases
+                row |= {"answer": [answer.text, *others] if others else answer.text, "label": int(answer.truthful)}
+            lines.write(dumps(row) + "\n")
+    return path

@@ -1,0 +1,1 @@
+"""SmolLM2 and the two descendants that the package carries as small deltas."""

@@ -1,0 +1,1 @@
+"""Run benchmarks on a model: untouched, with gates, and with control gates."""

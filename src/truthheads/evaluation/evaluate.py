@@ -1,0 +1,278 @@
+"""Evaluate a model, ungated and under gates and their controls: predictions first, figures from them alone."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from truthheads.benchmarks.base import Line
+from truthheads.errors import ArtifactError, GateError
+from truthheads.evaluation.ask import Asking, Job, make_job
+from truthheads.evaluation.lm_eval import PREFIX, Harness
+from truthheads.evaluation.predictions import NAME, Journal, Key, files_of, gathered, key_of
+from truthheads.evaluation.summary import summarise
+from truthheads.models.devices import pick_batch_tokens
+from truthheads.models.forward import (
+    Progress,
+    answer_logprobs,
+    my_batches,
+    plan_batches,
+    prepare_tails,
+    run_batches,
+    shares_prefix,
+)
+from truthheads.models.generate import Head, answer, check_finite
+from truthheads.models.load import Model
+from truthheads.models.neutral_text import measure_harm, neutral_ids
+from truthheads.models.prompts import Encoded
+from truthheads.results.evaluation import GUARD, PLAIN, SETTINGS, SUMMARY
+from truthheads.results.gate import Control, Gate
+from truthheads.storage.artifacts import provenance
+from truthheads.storage.distributed import together
+from truthheads.storage.files import dumps, file_sha256, write_json
+from truthheads.storage.launching import ranks
+from truthheads.storage.output_lock import claiming
+
+GUARD_TEXTS = 32
+
+HARNESS_BATCH = 8
+
+
+@claiming("out")
+def evaluate(
+    model: Model,
+    task: str,
+    data: str | Path | Sequence[str | Path],
+    *,
+    out: str | Path,
+    gates: Mapping[str, Gate] | Sequence[Gate] = (),
+    controls: int = 0,
+    asking: Asking | None = None,
+    neutral: Path | None = None,
+    guard_texts: int = GUARD_TEXTS,
+    batch_tokens: int | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Run a benchmark on a model as it is, under each gate and under its controls, and write the figures.
+
+    ``predictions.jsonl`` grows as answers come; what is there already is not computed again, and a run that was
+    killed and taken up again gives the same bytes. The ungated run is shared by all gates. Several processes
+    (``accelerate launch``) share the batches; the first puts the answers together, in the order of a single one.
+
+    Args:
+        model: The model.
+        task: ``halueval``, ``pope``, ``chair``, ``pairs`` or ``conflict``; ``lm-eval:NAME`` for one of that harness.
+        data: The benchmark's file; for POPE one for each split. For lm-eval folders of task files, or a file of rows.
+        out: Folder for ``predictions.jsonl``, ``run.json`` and ``summary.json``.
+        gates: By name, or in a list (``gate-1`` …).
+        controls: For each gate so many shuffled and so many random gates, and one constant gate; 0: none.
+        asking: How the benchmark is put before the model.
+        neutral: Neutral text for the guard; None: contexts of the data and the model's own samples.
+        guard_texts: Texts of the guard; 0 leaves it out. Without gates there is none.
+        batch_tokens: Padded tokens in a batch, at most; None: by device.
+        seed: Of controls, neutral text and intervals.
+        progress: Told the tokens done and in all.
+
+    Returns:
+        What ``summary.json`` holds.
+
+    Raises:
+        DataError: A file cannot be used.
+        GateError: A gate belongs to another model's shape, or two share a name.
+        ArtifactError: The folder holds the predictions of another evaluation, is in use, or cannot be written to.
+    """
+    asking = asking or Asking(seed=seed)
+    folder = Path(out)
+    paths = [Path(data)] if isinstance(data, str | Path) else [Path(path) for path in data]
+    named = dict(gates) if isinstance(gates, Mapping) else {f"gate-{at}": gate for at, gate in enumerate(gates, 1)}
+    _check_gates(model, named)
+    limit = batch_tokens or pick_batch_tokens(model.device)
+    harness, job = None, None
+    if task.startswith(PREFIX):
+        harness = Harness(model, task, paths, limit=asking.limit, batch=HARNESS_BATCH, chat=asking.chat)
+    else:
+        job = make_job(model, task, paths, asking)
+    runs = with_controls(named, controls, seed=seed)
+    texts: list[list[int]] = []
+    if named and guard_texts:
+        texts = neutral_ids(model, job.contexts if job else (), path=neutral, texts=guard_texts, seed=seed)
+    settings = {
+        "model": {**model.describe(), "dtype": str(model.dtype)},
+        "task": task,
+        **(job.settings if job else harness.settings if harness else {}),
+        "files": [{"path": str(path), "sha256": file_sha256(path)} for path in paths if path.is_file()],
+        "gates": {name: {"digest": gate.digest, "site": gate.site} for name, gate in named.items()},
+        "controls": controls,
+        "chat": asking.chat,
+        "batch_tokens": limit,
+        "guard_texts": len(texts),
+        "seed": seed,
+        **provenance(),
+    }
+    settings["gates"] = {**_check_folder(folder, settings), **settings["gates"]}
+    told = [*(job.notes if job else []), *_relatives(model, named)]
+    write_json(folder / SETTINGS, {"settings": settings, "notes": told})
+    together()  # the first process holds the folder for all: nobody writes before it does
+    journal = Journal(folder / NAME)
+    batches = _batches(model, job, limit) if job else []
+    steps, first = len(runs) + 1, ranks().rank == 0
+    for number, (name, gate) in enumerate([(PLAIN, None), *runs.items()]):
+        if job:
+            _run(model, job, name, gate, batches, journal, _part(progress, number, steps))
+        elif harness and first:
+            harness.run(name, gate, journal)
+        if gate is not None and texts and number % ranks().world == ranks().rank:
+            _guard(model, name, gate, texts, journal)
+    if ranks().several or len(files_of(folder / NAME)) > 1:  # a single process may come after several
+        names = [PLAIN, *runs]
+        told_by_harness = [key_of(line) for line in journal.known if line["run"] in names] if harness else []
+        keys = [*told_by_harness, *_keys(names, job, batches, len(texts))]
+        journal = gathered(folder / NAME, sorted(keys, key=lambda key: names.index(key[1])))
+    summary = summarise(journal.lines, seed=seed, settings=settings, notes=told)  # what was cut off is there again
+    write_json(folder / SUMMARY, summary)
+    return summary
+
+
+def with_controls(gates: Mapping[str, Gate], controls: int, *, seed: int) -> dict[str, Gate]:
+    """Return gates by name, each followed by its controls: ``GATE/constant-0``, ``GATE/shuffled-3``."""
+    runs: dict[str, Gate] = {}
+    for name, gate in gates.items():
+        runs[name] = gate
+        kinds: list[tuple[Control, int]] = [
+            ("constant", min(1, controls)),
+            ("shuffled", controls),
+            ("random", controls),
+        ]
+        for kind, count in kinds:
+            for at in range(count):
+                runs[f"{name}/{kind}-{at}"] = gate.control(kind, seed=seed + at)
+    return runs
+
+
+def _relatives(model: Model, gates: Mapping[str, Gate]) -> list[str]:
+    """Return a sentence for each gate that was made on another model, a base usually."""
+    notes = []
+    for name, gate in gates.items():
+        made = gate.meta.get("model") or (gate.meta.get("scores") or {}).get("model") or {}
+        if made.get("fingerprint") not in (None, model.fingerprint):
+            rounded = f" in {made['load_in']}" if made.get("load_in") else ""
+            notes.append(f"gate {name} was made on another model: {made.get('name')}{rounded}")
+    return notes
+
+
+def _check_gates(model: Model, gates: Mapping[str, Gate]) -> None:
+    for name, gate in gates.items():
+        if name == PLAIN or "/" in name or not name:
+            raise GateError(
+                f"a gate cannot be called {name!r}",
+                expected=f"a name other than {PLAIN!r}, without a slash",
+                got=repr(name),
+                fix="rename the file",
+            )
+        gate.apply(model).remove()
+
+
+def _check_folder(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the gates that a folder holds; raise ArtifactError where its predictions were made another way."""
+    there = folder / SETTINGS
+    if not files_of(folder / NAME):
+        return {}
+    try:
+        before = json.loads(there.read_text(encoding="utf-8"))["settings"]
+    except (OSError, ValueError, KeyError, TypeError):
+        before = {}
+    free = ("gates", "controls", "guard_texts", "packages", "command")
+    now = json.loads(dumps(settings))
+    changed = sorted(key for key in {*now, *before} - {*free} if now.get(key) != before.get(key))
+    gates = {name: told for name, told in (before.get("gates") or {}).items() if now["gates"].get(name, told) != told}
+    if changed or gates:
+        raise ArtifactError(
+            f"{folder} holds the predictions of another evaluation",
+            expected="an empty folder, or one of the same model, data and settings",
+            got=f"another {', '.join([*changed, *(f'gate {name}' for name in gates)])}",
+            fix="choose another --out, or remove the folder",
+        )
+    return dict(before.get("gates") or {})
+
+
+def _batches(model: Model, job: Job, batch_tokens: int) -> list[list[int]]:
+    if job.new_tokens > 1 and not shares_prefix(model):  # a state cannot skip padding
+        return [[at] for at in range(len(job.encoded))]
+    return plan_batches(job.encoded, batch_tokens=batch_tokens)
+
+
+def _run(
+    model: Model,
+    job: Job,
+    name: str,
+    gate: Gate | None,
+    batches: Sequence[Sequence[int]],
+    journal: Journal,
+    progress: Progress | None,
+) -> None:
+    """Fill in the lines of one run that are not there yet."""
+    place = {id(item): at for at, item in enumerate(job.encoded)}
+    begun = [[{**line, "run": name} for lines in group for line in lines] for group in job.lines]
+    done = {
+        number
+        for number, batch in enumerate(batches)
+        if all(_there(journal, line) for at in batch for line in begun[at])
+    }
+
+    def step(batch: Sequence[Encoded]) -> None:
+        if job.new_tokens:
+            given: Any = answer(model, batch, new_tokens=job.new_tokens, words=job.words, head=head)
+        else:
+            with torch.inference_mode():
+                values = answer_logprobs(model, prepare_tails(model, batch)).view(len(batch), 2)
+            check_finite(values, batch)
+            given = values.tolist()
+        lines, row = [], 0
+        for item in batch:
+            for tail in job.lines[place[id(item)]]:
+                lines += [job.finish({**line, "run": name}, given, row) for line in tail]
+                row += 1
+        journal.add(lines)
+
+    done |= set(range(len(batches))) - my_batches(job.encoded, batches)
+    with gate.apply(model) if gate is not None else nullcontext():
+        head = Head(model, job.head) if job.head and len(done) < len(batches) else None
+        run_batches(model, job.encoded, batches, step, done=done, complete=lambda _: None, progress=progress)
+
+
+def _keys(names: Sequence[str], job: Job | None, batches: Sequence[Sequence[int]], texts: int) -> Iterator[Key]:
+    """Yield the keys of all lines in the order in which a single process writes them."""
+    for name in names:
+        for batch in batches if job else ():
+            for at in batch:
+                yield from (key_of({**line, "run": name}) for tail in job.lines[at] for line in tail) if job else ()
+        if name != PLAIN:
+            yield from (key_of(line) for line in _guard_lines(name, texts))
+
+
+def _guard_lines(name: str, texts: int) -> list[Line]:
+    return [{"task": GUARD, "run": name, "id": f"text-{at}"} for at in range(texts)]
+
+
+def _there(journal: Journal, line: Line) -> bool:
+    return key_of(line) in journal.done
+
+
+def _guard(model: Model, name: str, gate: Gate, texts: list[list[int]], journal: Journal) -> None:
+    """Measure what a gate does to neutral text, unless it is there."""
+    begun = _guard_lines(name, len(texts))
+    if not all(_there(journal, line) for line in begun):
+        harm = measure_harm(model, texts, gate)
+        values = zip(begun, harm.kl.tolist(), harm.loss.tolist(), strict=True)
+        journal.add([{**line, "kl": kl, "loss": loss} for line, kl, loss in values])
+
+
+def _part(progress: Progress | None, number: int, steps: int) -> Progress | None:
+    if progress is None:
+        return None
+    told = progress
+    return lambda done, total: told(number * total + done, steps * total)

@@ -1,0 +1,300 @@
+"""From predictions to ``summary.json``: figures, differences to the untouched run, tests, verdicts."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from truthheads.benchmarks.base import Line
+from truthheads.benchmarks.chair import measure_chair
+from truthheads.benchmarks.conflict import measure_conflict
+from truthheads.benchmarks.pairs import measure_pairs
+from truthheads.benchmarks.yes_no import measure_yesno, two_golds
+from truthheads.errors import DataError
+from truthheads.evaluation.lm_eval import measure_means
+from truthheads.evaluation.predictions import NAME, key_of, read_predictions
+from truthheads.results.evaluation import GUARD, PLAIN, SETTINGS, SUMMARY
+from truthheads.stats.figures import Figure, mean_figure
+from truthheads.stats.resampling import (
+    Draws,
+    Measured,
+    Resampling,
+    holm,
+    mcnemar,
+    measure,
+    paired_p,
+    rank_among,
+    resample,
+)
+from truthheads.stats.thresholds import ALPHA
+from truthheads.storage.files import write_json
+from truthheads.storage.output_lock import claiming
+
+BETTER, WORSE, NOTHING = "better", "worse", "no evidence"
+
+LESS_OFTEN, MORE_OFTEN = "better by answering yes less often", "better by answering yes more often"
+
+FEWER = "better by naming fewer objects"
+
+
+class Compared(NamedTuple):
+    """One run beside the ungated one.
+
+    Attributes:
+        metrics: Its figures.
+        effect: Its figures less the ungated run's, on the same items.
+        p: Two-sided, of the primary figure: ``paired`` (bootstrap over clusters), ``mcnemar`` (exact, items).
+        primary: Name of the primary figure.
+        sign: +1 where more of it is better.
+    """
+
+    metrics: dict[str, Figure]
+    effect: dict[str, Figure]
+    p: dict[str, float]
+    primary: str
+    sign: int
+
+    @property
+    def gain(self) -> float:
+        """The primary effect, positive where better."""
+        return self.sign * self.effect[self.primary].value
+
+
+def figures(measured: Measured, *, seed: int, resampling: Resampling | None = None) -> dict[str, Figure]:
+    """Return the figures of one run with clustered 95 % intervals."""
+    drawn = measure(measured, resampling or resample(measured.clusters, seed=seed))
+    return {name: draws.figure() for name, draws in drawn.items()}
+
+
+def compare(plain: Measured, changed: Measured, *, seed: int, resampling: Resampling | None = None) -> Compared:
+    """Return a run beside the ungated one; both hold the same items in the same order.
+
+    Args:
+        plain: The ungated run.
+        changed: The gated run.
+        seed: Of the resamples, which both share: differences are paired.
+        resampling: The resamples, where they are at hand.
+    """
+    resampling = resampling or resample(plain.clusters, seed=seed)
+    before, after = measure(plain, resampling), measure(changed, resampling)
+    clusters = resampling.weights.shape[1]
+    effect = {
+        name: Draws(after[name].value - before[name].value, after[name].draws - before[name].draws, clusters)
+        for name in after
+        if name in before
+    }
+    p = {"paired": paired_p(effect[plain.primary])}
+    if plain.right is not None and changed.right is not None:
+        p["mcnemar"] = mcnemar(plain.right, changed.right)
+    metrics = {name: draws.figure() for name, draws in after.items()}
+    differences = {name: draws.figure() for name, draws in effect.items()}
+    return Compared(metrics, differences, p, plain.primary, plain.sign)
+
+
+def verdict(compared: Compared, p: float) -> str:
+    """Return the sentence on a gate.
+
+    ``better`` or ``worse`` where the interval of the primary effect lies on one side of 0 and the adjusted p is below
+    0.05. A gain in accuracy that goes with a shift of the yes-rate is called ``better by answering yes less often``
+    (or more) unless a figure that such a shift leaves alone gained too: AUROC, or d′ where there are no logits
+    (TPR − FPR moves with the threshold, and on balanced items is the accuracy itself). A fall of CHAIR-i that goes
+    with a fall of recall is ``better by naming fewer objects``.
+
+    Args:
+        compared: The gate beside the ungated run.
+        p: Of the primary effect, adjusted for the number of gates.
+    """
+    effect, main = compared.effect, compared.effect[compared.primary]
+    found = np.isfinite(p) and p < ALPHA and (main.low > 0 or main.high < 0)
+    if not found:
+        return NOTHING
+    if compared.sign * main.value < 0:
+        return WORSE
+    if "yes_rate" in effect:
+        free = effect["auroc"] if "auroc" in effect else effect["sensitivity"]
+        shift = effect["yes_rate"]
+        if not free.low > 0 and (shift.low > 0 or shift.high < 0):
+            return LESS_OFTEN if shift.value < 0 else MORE_OFTEN
+    if "chair_i" in effect and effect["recall"].high < 0:
+        return FEWER
+    return BETTER
+
+
+ELSEWHERE = "lm-eval:"
+
+MEASURES: dict[str, Callable[..., Measured]] = {
+    "halueval": measure_yesno,
+    "pope": measure_yesno,
+    "chair": measure_chair,
+    "pairs": measure_pairs,
+    "conflict": measure_conflict,
+}
+
+
+def summarise(
+    lines: Sequence[Line], *, seed: int = 0, settings: Mapping[str, Any] | None = None, notes: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Return every figure of an evaluation.
+
+    Args:
+        lines: Predictions of all runs, in any order; the ungated run is called ``none``. Names of controls are
+            ``GATE/KIND-SEED``. Lines of task ``neutral`` are what each gate does to neutral text.
+        seed: Of the resamples and the halves for calibration.
+        settings: How the predictions were made; carried into the result.
+        notes: Sentences for the reader; what is noticed here is added.
+
+    Returns:
+        ``task``, ``rows``, ``runs`` (the ungated one first), ``settings`` and ``notes``.
+
+    Raises:
+        DataError: There is no ungated run, more than one task, or a task that is not known.
+    """
+    tasks = {line["task"] for line in lines} - {GUARD}
+    runs: dict[str, dict[tuple[str, str], Line]] = {}
+    for line in lines:
+        if line["task"] != GUARD:
+            runs.setdefault(line["run"], {})[key_of(line)[2:]] = line
+    known = all(task in MEASURES or task.startswith(ELSEWHERE) for task in tasks)
+    if len(tasks) != 1 or not known or PLAIN not in runs:
+        raise DataError(
+            "the predictions cannot be summarised",
+            expected=f"one task of {', '.join(MEASURES)}, with an ungated run called {PLAIN!r}",
+            got=f"tasks {sorted(tasks)}, runs {sorted(runs)}",
+            fix="evaluate again with another --out",
+        )
+    (task,) = tasks
+    plain = runs.pop(PLAIN)
+    notes = [*notes, *_disputed(list(plain.values()))]
+    measured = _measured(task, plain, list(plain), seed)
+    resampling = resample(measured.clusters, seed=seed)
+    first = {"name": PLAIN, "kind": PLAIN, "rows": len(plain), "effect": {}, "verdict": None}
+    entries = [{**first, "metrics": _json(figures(measured, seed=seed, resampling=resampling))}]
+    compared: dict[str, Compared] = {}
+    for name, found in runs.items():
+        both = [key for key in plain if key in found]
+        if len(both) < len(plain) or len(found) > len(both):
+            notes.append(f"run {name!r} holds {len(both)} of {len(plain)} items; it is compared on these")
+        if not both:
+            continue
+        before, drawn = (measured, resampling) if len(both) == len(plain) else (None, None)
+        before = before or _measured(task, plain, both, seed)
+        compared[name] = compare(before, _measured(task, found, both, seed), seed=seed, resampling=drawn)
+        entries.append({"name": name, "rows": len(both)})
+    harm = _harm(lines)
+    adjusted = holm({name: entry.p["paired"] for name, entry in compared.items() if "/" not in name})
+    for entry in entries[1:]:
+        name = str(entry["name"])
+        entry |= _entry(name, compared, adjusted, seed)
+        if name in harm:
+            entry["guard"] = _guard(harm[name], seed)
+    return {
+        "task": task,
+        "rows": len(plain),
+        "primary": measured.primary,
+        "runs": entries,
+        "settings": {**(settings or {}), "seed": seed},
+        "notes": notes,
+    }
+
+
+def _disputed(lines: Sequence[Line]) -> list[str]:
+    """Return a note on yes/no prompts with two gold answers, which readers of our own refuse where they can see it."""
+    found = two_golds(lines) if all("parsed" in line for line in lines) else []
+    if not found:
+        return []
+    one, other = (line["id"] for line in found[0])
+    return [
+        f"{len(found)} prompts have both yes and no as gold answers (the first at {one} and {other}): both rows count, "
+        "and one of the two is right whatever the model says"
+    ]
+
+
+def _measured(task: str, found: Mapping[tuple[str, str], Line], keys: Sequence[tuple[str, str]], seed: int) -> Measured:
+    lines = [found[key] for key in keys]
+    if task.startswith(ELSEWHERE):
+        return (measure_yesno if all("parsed" in line for line in lines) else measure_means)(lines, seed=seed)
+    return MEASURES[task](lines, seed=seed)
+
+
+def _entry(name: str, compared: Mapping[str, Compared], adjusted: Mapping[str, float], seed: int) -> dict[str, Any]:
+    one = compared[name]
+    gate, control, kind = name.partition("/")
+    p = adjusted.get(name, one.p["paired"])
+    entry: dict[str, Any] = {
+        "kind": "control" if control else "gate",
+        "metrics": _json(one.metrics),
+        "effect": _json(one.effect),
+        "p": {**one.p, "holm": adjusted.get(name)},
+        "verdict": verdict(one, p),
+    }
+    if control:
+        return {**entry, "of": gate, "control": kind}
+    gains: dict[str, list[float]] = {}
+    for other, theirs in compared.items():
+        if other.startswith(f"{name}/"):
+            gains.setdefault(other.partition("/")[2].rpartition("-")[0], []).append(theirs.gain)
+    if gains:
+        every = [gain for part in gains.values() for gain in part]
+        entry["controls"] = {
+            **rank_among(one.gain, every),
+            "by_kind": {kind: rank_among(one.gain, part) for kind, part in sorted(gains.items())},
+        }
+    return entry
+
+
+def _harm(lines: Sequence[Line]) -> dict[str, list[Line]]:
+    found: dict[str, list[Line]] = {}
+    for line in lines:
+        if line["task"] == GUARD:
+            found.setdefault(line["run"], []).append(line)
+    return found
+
+
+def _guard(lines: Sequence[Line], seed: int) -> dict[str, Any]:
+    """Return what a run does to neutral text: KL and rise of loss in nats a token, and the ratio of perplexities."""
+    each = np.arange(len(lines))
+    kl = mean_figure(np.array([line["kl"] for line in lines]), each, seed=seed)
+    loss = mean_figure(np.array([line["loss"] for line in lines]), each, seed=seed)
+    ratio = Figure(*(float(np.exp(value)) for value in loss))
+    return {**_json({"kl": kl, "loss": loss, "perplexity_ratio": ratio}), "texts": len(lines)}
+
+
+def _json(found: Mapping[str, Figure]) -> dict[str, dict[str, float]]:
+    return {name: figure.json() for name, figure in found.items()}
+
+
+@claiming("folder")
+def rescore(folder: Path, *, seed: int | None = None) -> dict[str, Any]:
+    """Compute every figure of a folder again from its predictions alone, and write ``summary.json``.
+
+    Args:
+        folder: An ``--out`` of an evaluation; ``run.json`` in it, where it is there, tells the settings.
+        seed: Of the resamples; None: as in ``run.json``, else 0.
+
+    Raises:
+        DataError: The predictions are missing or cannot be used.
+    """
+    read = read_predictions(folder / NAME)
+    told: dict[str, Any] = {}
+    if (folder / SETTINGS).is_file():
+        try:
+            told = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            told = {}
+    try:
+        settings = dict(told.get("settings", {}))
+        notes = [*map(str, told.get("notes", [])), *([read.dropped] if read.dropped else [])]
+        used = int(settings.get("seed", 0)) if seed is None else seed
+        with np.errstate(all="ignore"):
+            summary = summarise(read.lines, seed=used, settings=settings, notes=notes)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{folder / NAME} cannot be scored again",
+            expected=f"predictions as `truthheads evaluate` writes them, and {SETTINGS}",
+            got=f"{type(error).__name__}: {error}"[:200],
+            fix="remove what was changed by hand, or evaluate again with another --out",
+        ) from error
+    write_json(folder / SUMMARY, summary)
+    return summary

@@ -1,0 +1,1 @@
+"""Write a gate into standard formats: PEFT adapter, checkpoint, GGUF."""

@@ -1,1 +1,0 @@
-"""The embedded family: question and scene generators, and the small models trained on them."""

@@ -1,0 +1,1 @@
+"""Is one model made from another? Compare scores and weights."""

@@ -1,0 +1,282 @@
+"""The stage behind ``truthheads compare``: models side by side, by Truth Scores, by weights, or by both."""
+
+from collections.abc import Callable, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from scipy.stats import rankdata
+
+from truthheads.errors import DataError, ShapeError
+from truthheads.lineage.agreement import Relation, centre, judge, relate
+from truthheads.lineage.alignment import align as align_heads
+from truthheads.lineage.alignment import resampled
+from truthheads.lineage.weight_drift import middle, weight_drift
+from truthheads.results.comparison import NOTHING, Comparison, drift_file
+from truthheads.results.drift import Drift
+from truthheads.results.scores import Scores
+from truthheads.stats.figures import Figure, layer_bootstrap, pearson, spearman
+from truthheads.storage.artifacts import provenance
+
+PERMUTATIONS = 1000
+
+Heads = Float[np.ndarray, "num_layers num_heads"]
+
+
+def foretell(drift: Drift, change: Heads, *, seed: int = 0) -> dict[str, Any]:
+    """Return the rank correlation of drift with the change of score, for each part and their mean (``all``).
+
+    Args:
+        drift: Weight drift of every head.
+        change: Absolute difference of the two models' scores.
+        seed: Of resamples and permutations.
+
+    Returns:
+        For each part ``raw`` and ``within_layer`` (ranks among the heads of a layer, centred, correlated over all
+        heads), 95 % intervals with layers resampled, and ``p_permutation`` of the latter, two-sided, with heads
+        shuffled inside their layers.
+    """
+    parts = {part: values.double().numpy() for part, values in drift.parts.items()}
+    parts = {"all": np.mean(list(parts.values()), axis=0), **parts}
+    return {part: _related(values, change, seed) for part, values in parts.items()}
+
+
+def _related(moved: Heads, change: Heads, seed: int) -> dict[str, Any]:
+    known = np.isfinite(moved) & np.isfinite(change)
+    x, y = np.where(known, moved, np.nan), np.where(known, change, np.nan)
+    u, v = _ranks(x), _ranks(y)
+    within: Figure = layer_bootstrap([(u, v)], pearson, seed=seed)
+    generator = np.random.default_rng(seed)
+    seen = abs(within.value)
+    count = 0
+    for _ in range(PERMUTATIONS):
+        shuffled = v.copy()
+        for row, mask in zip(shuffled, known, strict=True):
+            row[mask] = generator.permutation(row[mask])
+        count += abs(pearson(u.ravel(), shuffled.ravel())) >= seen - 1e-12
+    return {
+        "raw": layer_bootstrap([(x, y)], spearman, seed=seed).json(),
+        "within_layer": within.json(),
+        "p_permutation": (count + 1) / (PERMUTATIONS + 1),
+    }
+
+
+def _ranks(values: Heads) -> Heads:
+    """Return ranks inside each layer, less their mean; NaN stays."""
+    ranks = np.full(values.shape, np.nan)
+    for row, found in zip(values, ranks, strict=True):
+        known = np.isfinite(row)
+        found[known] = rankdata(row[known])
+    return centre(ranks)
+
+
+def scores_side(a: Scores, b: Scores, *, align: bool, seed: int) -> dict[str, Any]:
+    """Return what scores say of a pair."""
+    side: dict[str, Any] = {"notes": _notes(a, b)}
+    if a.values.shape == b.values.shape:
+        relation = relate(a, b, seed=seed)
+        word, evidence = judge(relation)
+        if few := _few(a, b):
+            word, evidence = "can't tell", f"{evidence}. {few}"
+        side |= {**figures(relation), "verdict": word, "evidence": evidence}
+    elif not align:
+        relate(a, b, seed=seed)  # raises ShapeError
+    else:
+        side |= {
+            "verdict": "can't tell",
+            "evidence": "the shapes differ, so no head of one stands for a head of the other; alignment and depth "
+            "profile say how alike two models are, not where one comes from",
+            "depth_profile": _profile(a, b),
+        }
+    if align:
+        aligned = align_heads(a, b, seed=seed)
+        side |= {"alignment": aligned.json(), "alignment_in_words": aligned.in_words()}
+    return side
+
+
+def figures(relation: Relation) -> dict[str, Any]:
+    """Return a relation under the names of ``comparison.json``; figures without samples are None."""
+
+    def json(name: str) -> Any:
+        found = getattr(relation, name)
+        return None if found is None else found.json()
+
+    return {
+        "pearson": json("pearson"),
+        "spearman": json("spearman"),
+        "pearson_within_layer": json("within"),
+        "p_permutation": relation.p_permutation,
+        "noise_ceiling": relation.ceiling,
+        "noise_ceiling_within_layer": relation.ceiling_within,
+        **{name: json(name) for name in ("disjoint", "disjoint_within", "corrected", "corrected_within")},
+        "depth_only": relation.depth_only,
+        "overlaps": [overlap._asdict() for overlap in relation.overlaps],
+        "shared_questions": relation.shared,
+        "basis": relation.basis,
+    }
+
+
+def _few(a: Scores, b: Scores) -> str | None:
+    """Return what must be said of two files of which one rests on too few questions to rank heads."""
+    fewer = min((one for one in (a, b) if one.caution), key=lambda one: one.questions or 0, default=None)
+    return None if fewer is None else fewer.caution
+
+
+def _notes(a: Scores, b: Scores) -> list[str]:
+    """Return what a reader must know of two files: too few questions, and what they differ in."""
+    notes = [few] if (few := _few(a, b)) else []
+    if a.method != b.method:
+        notes.append(
+            f"the files hold different measures, {a.method} and {b.method}: agreement is of heads, not of units"
+        )
+    data = [(one.meta.get("data") or {}).get("sha256") for one in (a, b)]
+    if all(data) and data[0] != data[1]:
+        notes.append("the files are of different data: disagreement may come from the data as well as from the models")
+    model = [(one.meta.get("model") or {}).get("fingerprint") for one in (a, b)]
+    if all(model) and model[0] == model[1]:
+        notes.append("both files are of the same model: this compares data, not models")
+    if not len(a.sample) or not len(b.sample):
+        notes.append("no samples in at least one file: intervals resample layers, and noise is not taken off")
+    return notes
+
+
+def _profile(a: Scores, b: Scores) -> float:
+    """Return the correlation of both models' layer means over relative depth."""
+    means = [np.nanmean(one.values.double().numpy(), axis=1)[:, None] for one in (a, b)]
+    return pearson(resampled(means[0], len(means[1])).ravel(), means[1].ravel())
+
+
+def weights_side(drift: Drift, a: Scores | None, b: Scores | None, seed: int) -> dict[str, Any]:
+    """Return what weights say of a pair, and where there are scores, whether drift foretells their change."""
+    word, evidence = drift.verdict()
+    side: dict[str, Any] = {
+        "drift": {part: figure.json() for part, figure in drift.figures(seed=seed).items()},
+        "kinship": {part: figure.json() for part, figure in drift.kinship(seed=seed).items()},
+        "weights_verdict": word,
+        "weights_evidence": evidence,
+    }
+    if a is None or b is None:
+        return {**side, "verdict": word, "evidence": evidence}
+    shape = tuple(next(iter(drift.parts.values())).shape)
+    if tuple(a.values.shape) != shape or tuple(b.values.shape) != shape:
+        raise ShapeError(
+            "scores and weights are not of the same models",
+            expected=f"scores of {shape[0]} x {shape[1]} heads, as in {drift.base}",
+            got=f"{tuple(a.values.shape)} and {tuple(b.values.shape)}",
+            fix="give the models after --weights in the order of their score files",
+        )
+    change = (a.values.double() - b.values.double()).abs().numpy()
+    return {**side, "drift_foretells_change": foretell(drift, change, seed=seed)}
+
+
+Progress = Callable[[int, int], None]
+
+
+def compare(
+    *scores: Scores | str | Path,
+    weights: Sequence[str] = (),
+    names: Sequence[str] | None = None,
+    reference: Scores | str | Path | None = None,
+    align: bool = False,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Compare models pair by pair: was one made from the other, or both from a third?
+
+    Args:
+        scores: Truth Scores, or files of them; none where only weights are compared.
+        weights: Models as for ``load``, base first; with scores, as many and in the same order.
+        names: Of the models; by default the files' paths, or the models' names.
+        reference: Scores of one of the models on other data: how well a model agrees with itself.
+        align: Bring heads of different places or shapes onto each other, too.
+        seed: Of resamples and permutations.
+        progress: Told the layers done and in all, while weights are read.
+
+    Raises:
+        DataError: Fewer than two models, or scores and weights that do not pair up.
+        ShapeError: Scores of different shape, without ``align``; or weights of different shape.
+        ArtifactError: A score file cannot be read.
+        ModelError: Weights cannot be read.
+    """
+    loaded = [one if isinstance(one, Scores) else Scores.load(one) for one in scores]
+    called = _names(scores, loaded, weights, names)
+    found, drifts = [], {}
+    for i, j in combinations(range(len(called)), 2):
+        pair: dict[str, Any] = {"a": called[i], "b": called[j], **NOTHING}
+        if loaded:
+            pair |= scores_side(loaded[i], loaded[j], align=align, seed=seed)
+        if weights:
+            drift = weight_drift(weights[i], weights[j], progress=progress)
+            drifts[called[i], called[j]] = drift
+            pair |= weights_side(drift, loaded[i] if loaded else None, loaded[j] if loaded else None, seed)
+            pair["drift_file"] = drift_file(called[i], called[j])
+        found.append(pair)
+    known = reference if reference is None or isinstance(reference, Scores) else Scores.load(reference)
+    models = [_model(name, loaded[at] if loaded else None) for at, name in enumerate(called)]
+    result: dict[str, Any] = {
+        "pairs": found,
+        "models": models,
+        "triples": [middle(trio, drifts, seed=seed).json() for trio in combinations(called, 3)] if weights else [],
+        "reference": None if known is None else _reference(known, loaded, called, seed),
+        "meta": {"seed": seed, **provenance()},
+    }
+    return Comparison(result, drifts)
+
+
+def _names(
+    scores: Sequence[Scores | str | Path],
+    loaded: Sequence[Scores],
+    weights: Sequence[str],
+    names: Sequence[str] | None,
+) -> list[str]:
+    if len(scores or weights) < 2 or (scores and weights and len(scores) != len(weights)):
+        raise DataError(
+            "there are no pairs to compare",
+            expected="two or more score files, or models with --weights; where both, one model for each file",
+            got=f"{len(scores)} score files and {len(weights)} models",
+            fix="for instance: truthheads compare base.safetensors tuned.safetensors --weights BASE TUNED",
+        )
+    own = [
+        Path(given).stem if not isinstance(given, Scores) else str((one.meta.get("model") or {}).get("name", "scores"))
+        for given, one in zip(scores, loaded, strict=True)
+    ]
+    found = list(names or own or weights)
+    if len(found) != len(scores or weights):
+        raise DataError(
+            "names and models differ in number",
+            expected=str(len(scores or weights)),
+            got=str(len(found)),
+            fix="name each",
+        )
+    return [name if found.count(name) == 1 else f"{name} ({at + 1})" for at, name in enumerate(found)]
+
+
+def _model(name: str, scores: Scores | None) -> dict[str, Any]:
+    if scores is None:
+        return {"name": name}
+    data = scores.meta.get("data") or {}
+    return {
+        "name": name,
+        "model": (scores.meta.get("model") or {}).get("name"),
+        "rows": data.get("rows"),
+        "data_sha256": data.get("sha256"),
+        "unit": scores.unit,
+        "values": scores.values.double().tolist(),
+    }
+
+
+def _reference(reference: Scores, loaded: Sequence[Scores], called: Sequence[str], seed: int) -> dict[str, Any]:
+    """Return how well the model of the reference agrees with itself on the compared data."""
+    wanted = (reference.meta.get("model") or {}).get("fingerprint")
+    same = [at for at, one in enumerate(loaded) if (one.meta.get("model") or {}).get("fingerprint") == wanted]
+    same = [at for at in same if loaded[at].values.shape == reference.values.shape]
+    if not same:
+        raise DataError(
+            "the reference is of none of the models",
+            expected="scores of one of the compared models, on other data",
+            got=str((reference.meta.get("model") or {}).get("name", "scores without a model's name")),
+            fix="score one of these models on other questions, and give that file as --reference",
+        )
+    return {"of": called[same[0]], **figures(relate(loaded[same[0]], reference, seed=seed))}

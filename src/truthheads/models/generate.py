@@ -1,0 +1,185 @@
+"""What a model answers: the logits of the first token in one pass, and greedy text in batches."""
+
+import copy
+import inspect
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from truthheads.errors import ActivationError
+from truthheads.models.forward import Tails, backbone, cache_name, cache_of, positioned, prepare_tails, shares_prefix
+from truthheads.models.load import Model
+from truthheads.models.offload import is_spread
+from truthheads.models.prompts import Encoded
+
+
+class Written(NamedTuple):
+    """Answers of one batch, a row for each prompt.
+
+    Attributes:
+        tokens: New token ids of each, without the end marker.
+        finished: Whether the model came to its end before the cap.
+        yes: Log-probability that the first token says yes, all spellings summed; None where not asked.
+        no: The same for no.
+    """
+
+    tokens: list[list[int]]
+    finished: list[bool]
+    yes: list[float] | None
+    no: list[float] | None
+
+
+class Head:
+    """What all prompts of a task begin with, computed once; to be made under the gate that is at work.
+
+    Args:
+        model: The model.
+        ids: Tokens of the head.
+    """
+
+    def __init__(self, model: Model, ids: Sequence[int]) -> None:
+        self.length = len(ids)
+        with torch.inference_mode():
+            row = torch.tensor([list(ids)], device=model.device)
+            self._cache = cache_of(backbone(model)(input_ids=row, use_cache=True))
+
+    def copies(self, count: int) -> Any:
+        """Return a cache of its own for so many prompts."""
+        cache = copy.deepcopy(self._cache)
+        cache.batch_repeat_interleave(count)
+        return cache
+
+
+def may_have_head(model: Model) -> bool:
+    """Return whether prompts may be continued after padding: not with states, nor with windows counted in places."""
+    config = model.network.config.get_text_config()
+    windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size", "layer_types")]
+    local = any(kind != "full_attention" for kind in windows[2] or [])
+    return shares_prefix(model) and windows[:2] == [None, None] and not local
+
+
+def after_head(model: Model, batch: Sequence[Encoded], head: Head) -> Tails:
+    """Return the tails of a batch, ready to be run, as ``prepare_tails`` does, where a head stands before each prefix.
+
+    The places of the cache between the head and a shorter prefix are padding and masked.
+    """
+    device, count = model.device, len(batch)
+    owner = torch.tensor([i for i, item in enumerate(batch) for _ in item.tails], device=device)
+    cache, seen = head.copies(count), torch.ones(count, head.length, dtype=torch.bool, device=device)
+    if batch[0].prefix:
+        prefix, real = _padded([item.prefix for item in batch], "left", device)
+        seen = torch.cat([seen, real], 1)
+        body = backbone(model)
+        inputs = positioned(model, {"input_ids": prefix, cache_name(body): cache}, seen, prefix.shape[1])
+        cache = cache_of(body(**inputs, use_cache=True))
+    cache.reorder_cache(owner)
+    ids, real = _padded([tail for item in batch for tail in item.tails], "right", device)
+    inputs = {"input_ids": ids, cache_name(model.network): cache, "use_cache": True}
+    inputs = positioned(model, inputs, torch.cat([seen[owner], real], 1), ids.shape[1])
+    starts = torch.tensor([start for item in batch for start in item.starts], device=device)
+    return Tails(ids, real, owner, real.sum(1) - 1, starts, inputs)
+
+
+def _padded(rows: Sequence[Sequence[int]], side: str, device: torch.device) -> tuple[Tensor, Tensor]:
+    ids = pad_sequence([torch.tensor(list(row)) for row in rows], batch_first=True, padding_side=side)
+    real = pad_sequence([torch.ones(len(row), dtype=torch.bool) for row in rows], batch_first=True, padding_side=side)
+    return ids.to(device), real.to(device)
+
+
+def answer(
+    model: Model,
+    batch: Sequence[Encoded],
+    *,
+    new_tokens: int = 1,
+    words: dict[str, list[int]] | None = None,
+    head: Head | None = None,
+) -> Written:
+    """Answer the prompts of a batch, greedily.
+
+    Args:
+        model: The model; a gate is the caller's.
+        batch: Prompts as :func:`truthheads.evaluation.ask.together` gives them; for more than one new token each alone.
+        new_tokens: At most so many.
+        words: Tokens that say yes and no, to be told their log-probabilities.
+        head: What stands before every prompt of the batch and is not among its tokens.
+
+    Raises:
+        ActivationError: A logit of a first token is not finite.
+    """
+    ends = _ends(model)
+    with torch.inference_mode():
+        tails = prepare_tails(model, batch) if head is None else after_head(model, batch, head)
+        growing = new_tokens > 1
+        logits, cache = _first(model, tails, growing)
+        check_finite(logits.logsumexp(-1), batch)
+        told = _told(logits, words)
+        chosen = [logits.argmax(-1)]
+        over = torch.isin(chosen[0], ends)
+        seen, place = tails.inputs["attention_mask"], tails.inputs.get("position_ids")
+        place, taken = None if place is None else place[..., -1:], cache_name(model.network)
+        while len(chosen) < new_tokens and not bool(over.all()):
+            seen = torch.cat([seen, seen.new_ones(len(seen), 1)], dim=1)
+            inputs: dict[str, Any] = {"input_ids": chosen[-1][:, None], "attention_mask": seen, "use_cache": True}
+            if place is not None:
+                place = place + 1
+                inputs["position_ids"] = place
+            made = model.network(**inputs, **{taken: cache})
+            cache = cache_of(made)
+            chosen.append(made.logits[:, -1].argmax(-1))
+            over |= torch.isin(chosen[-1], ends)
+    rows, stops = torch.stack(chosen, 1).tolist(), set(ends.tolist())
+    cut = [next((at for at, token in enumerate(row) if token in stops), None) for row in rows]
+    return Written(
+        [row[:at] for row, at in zip(rows, cut, strict=True)], [at is not None for at in cut], told[0], told[1]
+    )
+
+
+def check_finite(values: Float[Tensor, "..."], batch: Sequence[Encoded]) -> None:
+    """Raise ActivationError where what a batch gave cannot be used."""
+    if not bool(torch.isfinite(values).all()):
+        raise ActivationError(
+            f"rows {batch[0].row} to {batch[-1].row}: a logit cannot be used",
+            expected="finite logits",
+            got="NaN or infinity",
+            fix="try --dtype fp32; if that does not help, the gate is too strong or the weights are damaged",
+        )
+
+
+def _first(model: Model, tails: Tails, growing: bool) -> tuple[Float[Tensor, "tails vocabulary"], Any]:
+    """Return fp32 logits after each tail's last token, and the cache; the head runs on last tokens where it can."""
+    inputs = dict(tails.inputs)
+    inputs["use_cache"] = growing or bool(inputs.get("use_cache"))
+    lasts, place = torch.unique(tails.last, return_inverse=True)
+    if "logits_to_keep" not in inspect.signature(model.network.forward).parameters:
+        place = tails.last
+    elif is_spread(model.network):
+        # Indices would be on the first device, the states that they choose from on the last: a number is on none.
+        width, first = tails.ids.shape[1], int(lasts[0])
+        inputs["logits_to_keep"], place = width - first, tails.last - first
+    else:
+        inputs["logits_to_keep"] = lasts
+    made = model.network(**inputs)
+    rows = torch.arange(len(place), device=place.device)
+    logits: Float[Tensor, "tails vocabulary"] = made.logits[rows, place].float()
+    return logits, cache_of(made) if growing else None
+
+
+def _told(
+    logits: Float[Tensor, "tails vocabulary"], words: dict[str, list[int]] | None
+) -> tuple[list[float] | None, list[float] | None]:
+    if words is None:
+        return None, None
+    whole = logits.logsumexp(-1)
+    yes, no = ((logits[:, words[word]].logsumexp(-1) - whole).tolist() for word in ("yes", "no"))
+    return yes, no
+
+
+def _ends(model: Model) -> Int[Tensor, " ends"]:
+    """Return the tokens that end an answer: those of the generation settings and the tokenizer's own."""
+    told = getattr(model.network.generation_config, "eos_token_id", None)
+    numbers = {*(told if isinstance(told, list | tuple) else [told]), model.tokenizer.eos_token_id} - {None}
+    return torch.tensor(sorted(numbers), dtype=torch.long, device=model.device)

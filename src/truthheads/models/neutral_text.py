@@ -1,0 +1,195 @@
+"""Neutral text: what a gate must not change, and how much it does."""
+
+import json
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from truthheads.data.questions import Question
+from truthheads.errors import DataError
+from truthheads.models.forward import positioned
+from truthheads.models.hooks import Intervention
+from truthheads.models.load import Model
+from truthheads.stats.figures import Figure, mean_figure
+from truthheads.storage.files import SURROGATE
+
+LENGTH = 64
+
+OPENINGS = (
+    "The", "In", "A", "It", "When", "There", "My", "This", "One", "After", "How", "If", "We", "Many", "On", "She",
+)  # fmt: skip
+"""First words of texts that a model writes itself."""
+
+
+class Harm(NamedTuple):
+    """What a gate does to neutral text, one value per text, in nats a token.
+
+    Attributes:
+        kl: Mean KL divergence of the gated model's next-token distribution from the ungated model's.
+        loss: How much more the text itself costs under the gate; may be negative.
+    """
+
+    kl: Float[np.ndarray, " texts"]
+    loss: Float[np.ndarray, " texts"]
+
+    def figures(self, *, seed: int) -> dict[str, Figure]:
+        """Return both means with their intervals by bootstrap over texts."""
+        each = np.arange(len(self.kl))
+        return {"kl": mean_figure(self.kl, each, seed=seed), "loss": mean_figure(self.loss, each, seed=seed)}
+
+
+def read_neutral(path: Path) -> list[str]:
+    """Return the texts of a file: JSONL with ``text``, else paragraphs between empty lines.
+
+    Raises:
+        DataError: The file is missing, not UTF-8, or holds no text.
+    """
+    try:
+        whole = path.read_text(encoding="utf-8-sig")
+        if path.suffix == ".jsonl":
+            texts = [str(json.loads(line)["text"]).strip() for line in whole.splitlines() if line.strip()]
+        else:
+            texts = [part.strip() for part in whole.split("\n\n")]
+        if any(SURROGATE.search(text) for text in texts):
+            raise ValueError("half a character")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError(
+            f"{path} cannot be read as neutral text",
+            expected="UTF-8 paragraphs between empty lines, or .jsonl with a text in every line",
+            got=f"{type(error).__name__}: {error}",
+            fix="check the path and the file",
+        ) from error
+    texts = [text for text in texts if text]
+    if len(texts) < 2:
+        raise DataError(
+            f"{path} holds too little neutral text",
+            expected="two texts or more: some to learn from, some to test on",
+            got=f"{len(texts)}",
+            fix="separate texts by an empty line, or leave --neutral out",
+        )
+    return texts
+
+
+def own_text(model: Model, texts: int, *, length: int = LENGTH, seed: int = 0) -> list[list[int]]:
+    """Return token ids of texts that the model writes itself, sampled at temperature 1 after common first words.
+
+    Args:
+        model: The model, ungated.
+        texts: How many.
+        length: New tokens of each; fewer where the model has not so many positions.
+        seed: Of the samples. transformers draws from torch's global generator, whose state is put back.
+    """
+    tokenizer = model.tokenizer
+    starts = [list(tokenizer(OPENINGS[at % len(OPENINGS)])["input_ids"]) for at in range(texts)]
+    ends = {tokenizer.eos_token_id, tokenizer.sep_token_id} - {None}
+    starts = [ids[:-1] if len(ids) > 1 and ids[-1] in ends else ids for ids in starts]
+    longest = max(map(len, starts))
+    length = length if model.layout.max_positions is None else min(length, model.layout.max_positions - longest)
+    written: list[list[int]] = []
+    devices = [model.device] if model.device.type == "cuda" else []
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    with torch.random.fork_rng(devices=devices), torch.inference_mode():
+        torch.random.manual_seed(seed)
+        for first in range(0, texts, 32):
+            part = starts[first : first + 32]
+            width = max(map(len, part))
+            ids = torch.tensor([[0] * (width - len(row)) + row for row in part], device=model.device)
+            seen = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in part], device=model.device)
+            made = model.network.generate(
+                input_ids=ids,
+                attention_mask=seen,
+                do_sample=True,
+                top_k=0,
+                top_p=1.0,
+                temperature=1.0,
+                min_new_tokens=length,
+                max_new_tokens=length,
+                pad_token_id=pad if pad is not None else 0,
+            )
+            written += [row[width - len(start) :] for row, start in zip(made.tolist(), part, strict=True)]
+    return written
+
+
+def neutral_ids(
+    model: Model,
+    questions: Sequence[Question],
+    *,
+    path: Path | None = None,
+    texts: int = 96,
+    length: int = LENGTH,
+    seed: int = 0,
+) -> list[list[int]]:
+    """Return neutral text as token ids, in an order drawn by seed.
+
+    Args:
+        model: Its tokenizer is used, and its own samples.
+        questions: Their contexts are half of the text where there is no file; the model's own samples the other half.
+        path: A user's own file instead; see :func:`read_neutral`.
+        texts: How many texts, at most.
+        length: Tokens of each, at most; longer ones are cut.
+        seed: Of order and samples.
+
+    Raises:
+        DataError: The file cannot be used.
+    """
+    generator = np.random.default_rng(seed)
+    if path is not None:
+        found = read_neutral(path)
+        own: list[list[int]] = []
+    else:
+        contexts = list(dict.fromkeys(question.context for question in questions if question.context.strip()))
+        found = [contexts[at] for at in generator.permutation(len(contexts))[: texts // 2]]
+        own = own_text(model, texts - len(found), length=length, seed=seed)
+    rows = [list(model.tokenizer(text)["input_ids"])[:length] for text in found] + [row[:length] for row in own]
+    rows = [row for row in rows if len(row) > 1]
+    return [rows[at] for at in generator.permutation(len(rows))[:texts]]
+
+
+def divergence(
+    model: Model, rows: Sequence[Sequence[int]], under: Callable[[], AbstractContextManager[object]]
+) -> tuple[Float[Tensor, " texts"], Float[Tensor, " texts"]]:
+    """Return mean KL and mean rise of loss of each text, in nats a token; the gated pass keeps the caller's gradients.
+
+    Args:
+        model: The model, ungated.
+        rows: Token ids, two or more each.
+        under: Makes the context in which the gate is at work.
+    """
+    width = max(map(len, rows))
+    ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=model.device)
+    real = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=model.device).bool()
+    inputs = positioned(model, {"input_ids": ids, "use_cache": False}, real, width)
+    with torch.no_grad():
+        plain = model.network(**inputs).logits[:, :-1].float().log_softmax(-1)
+    with under():
+        changed = model.network(**inputs).logits[:, :-1].float().log_softmax(-1)
+    counted = real[:, 1:].float()
+    targets = ids[:, 1:, None]
+    kl = (plain.exp() * (plain - changed)).sum(-1)
+    loss = (plain.gather(-1, targets) - changed.gather(-1, targets)).squeeze(-1)
+    count = counted.sum(1)
+    return (kl * counted).sum(1) / count, (loss * counted).sum(1) / count
+
+
+def measure_harm(model: Model, rows: Sequence[Sequence[int]], gate: Intervention | None, *, batch: int = 8) -> Harm:
+    """Return what a gate does to neutral text.
+
+    Args:
+        model: The model, ungated.
+        rows: Token ids of the texts.
+        gate: The gate; None measures nothing but zeros.
+        batch: Texts in a pass.
+    """
+    kl, loss = [], []
+    for first in range(0, len(rows), batch):
+        with torch.inference_mode():
+            parts = divergence(model, rows[first : first + batch], lambda: gate.apply(model) if gate else nullcontext())
+        kl += parts[0].tolist()
+        loss += parts[1].tolist()
+    return Harm(np.array(kl), np.array(loss))

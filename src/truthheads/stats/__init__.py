@@ -1,0 +1,1 @@
+"""Numbers with intervals; knows no files and no models."""

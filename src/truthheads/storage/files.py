@@ -1,0 +1,407 @@
+"""Write files and folders so that a kill leaves the old one or the new one; locks that end with their process."""
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from truthheads.errors import ArtifactError
+
+UNKNOWN = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EBADF)
+"""What a file system without locks says; some network shares are mounted so."""
+
+_HANDLES: set[int] = set()
+
+
+class Lock:
+    """A file that this process has locked, until it lets go or ends.
+
+    Attributes:
+        path: The file.
+        held: False where the file system has no locks: then nobody is kept out.
+    """
+
+    def __init__(self, path: Path, handle: int, held: bool) -> None:
+        if not _HANDLES:
+            _close_in_children()
+        self.path, self.held, self._handle = path, held, handle
+        _HANDLES.add(handle)
+
+    def release(self, *, remove: bool = True) -> None:
+        """Let go; a second time does nothing.
+
+        Args:
+            remove: Remove the file first, while nobody else can hold it.
+        """
+        if self._handle not in _HANDLES:
+            return
+        if remove:
+            with contextlib.suppress(OSError):
+                self.path.unlink(missing_ok=True)
+        _HANDLES.discard(self._handle)
+        os.close(self._handle)
+        self._handle = -1
+
+
+def take(path: Path) -> Lock | None:
+    """Lock a file, made where it is missing; None where another process holds it.
+
+    Raises:
+        OSError: The file cannot be made or opened.
+    """
+    while True:
+        handle = _opened(path)
+        held = True
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            return None
+        except OSError as error:
+            if error.errno not in UNKNOWN:
+                os.close(handle)
+                raise
+            held = False
+        if not held or _is_still(path, handle):
+            return Lock(path, handle, held)
+        os.close(handle)  # its last holder has removed it in the meantime: what we hold is nobody's any more
+
+
+def _opened(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except PermissionError:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # left there by another user: that locks as well
+
+
+def _is_still(path: Path, handle: int) -> bool:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(found, os.fstat(handle))
+
+
+def _close_in_children() -> None:
+    """See to it that workers which outlive a killed parent do not keep its locks."""
+    global _told
+    if not _told:
+        os.register_at_fork(after_in_child=_forget)
+        _told = True
+
+
+_told = False
+
+
+def _forget() -> None:
+    for handle in _HANDLES:
+        os.close(handle)
+    _HANDLES.clear()
+
+
+NEW, OLD, LOCK = "new", "old", "lock"
+
+_CHANGE_PLACES = 2  # RENAME_EXCHANGE of Linux, RENAME_SWAP of macOS
+
+_HERE = -100  # AT_FDCWD
+
+_CANNOT = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)
+
+
+@contextlib.contextmanager
+def aside(path: Path) -> Iterator[Path]:
+    """Yield a name beside ``path`` that nothing has yet; what has not been moved away from there is removed at the end.
+
+    Args:
+        path: The final name. Its folder is made where it is missing.
+
+    Raises:
+        OSError: The folder cannot be written to.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    recover(path)
+    box, lock = _box(path)
+    try:
+        yield box / f"{NEW}{path.suffix}"
+    finally:
+        _remove(box, lock, path)
+
+
+def recover(path: Path) -> None:
+    """Remove what killed processes have left beside ``path``; give it back what the last one had moved aside.
+
+    What a living process is writing stays as it is.
+    """
+    for box, lock in _abandoned(path):
+        if _only_here(box, path):
+            with contextlib.suppress(OSError):
+                (box / OLD).rename(path)
+        _remove(box, lock, path)
+
+
+def put_in_place(new: Path, path: Path) -> None:
+    """Give a folder its final name, in one step also where another has it, which then lies aside.
+
+    On file systems where two names cannot change places, the old one is moved aside first: a kill just then is mended
+    by :func:`recover`.
+
+    Args:
+        new: From :func:`aside`.
+        path: The final name.
+
+    Raises:
+        OSError: The names cannot be changed; the old folder has its name.
+    """
+    if not os.path.lexists(path):
+        new.rename(path)
+        return
+    if _change_places(new, path):
+        return
+    old = new.with_name(OLD)
+    path.rename(old)
+    try:
+        new.rename(path)
+    except OSError:
+        old.rename(path)
+        raise
+
+
+def _change_places(one: Path, other: Path) -> bool:
+    """Exchange two names in one step; False where that cannot be done."""
+    library = ctypes.CDLL(None, use_errno=True)
+    names = os.fsencode(one.absolute()), os.fsencode(other.absolute())
+    if sys.platform == "darwin":
+        failed = library.renamex_np(*names, _CHANGE_PLACES) if hasattr(library, "renamex_np") else -1
+    elif hasattr(library, "renameat2"):
+        failed = library.renameat2(_HERE, names[0], _HERE, names[1], _CHANGE_PLACES)
+    else:
+        return False
+    code = ctypes.get_errno() if failed else 0
+    if failed and code not in _CANNOT:
+        raise OSError(code, os.strerror(code), str(other))
+    return not failed
+
+
+def _box(path: Path) -> tuple[Path, Lock]:
+    while True:
+        box = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        with contextlib.suppress(FileNotFoundError):  # taken for abandoned before it was locked: once more
+            if (lock := take(box / LOCK)) is not None:
+                return box, lock
+
+
+def _abandoned(path: Path) -> Iterator[tuple[Path, Lock]]:
+    """Yield the boxes beside ``path`` whose processes are gone, each locked."""
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}\.tmp")
+    with contextlib.suppress(OSError):
+        for name in os.listdir(path.parent):
+            lock = None
+            if pattern.fullmatch(name):
+                with contextlib.suppress(OSError):  # gone in the meantime, or another user's
+                    lock = take(path.parent / name / LOCK)
+            if lock is not None and lock.held:
+                yield path.parent / name, lock
+            elif lock is not None:
+                lock.release(remove=False)
+
+
+def _only_here(box: Path, path: Path) -> bool:
+    return os.path.lexists(box / OLD) and not os.path.lexists(path)
+
+
+def _remove(box: Path, lock: Lock, path: Path) -> None:
+    """Remove a box, its lock last: until then everybody knows that it is somebody's."""
+    if _only_here(box, path):
+        lock.release(remove=False)
+        return
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(box):
+            if entry.name == LOCK:
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                Path(entry).unlink()
+    lock.release()
+    with contextlib.suppress(OSError):
+        box.rmdir()
+
+
+SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+@contextlib.contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; rename it to ``path`` only if the block succeeds.
+
+    What a killed process has left of an earlier attempt is removed.
+
+    Args:
+        path: The final name. Its folder is made where it is missing.
+
+    Raises:
+        ArtifactError: The folder cannot be written to, or the disk is full.
+    """
+    try:
+        with aside(path) as temporary:
+            yield temporary
+            with temporary.open("rb") as written:
+                os.fsync(written.fileno())
+            umask = os.umask(0)
+            os.umask(umask)
+            temporary.chmod(0o666 & ~umask)
+            temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise unwritable(path, error) from error
+
+
+def check_target(path: Path) -> None:
+    """Raise ArtifactError where a file cannot be written under this name, before any work is done for it."""
+    if path.is_dir():
+        raise ArtifactError(
+            f"{path} is a folder", expected="the name of a file", got="a folder", fix="choose another --out"
+        )
+    check_around(path)
+
+
+def check_around(path: Path) -> None:
+    """Raise ArtifactError where nothing can be written beside a name, whatever has that name."""
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise unwritable(path, PermissionError(f"{folder} cannot be written to"))
+
+
+def check_space(path: Path, size: int, *, what: str | None = None, note: str = "") -> None:
+    """Raise ArtifactError where the disk has less than ``size`` bytes left: sooner than long work would find out.
+
+    Args:
+        path: What is to be written; it need not be there.
+        size: In bytes.
+        what: What is said not to fit; None: the path.
+        note: Behind the size.
+    """
+    around = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.is_dir())
+    free = shutil.disk_usage(around).free
+    if free < size:
+        raise ArtifactError(
+            f"{what or path} could not be written",
+            expected=f"{size / 1e9:,.2f} GB of free space{note}",
+            got=f"{free / 1e9:,.2f} GB",
+            fix="free some space, or choose an --out on another disk",
+        )
+
+
+def unwritable(path: Path, error: Exception) -> ArtifactError:
+    """Return the error for a file that could not be written, with the system's own reason."""
+    code = getattr(error, "errno", None)
+    full = code in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+    return ArtifactError(
+        f"{path} could not be written",
+        expected="a folder that can be written to, with enough free space",
+        got=("the disk is full" if full else f"{type(error).__name__}: {error}"),
+        fix="free some space and run the same command again" if full else "choose another --out, or mend the folder",
+    )
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file atomically: sorted keys, two spaces, NaN as null."""
+    with replaced(path) as temporary:
+        temporary.write_text(dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically, in UTF-8; see :func:`as_text`."""
+    with replaced(path) as temporary:
+        temporary.write_text(as_text(text), encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Return a JSON result; null comes back as None.
+
+    Raises:
+        ArtifactError: The file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ArtifactError(
+            f"{path} cannot be read",
+            expected="a JSON result of truthheads",
+            got=f"{type(error).__name__}: {error}",
+            fix="check the path, or write the file again",
+        ) from error
+
+
+def dumps(value: Any, *, indent: int | None = None) -> str:
+    """Return JSON with sorted keys; a number that is not finite ("not measured") becomes null.
+
+    Names of files that are not in the encoding of the system's locale are read as UTF-8, as in :func:`as_text`; half a
+    character, which JSON may hold and UTF-8 may not, stays escaped.
+    """
+    text = json.dumps(_finite(value), sort_keys=True, ensure_ascii=False, allow_nan=False, indent=indent)
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    except UnicodeEncodeError:
+        return SURROGATE.sub(lambda half: f"\\u{ord(half[0]):04x}", text)
+
+
+def as_text(text: str) -> str:
+    """Return what can be written as UTF-8: bytes that Python has smuggled into a string are read as UTF-8.
+
+    Under an ASCII locale, that is every name of a file with other letters; what is no UTF-8 becomes a question mark
+    in a box (U+FFFD).
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        try:
+            return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        except UnicodeEncodeError:  # half a pair, which no file name holds
+            return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+def read_into(path: Path, start: int, views: Sequence[memoryview]) -> int:
+    """Fill buffers, one after the other, with a file's bytes from ``start`` on; return how many there were.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    total = 0
+    with path.open("rb", buffering=0) as opened:
+        opened.seek(start)
+        for view in views:
+            got = 0
+            while got < len(view) and (count := opened.readinto(view[got:])):
+                got += count
+            total += got
+    return total
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes as hexadecimal."""
+    with path.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -1,0 +1,1 @@
+"""Generated questions and scenes."""

@@ -1,0 +1,1 @@
+"""Find a gate on development questions; nothing here sees a benchmark."""

@@ -1,0 +1,161 @@
+"""Learn one factor per head by gradient: the margin up, neutral text where it was."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from truthheads.errors import ActivationError
+from truthheads.models.answer_logprobs import learning_margins
+from truthheads.models.forward import plan_batches
+from truthheads.models.gradients import whole_gradients
+from truthheads.models.hooks import Site, intercepted
+from truthheads.models.load import Model
+from truthheads.models.neutral_text import divergence
+from truthheads.models.offload import fetched_again
+from truthheads.models.prompts import Encoded
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """How factors are learned.
+
+    Attributes:
+        epochs: Passes over the questions.
+        rate: Adam's step size, in units of a factor.
+        kl_first: Weight of the KL on neutral text in the first epoch, in nats of margin per nat a token.
+        kl_last: The same in the last epoch; in between it falls by equal ratios, so that the path runs from harmless
+            to strong.
+        pull: Nats of margin that a factor at distance 1 from the target costs; grows with the square. Adam moves heads
+            that do not matter as far as those that do, unless something holds them.
+        low: Least factor.
+        high: Largest factor.
+        texts: Neutral texts in a step.
+        memory: Epochs over which factors are averaged. Steps on few questions leave noise in the factors, and noise
+            costs: random factors with a standard deviation of 0.03 changed neutral text by 0.02 nats a token.
+        stops: Points of the path in each epoch.
+    """
+
+    epochs: int = 5
+    rate: float = 0.05
+    kl_first: float = 60.0
+    kl_last: float = 2.0
+    pull: float = 0.01
+    low: float = 0.0
+    high: float = 2.0
+    texts: int = 4
+    memory: float = 0.5
+    stops: int = 1
+
+
+class Point(NamedTuple):
+    """One point of the path.
+
+    Attributes:
+        factors: The factors here, averaged over the last steps.
+        epoch: Passes over the questions so far.
+        loss: Mean loss of the margins since the point before, in nats.
+        kl: Mean KL on the neutral texts since then, in nats a token.
+    """
+
+    factors: Float[Tensor, "num_layers num_heads"]
+    epoch: float
+    loss: float
+    kl: float
+
+
+def learn(
+    model: Model,
+    encoded: Sequence[Encoded],
+    neutral: Sequence[Sequence[int]],
+    target: Float[Tensor, "num_layers num_heads"],
+    *,
+    site: Site,
+    temperature: float,
+    schedule: Schedule,
+    batch_tokens: int,
+    seed: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[Point]:
+    """Yield the path of a gate that is learned by projected Adam.
+
+    The loss of a batch is ``t · softplus(−margin / t)`` averaged over its questions, the margin being
+    log P(truthful) − log P(untruthful), plus the KL of the ungated from the gated model on neutral text, plus the pull.
+
+    Args:
+        model: The model; its own parameters stay as they are.
+        encoded: Questions with two answers each.
+        neutral: Token ids of neutral texts.
+        target: Where the path starts, and what the factors are pulled towards.
+        site: What a factor scales.
+        temperature: t, in nats: margins well above it no longer count.
+        schedule: See the class.
+        batch_tokens: Padded tokens in a batch, at most.
+        seed: Of the order of questions and texts.
+        progress: Told the steps done and in all.
+
+    Raises:
+        ActivationError: A loss is not finite.
+
+    Source:
+        Adam: Kingma and Ba (2015), https://arxiv.org/abs/1412.6980, with torch's defaults; averaged iterates:
+        Polyak and Juditsky (1992), here with exponential weights. The loss is DPO's without a
+        reference (Rafailov et al., 2023, equation 7).
+    """
+    generator = np.random.default_rng(seed)
+    gate = target.to(model.device).clone().requires_grad_(True)
+    goal = gate.detach().clone()
+    mean = goal.clone()
+    optimiser = torch.optim.Adam([gate], lr=schedule.rate)
+
+    def scaled(layer: int, z: Tensor) -> Tensor:
+        # The product is taken in fp32, so that the gate's gradient is summed in fp32.
+        return (z.float() * gate[layer, : z.shape[2], None].to(z.device)).to(z.dtype)
+
+    def under() -> AbstractContextManager[None]:
+        return intercepted(model, scaled, site=site)
+
+    batches = plan_batches(encoded, batch_tokens=batch_tokens)
+    total = schedule.epochs * len(batches)
+    marks = {len(batches) * (stop + 1) // schedule.stops for stop in range(schedule.stops)}
+    kept: list[tuple[float, float]] = []
+    for epoch in range(schedule.epochs):
+        weight = _falling(schedule, epoch / max(1, schedule.epochs - 1))
+        for turn, number in enumerate(generator.permutation(len(batches)), start=1):
+            batch = [encoded[i] for i in batches[number]]
+            texts = [neutral[i] for i in generator.choice(len(neutral), min(schedule.texts, len(neutral)), False)]
+            with torch.enable_grad(), fetched_again(model.network), whole_gradients(model.network):
+                with under():
+                    logprob = learning_margins(model, batch)
+                margin = (logprob[:, 0] - logprob[:, 1]) / temperature
+                loss = temperature * torch.nn.functional.softplus(-margin).mean()
+                kl = divergence(model, texts, under)[0].mean()
+                pull = schedule.pull * (gate - goal).square().sum()
+                (gate.grad,) = torch.autograd.grad(loss + weight * kl + pull, gate)
+            if not bool(torch.isfinite(gate.grad).all()):
+                raise ActivationError(
+                    "the gradient of the gate is not finite",
+                    expected="finite gradients",
+                    got="NaN or infinity",
+                    fix="try --dtype fp32; if that does not help, the weights or a row are damaged",
+                )
+            optimiser.step()
+            with torch.no_grad():
+                gate.clamp_(schedule.low, schedule.high)
+                mean += (gate - mean) / max(1.0, len(batches) * schedule.memory)
+            kept.append((float(loss.detach()), float(kl.detach())))
+            if progress is not None:
+                progress(epoch * len(batches) + turn, total)
+            if turn in marks:
+                means = np.mean(kept, axis=0)
+                kept = []
+                yield Point(mean.cpu().clone(), epoch + turn / len(batches), float(means[0]), float(means[1]))
+
+
+def _falling(schedule: Schedule, share: float) -> float:
+    return float(schedule.kl_first ** (1 - share) * schedule.kl_last**share)

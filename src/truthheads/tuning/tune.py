@@ -1,0 +1,389 @@
+"""The stage behind ``truthheads tune``: judge candidates on held-out rows and on neutral text, choose one."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+
+from truthheads.data.answers import describe_data
+from truthheads.data.cautions import cannot_choose, data_cautions
+from truthheads.data.questions import Question
+from truthheads.errors import DataError, GateError
+from truthheads.models.answer_logprobs import check_pairs, group_numbers, pair_effects, pair_figures, pair_logprobs
+from truthheads.models.devices import pick_batch_tokens
+from truthheads.models.forward import Progress, shares_prefix
+from truthheads.models.hooks import Site, check_factors
+from truthheads.models.load import Model
+from truthheads.models.neutral_text import measure_harm, neutral_ids
+from truthheads.models.prompts import Encoded, encode
+from truthheads.results.gate import Gate, Norm
+from truthheads.results.scores import Scores
+from truthheads.results.tuning import Tuning
+from truthheads.stats.figures import Figure, half_of, mean_figure
+from truthheads.storage.artifacts import provenance
+from truthheads.tuning.learn import Schedule, learn
+
+LEVELS = (0.003, 0.01, 0.03, 0.1)
+"""Harm in nats a token at which a frontier is read."""
+
+
+class Candidate(NamedTuple):
+    """A gate to be judged: its name, and what else is to be written down of it."""
+
+    name: str
+    gate: Gate
+    notes: dict[str, Any]
+
+
+class Judge:
+    """Measures candidates on dev questions and on neutral text that nothing is learned from."""
+
+    def __init__(self, model: Model, questions: Sequence[Question], settings: dict[str, Any], neutral: list[list[int]]):
+        self.model, self.neutral, self.seed = model, neutral, int(settings["seed"])
+        self.batch_tokens = int(settings["batch_tokens"])
+        self.groups = group_numbers(questions)
+        self.encoded = encode_questions(model, questions, settings)
+        self.plain = pair_logprobs(model, self.encoded, batch_tokens=self.batch_tokens)
+        self.path: list[dict[str, Any]] = []
+        self.gates: list[Gate] = []
+        self.gains: list[Float[np.ndarray, " questions"]] = []
+
+    def measure(self, candidate: Candidate) -> dict[str, Any]:
+        """Return a candidate's effect and harm as JSON, and keep both it and its gate."""
+        harm = measure_harm(self.model, self.neutral, candidate.gate).figures(seed=self.seed)
+        after = pair_logprobs(self.model, self.encoded, batch_tokens=self.batch_tokens, gate=candidate.gate)
+        effect = pair_effects(self.plain, after, self.groups, seed=self.seed)
+        entry = {
+            "name": candidate.name,
+            **candidate.notes,
+            "gate": candidate.gate.describe(),
+            "effect": {name: figure.json() for name, figure in effect.items()},
+            "harm": {name: figure.json() for name, figure in harm.items()},
+        }
+        self.path.append(entry)
+        self.gates.append(candidate.gate)
+        self.gains.append((after[:, 0] - after[:, 1]) - (self.plain[:, 0] - self.plain[:, 1]))
+        return entry
+
+
+def encode_questions(model: Model, questions: Sequence[Question], settings: dict[str, Any]) -> list[Encoded]:
+    """Return token ids of questions as the settings say."""
+    chat, truncate = bool(settings["chat"]), bool(settings["truncate"])
+    return encode(model, questions, chat=chat, truncate=truncate, share_prefix=shares_prefix(model))
+
+
+def frontier(path: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return for each level of harm the candidate with the largest gain in margin whose mean KL is no higher."""
+    rows = []
+    for level in LEVELS:
+        within = [entry for entry in path if entry["harm"]["kl"]["value"] <= level]
+        best = max(within, key=lambda entry: entry["effect"]["margin"]["value"], default=None)
+        rows.append({"harm": level, "name": best["name"] if best else None, "effect": best["effect"] if best else None})
+    return rows
+
+
+def choose(path: Sequence[dict[str, Any]], guard: float) -> int | None:
+    """Return the number of the candidate that the rule chooses; None where none gains within the guard."""
+    allowed = [
+        at
+        for at, entry in enumerate(path)
+        if entry["harm"]["kl"]["high"] <= guard and entry["effect"]["margin"]["low"] > 0
+    ]
+    return max(allowed, key=lambda at: path[at]["effect"]["margin"]["value"], default=None)
+
+
+def gain_elsewhere(
+    gains: Sequence[Float[np.ndarray, " questions"]],
+    allowed: Sequence[bool],
+    groups: Int[np.ndarray, " questions"],
+    *,
+    seed: int,
+) -> Figure | None:
+    """Return the gain in margin on questions that did not choose the candidate; None where nothing can be chosen.
+
+    Each half of the dev questions is judged by the candidate that gains most on the other half. The gain of the best
+    of several candidates on the questions that chose it is too high.
+
+    Args:
+        gains: Of each candidate, question by question.
+        allowed: Whether its harm is within the guard.
+        groups: Group of each dev question.
+        seed: Of halves and bootstrap.
+    """
+    half = half_of(groups, seed=seed)
+    within = [gain for gain, may in zip(gains, allowed, strict=True) if may]
+    if not within or not half.any() or half.all():
+        return None
+    found = np.empty(len(groups))
+    for chooser in (half, ~half):
+        found[~chooser] = max(within, key=lambda gain: float(gain[chooser].mean()))[~chooser]
+    return mean_figure(found, groups, seed=seed)
+
+
+def why(path: Sequence[dict[str, Any]], chosen: int | None, guard: float) -> str:
+    """Return the choice in a sentence."""
+    safe = sum(entry["harm"]["kl"]["high"] <= guard for entry in path)
+    if chosen is not None:
+        return (
+            f"largest gain in margin on dev questions among the {safe} of {len(path)} candidates whose harm "
+            f"(KL on held-out neutral text, upper end) is at most {guard:g} nats a token"
+        )
+    return (
+        f"no gate: of the {safe} of {len(path)} candidates within {guard:g} nats a token "
+        "none has a gain in margin whose interval lies above 0"
+    )
+
+
+GUARD = 0.02
+
+STRENGTHS = (0.25, 0.5, 1.0, 2.0, 4.5)
+
+NORMS: tuple[Norm, ...] = ("centred", "minmax")
+
+SITES: tuple[Site, ...] = ("z", "output")
+
+TEXTS = 96
+
+PATIENCE = 3
+"""Stops without a better margin on dev questions, beyond the guard, after which learning ends."""
+
+FAR = 5.0
+"""Learning ends where the harm is so many guards."""
+
+
+def tune(
+    model: Model,
+    questions: Sequence[Question],
+    *,
+    method: Literal["grid", "learn"] = "learn",
+    scores: Scores | None = None,
+    target: Gate | None = None,
+    neutral: str | Path | None = None,
+    guard: float = GUARD,
+    site: Site = "z",
+    strengths: Sequence[float] = STRENGTHS,
+    norms: Sequence[Norm] = NORMS,
+    sites: Sequence[Site] = SITES,
+    standardise: bool = False,
+    schedule: Schedule | None = None,
+    dev_share: float = 0.25,
+    chat: bool = False,
+    truncate: bool = False,
+    batch_tokens: int | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Tuning:
+    """Find a gate that makes truthful answers more likely and leaves neutral text where it was.
+
+    The rule: of all candidates whose harm (mean KL on held-out neutral text, upper end of its 95 % interval) is at
+    most ``guard``, the one with the largest mean gain in margin on the dev questions, if the lower end of that gain's
+    paired interval is above 0; else a gate of ones.
+
+    Args:
+        model: From :func:`truthheads.load`.
+        questions: Pairs. ``grid`` judges on all of them; ``learn`` keeps ``dev_share`` of the groups to judge on.
+        method: ``grid``: gates from ``scores``, every strength, norm and site. ``learn``: one factor per head by
+            gradient (:mod:`truthheads.tuning.learn`), points of the path and weaker versions of the last.
+        scores: For ``grid``: of this model or of a relative of the same shape.
+        target: For ``learn``: the gate to start from and to be pulled towards; None: all ones.
+        neutral: File of neutral text; None: the questions' contexts and the model's own samples. Half of it is
+            learned from, the other half only judged on.
+        guard: Most harm, in nats a token.
+        site: For ``learn``: what a factor scales.
+        strengths: For ``grid``.
+        norms: For ``grid``.
+        sites: For ``grid``.
+        standardise: For ``grid``; see :meth:`Gate.from_scores`.
+        schedule: For ``learn``; None: the defaults.
+        dev_share: For ``learn``: share of the groups that is judged on.
+        chat: Put the prompt into the chat template.
+        truncate: Drop the start of contexts that are too long.
+        batch_tokens: Padded tokens in a batch, at most; None chooses by device.
+        seed: Of split, order, neutral samples and bootstraps.
+        progress: Told steps done and in all.
+
+    Raises:
+        DataError: Rows without both answers, or fewer than two groups.
+        GateError: ``grid`` without scores, a guard that is no positive number, or bounds that exclude 1.
+        ShapeError: Scores or target of another shape than the model.
+        ActivationError: A forward pass or gradient is not finite.
+    """
+    check_pairs(questions, purpose="tuning")
+    schedule = schedule or Schedule()
+    start = target or Gate(torch.ones(model.layout.shape), site)
+    _check(model, method, scores, start, guard, schedule)
+    settings: dict[str, Any] = {
+        "chat": chat,
+        "truncate": truncate,
+        "batch_tokens": batch_tokens or pick_batch_tokens(model.device),
+        "seed": seed,
+    }
+    dev, train = list(questions), list(questions)
+    if method == "learn":
+        dev, train = _split(questions, dev_share, seed)
+    texts = neutral_ids(model, questions, path=Path(neutral) if neutral else None, texts=TEXTS, seed=seed)
+    held, taught = texts[: len(texts) // 2], texts[len(texts) // 2 :]
+    judge = Judge(model, dev, settings, held)
+    if method == "grid":
+        assert scores is not None
+        candidates = list(_grid(scores, strengths, norms, sites, standardise))
+        for done, candidate in enumerate(candidates, start=1):
+            judge.measure(candidate)
+            if progress is not None:
+                progress(done, len(candidates))
+    else:
+        _learn(model, train, taught, start, judge, settings, schedule, guard, progress)
+    chosen = choose(judge.path, guard)
+    meta = {
+        "method": method,
+        "model": model.describe(),
+        "data": describe_data(questions),
+        "settings": {
+            **settings,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "guard": guard,
+            "neutral": Path(neutral).name if neutral else None,
+            "schedule": {name: getattr(schedule, name) for name in Schedule.__slots__} if method == "learn" else None,
+            "target": start.digest if target else None,
+            "scores": scores.meta.get("model") if scores is not None else None,
+        },
+        **provenance(),
+    }
+    evidence: dict[str, Any] = {}
+    gate = Gate(torch.ones(model.layout.shape), site)
+    if chosen is not None:
+        gate = judge.gates[chosen]
+        entry = judge.path[chosen]
+        evidence = {f"{name} gained (dev)": value for name, value in entry["effect"].items()}
+        evidence |= {f"{name} on neutral text, nats a token": value for name, value in entry["harm"].items()}
+    absent = tuple(sorted(_absent(model)))
+    gate = Gate(gate.gate, gate.site, absent, gate.clipped, {**meta, "evidence": evidence})
+    dev_groups = len(np.unique(judge.groups))
+    ungated = pair_figures(judge.plain, judge.groups, seed=seed)
+    allowed = [entry["harm"]["kl"]["high"] <= guard for entry in judge.path]
+    elsewhere = gain_elsewhere(judge.gains, allowed, judge.groups, seed=seed)
+    result = {
+        **meta,
+        "guard": guard,
+        "rows": {"dev": len(dev), "train": len(train) if method == "learn" else 0, "dev_groups": dev_groups},
+        "neutral": {"learned from": len(taught), "held out": len(held)},
+        "ungated": {name: figure.json() for name, figure in ungated.items()},
+        "path": judge.path,
+        "frontier": frontier(judge.path),
+        "chosen": chosen,
+        "gain_elsewhere": elsewhere.json() if elsewhere else None,
+        "why": why(judge.path, chosen, guard),
+        "warnings": _warnings(meta["data"], dev_groups, scores),
+    }
+    return Tuning(gate, result)
+
+
+def _grid(
+    scores: Scores, strengths: Sequence[float], norms: Sequence[Norm], sites: Sequence[Site], standardise: bool
+) -> Iterator[Candidate]:
+    for site in sites:
+        for norm in norms:
+            for strength in strengths:
+                gate = Gate.from_scores(scores, strength=strength, norm=norm, site=site, standardise=standardise)
+                notes = {"norm": norm, "strength": strength, "site": site}
+                yield Candidate(f"{norm} {strength:g} at {site}", gate, notes)
+
+
+def _learn(
+    model: Model,
+    train: Sequence[Question],
+    taught: list[list[int]],
+    start: Gate,
+    judge: Judge,
+    settings: dict[str, Any],
+    schedule: Schedule,
+    guard: float,
+    progress: Progress | None,
+) -> None:
+    """Walk the path and judge its points, then the last one made as weak as the guard and each lower level ask."""
+    margin = judge.plain[:, 0] - judge.plain[:, 1]
+    points = learn(
+        model,
+        encode_questions(model, train, settings),
+        taught,
+        start.gate,
+        site=start.site,
+        temperature=max(1.0, 0.75 * float(np.abs(margin).mean())),
+        schedule=schedule,
+        batch_tokens=int(settings["batch_tokens"]),
+        seed=int(settings["seed"]),
+        progress=progress,
+    )
+    best, waited = -np.inf, 0
+    for point in points:
+        notes = {"epoch": point.epoch, "loss": point.loss, "kl_taught": point.kl}
+        entry = judge.measure(Candidate(f"epoch {point.epoch:.2g}", Gate(point.factors, start.site), notes))
+        harm, gain = entry["harm"]["kl"], entry["effect"]["margin"]["value"]
+        waited = 0 if gain > best or harm["high"] <= guard else waited + 1
+        best = max(best, gain)
+        if waited >= PATIENCE or harm["value"] > FAR * guard:
+            break
+    # Later points have been pulled by the KL for longer: weaker versions of the last beat earlier points as they are.
+    for level in sorted({guard, *LEVELS}, reverse=True):
+        if level > guard or harm["value"] <= level:
+            continue
+        share = float(np.sqrt(0.8 * level / harm["high"]))  # near 1, the KL grows with the square of the distance
+        weaker = Gate(start.gate + share * (point.factors - start.gate), start.site)
+        judge.measure(Candidate(f"epoch {point.epoch:.2g} x {share:.2f}", weaker, {**notes, "share": share}))
+
+
+def _split(questions: Sequence[Question], share: float, seed: int) -> tuple[list[Question], list[Question]]:
+    """Return dev and train questions; a group is never on both sides."""
+    groups = group_numbers(questions)
+    members = np.random.default_rng(seed).permutation(np.unique(groups))
+    count = max(1, round(share * len(members)))
+    if not 0 < share < 1 or count >= len(members):
+        raise DataError(
+            "questions cannot be split into dev and train",
+            expected="two groups or more, and a dev share between 0 and 1",
+            got=f"{len(members)} groups, share {share:g}",
+            fix="give more questions",
+        )
+    chosen = set(members[:count].tolist())
+    dev = [question for question, group in zip(questions, groups, strict=True) if group in chosen]
+    return dev, [question for question, group in zip(questions, groups, strict=True) if group not in chosen]
+
+
+def _check(model: Model, method: str, scores: Scores | None, start: Gate, guard: float, schedule: Schedule) -> None:
+    if method not in ("grid", "learn"):
+        raise GateError("unknown method", expected="grid or learn", got=repr(method), fix="choose one of the two")
+    if method == "grid" and scores is None:
+        raise GateError(
+            "a grid is made from scores", expected="--scores FILE", got="none", fix="run `truthheads score` first"
+        )
+    if not (np.isfinite(guard) and guard > 0):
+        raise GateError("the guard is no guard", expected="a number above 0", got=str(guard), fix="try 0.02")
+    if not schedule.low <= 1 <= schedule.high:
+        raise GateError(
+            "the bounds exclude 1",
+            expected="low <= 1 <= high",
+            got=f"[{schedule.low:g}, {schedule.high:g}]",
+            fix="try 0 and 2",
+        )
+    check_factors(start.gate, model.layout)
+    if scores is not None:
+        check_factors(torch.ones(scores.values.shape), model.layout)
+
+
+def _absent(model: Model) -> Iterator[tuple[int, int]]:
+    there = {(head.index, number) for head in model.layout.layers for number in range(head.num_heads)}
+    layers, heads = model.layout.shape
+    return ((layer, head) for layer in range(layers) for head in range(heads) if (layer, head) not in there)
+
+
+def _warnings(data: dict[str, Any], dev: int, scores: Scores | None) -> list[str]:
+    """Return what a reader must know before trusting the choice, one sentence or two each."""
+    few = (
+        []
+        if scores is None or scores.caution is None
+        else [f"Of the scores that the gates are made from: {scores.caution}"]
+    )
+    return [*few, *([caution] if (caution := cannot_choose(dev)) else []), *data_cautions(data)]

@@ -1,0 +1,1 @@
+"""Several stages in one command: ground, reproduce, the demo, and making pairs."""

@@ -1,0 +1,290 @@
+"""From a user's own rows to a model that stays closer to them: a learned gate, tested on rows it has never seen."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Unpack
+
+import numpy as np
+
+from truthheads.data.cautions import CHOSEN_FROM, cannot_choose
+from truthheads.data.questions import Question, write_questions
+from truthheads.data.readers import read_questions
+from truthheads.errors import DataError, ModelError
+from truthheads.evaluation.ask import Asking
+from truthheads.evaluation.evaluate import evaluate
+from truthheads.evaluation.summary import BETTER
+from truthheads.exporting.export import Format, export
+from truthheads.models.adapters import find_adapter
+from truthheads.models.answer_logprobs import group_numbers
+from truthheads.models.forward import Progress
+from truthheads.models.load import PACKAGES, Loading, Model, load
+from truthheads.reporting.report import write_report
+from truthheads.results.gate import Gate
+from truthheads.storage.artifacts import provenance
+from truthheads.storage.files import read_json, write_json
+from truthheads.storage.output_lock import claiming
+from truthheads.tuning.tune import tune
+from truthheads.workflows.make_pairs import make_pairs
+from truthheads.workflows.steps import Steps, Tell
+
+GATE, RESULT, REPORT = "gate.safetensors", "ground.json", "report.html"
+
+RUN = "learned"
+
+TEST_SHARE = 0.6
+"""Of the groups. Few rows are enough to learn from (160 gave as much as 640, docs/log.md), not for an honest test."""
+
+LEARN_FROM = 400
+"""Rows to learn and choose from, at most; the rest is left to the test."""
+
+LEAST_TEST_GROUPS = 20
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a model is grounded.
+
+    Attributes:
+        guard: Most harm of the gate on text that it must leave alone, in nats a token.
+        test_share: Share of the groups that are only tested on.
+        controls: Shuffled and random gates that the learned one has to beat, of each so many; and a constant one.
+        neutral: Text that must stay as it is; None: contexts of the rows and the model's own samples.
+        base_gate: A relative's gate to start from.
+        export_anyway: Write the model also where the test gives no evidence.
+        images: Folder that image paths start from; None: the file's own.
+        chat: Use the tokenizer's chat template.
+        truncate: Drop the start of contexts that are too long.
+        limit: Rows, at most.
+        skip_bad_rows: Leave bad rows out and count them.
+        batch_tokens: Padded tokens in a batch, at most; None: by device.
+        seed: Of split, learning, controls and intervals.
+    """
+
+    guard: float = 0.02
+    test_share: float = TEST_SHARE
+    controls: int = 3
+    neutral: Path | None = None
+    base_gate: Path | None = None
+    export_anyway: bool = False
+    images: Path | None = None
+    chat: bool = False
+    truncate: bool = False
+    limit: int | None = None
+    skip_bad_rows: bool = False
+    batch_tokens: int | None = None
+    seed: int = 0
+
+
+@claiming("out")
+def ground(
+    model: str,
+    data: str | Path,
+    *,
+    out: str | Path,
+    settings: Settings | None = None,
+    tell: Tell | None = None,
+    progress: Progress | None = None,
+    **loading: Unpack[Loading],
+) -> dict[str, Any]:
+    """Pair, split, learn, test, export and report; every step is done once, also when the run was killed.
+
+    Writes into ``out``: ``pairs.jsonl``, ``dev.jsonl`` and ``test.jsonl`` (no group is in both), ``gate.safetensors``
+    and ``tuning.json`` (learned from dev alone), ``evaluation/`` (test rows, controls), ``model/``,
+    ``model.gguf`` or ``adapter/`` where the test says so, ``report.html`` and ``ground.json``.
+
+    Args:
+        model: As for :func:`truthheads.load`; a ``.gguf`` file is exported as one.
+        data: Question file; rows without an untruthful answer get one (:func:`truthheads.make_pairs`).
+        out: The folder.
+        settings: None: the defaults.
+        tell: Told each step.
+        progress: Told what is done and in all, within a step.
+        loading: As for ``load``. What is learned and tested in 8 or 4 bits is exported as an adapter: it belongs to a
+            base that is loaded in the same way.
+
+    Returns:
+        What ``ground.json`` holds: ``better``, ``verdict``, the effect on the test rows with intervals, ``exported``.
+
+    Raises:
+        DataError: The file cannot be used, or its rows are too few to be split and tested.
+        ModelError: The model cannot be loaded, or exported (before anything is learned, where that is known).
+        ArtifactError: The folder cannot be written to.
+    """
+    how = settings or Settings()
+    folder = Path(out)
+    steps = Steps(folder, tell)
+    network = _Lazy(lambda: load(model, **loading))
+    load_in = loading.get("load_in")
+    to, exported = _export_as(model, folder, load_in)
+    rows = read_questions(Path(data), limit=how.limit, skip_bad_rows=how.skip_bad_rows, images=how.images, halves=True)
+    # The files of the steps name the same images, from another folder.
+    how = replace(how, images=Path(data).parent if how.images is None else how.images)
+    pairs, dev, test = (folder / f"{name}.jsonl" for name in ("pairs", "dev", "test"))
+    made_by = {"model": model} if load_in is None else {"model": model, "load_in": load_in}
+    base: dict[str, Any] = {**made_by, "rows": rows.sha256, "limit": how.limit, "seed": how.seed}
+    steps.run("pair", base, [pairs], lambda: write_questions(pairs, _paired(rows, network, how.seed, progress)))
+    steps.run(
+        "split",
+        {"pairs": pairs, "share": how.test_share, "seed": how.seed},
+        [dev, test],
+        lambda: _split(read_questions(pairs, images=how.images), how, dev, test),
+    )
+    dtype = loading.get("dtype", "auto")
+    common = {**made_by, "dtype": dtype, "chat": how.chat, "truncate": how.truncate, "seed": how.seed}
+    gate, tuning = folder / GATE, folder / "tuning.json"
+    steps.run(
+        "learn",
+        {**common, "dev": dev, "guard": how.guard, "base": how.base_gate, "neutral": how.neutral},
+        [gate, tuning],
+        lambda: _learn(network(), dev, gate, how, progress),
+    )
+    tested = folder / "evaluation"
+    steps.run(
+        "test",
+        {**common, "gate": gate, "test": test, "controls": how.controls, "neutral": how.neutral},
+        [tested],
+        lambda: _test(network(), test, gate, tested, how, progress),
+    )
+    result = _judged(read_json(tested / "summary.json"), read_json(tuning))
+    if result["better"] or (how.export_anyway and result["moved"]):
+        steps.run(
+            "export",
+            {"model": model, "gate": gate},
+            [exported],
+            lambda: export(
+                model,
+                gate,
+                to=to,
+                out=exported,
+                force=True,
+                trust_remote_code=loading.get("trust_remote_code", False),
+                progress=progress,
+            ),
+        )
+        result["exported"] = exported.name
+    few = cannot_choose(read_json(tuning)["rows"].get("dev_groups", CHOSEN_FROM))
+    result["warnings"] = [*rows.cautions, *([few] if few else [])]
+    result |= {"model": model, "data": str(data), "anyway": how.export_anyway and not result["better"], **provenance()}
+    write_json(folder / RESULT, result)
+    write_report(folder, folder / REPORT)
+    return result
+
+
+def _export_as(model: str, folder: Path, load_in: str | None) -> tuple[Format, Path]:
+    """Return as what a gate is exported, and where to: as the base that it was tested on can take it.
+
+    Raises:
+        ModelError: That base takes no export.
+    """
+    adapter = find_adapter(model)
+    if adapter is not None:
+        raise ModelError(
+            f"a gate that is tested on {model} cannot be exported",
+            expected="a model with whole weights",
+            got=str(adapter),
+            fix="merge the adapter into its base model first (merge_and_unload, then save_pretrained)",
+        )
+    if load_in is None:
+        return ("gguf", folder / "model.gguf") if model.lower().endswith(".gguf") else ("checkpoint", folder / "model")
+    if PACKAGES.get(load_in) == "torchao":
+        raise ModelError(
+            f"a gate that is tested in {load_in} cannot be exported",
+            expected="8bit or 4bit, whose layers PEFT's IA³ wraps",
+            got=load_in,
+            fix="use --load-in 8bit, or none",
+        )
+    return "adapter", folder / "adapter"
+
+
+class _Lazy:
+    """A model that is loaded when a step first needs it: a run with nothing left to do needs none."""
+
+    def __init__(self, loading: Callable[[], Model]) -> None:
+        self.loading = loading
+        self.model: Model | None = None
+
+    def __call__(self) -> Model:
+        self.model = self.model or self.loading()
+        return self.model
+
+
+def _paired(rows: Sequence[Question], model: _Lazy, seed: int, progress: Progress | None) -> list[Question]:
+    """Return rows with both answers, in their order; what is missing is made."""
+    halves = [row for row in rows if len(row.answers) != 2]
+    if not halves:
+        return list(rows)
+    made = {one.id: one for one in make_pairs(halves, model(), seed=seed, progress=progress).questions}
+    return [one for row in rows if (one := made.get(row.id, row if len(row.answers) == 2 else None)) is not None]
+
+
+def _split(rows: Sequence[Question], how: Settings, dev: Path, test: Path) -> None:
+    """Write the rows to learn from and the rows to test on; a group is on one side."""
+    groups = group_numbers(rows)
+    members = np.random.default_rng(how.seed).permutation(np.unique(groups))
+    share = max(how.test_share, 1 - LEARN_FROM / len(rows)) if rows else how.test_share
+    count = round(share * len(members))
+    if not 0 < how.test_share < 1 or count < LEAST_TEST_GROUPS or len(members) - count < LEAST_TEST_GROUPS / 2:
+        raise DataError(
+            "there are too few questions to learn from and to test on",
+            expected=f"{LEAST_TEST_GROUPS} groups to test on and {LEAST_TEST_GROUPS // 2} to learn from, or more",
+            got=f"{len(members)} groups, test share {how.test_share:g}",
+            fix="give more rows; rows about one text share a group, so give more texts",
+        )
+    tested = set(members[:count].tolist())
+    for path, side in ((dev, False), (test, True)):
+        chosen = [row for row, group in zip(rows, groups, strict=True) if (group in tested) is side]
+        write_questions(path, chosen)
+
+
+def _learn(model: Model, dev: Path, gate: Path, how: Settings, progress: Progress | None) -> None:
+    start = Gate.load(how.base_gate) if how.base_gate is not None else None
+    tune(
+        model,
+        read_questions(dev, images=how.images),
+        method="learn",
+        target=start,
+        neutral=how.neutral,
+        guard=how.guard,
+        chat=how.chat,
+        truncate=how.truncate,
+        batch_tokens=how.batch_tokens,
+        seed=how.seed,
+        progress=progress,
+    ).save(gate)
+
+
+def _test(model: Model, test: Path, gate: Path, out: Path, how: Settings, progress: Progress | None) -> None:
+    evaluate(
+        model,
+        "pairs",
+        test,
+        out=out,
+        gates={RUN: Gate.load(gate)},
+        controls=how.controls,
+        asking=Asking(images=how.images, chat=how.chat, truncate=how.truncate, seed=how.seed),
+        neutral=how.neutral,
+        batch_tokens=how.batch_tokens,
+        seed=how.seed,
+        progress=progress,
+    )
+
+
+def _judged(summary: dict[str, Any], tuning: dict[str, Any]) -> dict[str, Any]:
+    """Return whether the evidence says better: the verdict does, and the gate beats every control."""
+    plain, learned = (next(run for run in summary["runs"] if run["name"] == name) for name in ("none", RUN))
+    beaten = learned.get("controls", {})
+    moved = tuning["chosen"] is not None
+    every = not beaten or beaten["beaten"] == beaten["of"]
+    return {
+        "better": moved and learned["verdict"] == BETTER and every,
+        "moved": moved,
+        "verdict": learned["verdict"] if moved else "no gate helped within the guard",
+        "primary": summary["primary"],
+        "test_rows": summary["rows"],
+        "ungated": plain["metrics"],
+        "effect": learned["effect"],
+        "controls": beaten,
+        "guard": learned.get("guard"),
+        "exported": None,
+    }

@@ -1,0 +1,129 @@
+"""The command ``truthheads evaluate``: what it writes, prints and refuses."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+from planted import planted_questions, save_planted
+from truthheads.cli import app
+from truthheads.data.questions import write_questions
+from truthheads.results.gate import Gate
+
+POPE = [
+    {"question_id": 1, "image": "a.jpg", "text": "Is there a dog in the image?", "label": "yes"},
+    {"question_id": 2, "image": "a.jpg", "text": "Is there a cat in the image?", "label": "no"},
+    {"question_id": 3, "image": "b.jpg", "text": "Is there a cat in the image?", "label": "yes"},
+]
+ANSWERS = [{"question_id": 1, "answer": "Yes."}, {"question_id": 2, "answer": "Yes"}, {"question_id": 3, "answer": "?"}]
+CAPTIONS = [{"image_id": 7, "caption": "A dog and a cat."}, {"image_id": 8, "caption": "A car. A dog on"}]
+TRUTH = {"7": ["dog"], "8": ["car", "person"]}
+
+
+def run(*words: object) -> Result:
+    result = CliRunner().invoke(app, [str(word) for word in words], prog_name="truthheads")
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_answers_made_elsewhere(tmp_path: Path) -> None:
+    data, answers = jsonl(tmp_path / "pope.json", POPE), jsonl(tmp_path / "answers.jsonl", ANSWERS)
+    out = tmp_path / "out"
+    result = run("evaluate", "--task", "pope", "--answers", answers, "--data", data, "--out", out, "--json")
+    assert result.exit_code == 0, result.output
+    summary = json.loads(result.stdout)
+    assert summary == json.loads((out / "summary.json").read_text())
+    (only,) = summary["runs"]
+    values = {name: figure["value"] for name, figure in only["metrics"].items()}
+    assert (only["name"], only["effect"], summary["rows"], summary["task"]) == ("none", {}, 3, "pope")
+    assert values["accuracy"] == pytest.approx(1 / 3) and values["recall"] == 0.5
+    assert values["recall_released"] == 1.0 and values["yes_rate_released"] == pytest.approx(2 / 3)
+    lines = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+    assert [line["parsed"]["strict"] for line in lines] == ["yes", "yes", None]
+    assert [line["gold"] for line in lines] == ["yes", "no", "yes"]
+
+
+def test_captions_made_elsewhere_and_figures_from_predictions_alone(tmp_path: Path) -> None:
+    captions, truth = jsonl(tmp_path / "c.jsonl", CAPTIONS), tmp_path / "truth.json"
+    truth.write_text(json.dumps(TRUTH))
+    out = tmp_path / "out"
+    result = run("evaluate", "--task", "chair", "--captions", captions, "--data", truth, "--out", out)
+    assert result.exit_code == 0 and "chair_i" in result.output
+    whole = (out / "summary.json").read_bytes()
+    metrics = json.loads(whole)["runs"][0]["metrics"]
+    # dog, cat | car, dog: cat of the first and dog of the second are not there.
+    assert metrics["chair_i"]["value"] == 0.5 and metrics["chair_s"]["value"] == 1.0
+    assert metrics["recall"]["value"] == pytest.approx(2 / 3)
+    assert metrics["chair_i_whole"]["value"] == pytest.approx(1 / 3)  # without "A dog on"
+    for path in (captions, truth, out / "summary.json"):
+        path.unlink()
+    assert run("evaluate", "--rescore", out).exit_code == 0
+    assert (out / "summary.json").read_bytes() == whole
+    lines = (out / "predictions.jsonl").read_bytes()
+    (out / "predictions.jsonl").write_bytes(lines[:-30])
+    again = run("evaluate", "--rescore", out)
+    assert again.exit_code == 0 and "cut off" in again.output
+    assert json.loads((out / "summary.json").read_text())["rows"] == 1
+
+
+def test_synonyms_in_the_official_format(tmp_path: Path) -> None:
+    captions, truth = jsonl(tmp_path / "c.jsonl", CAPTIONS), tmp_path / "truth.json"
+    truth.write_text(json.dumps(TRUTH))
+    (tmp_path / "s.txt").write_text("dog\ncar\nperson, man\n")
+    words = ("evaluate", "--task", "chair", "--captions", captions, "--data", truth, "--out", tmp_path / "o")
+    result = run(*words, "--synonyms", tmp_path / "s.txt", "--json")
+    assert json.loads(result.stdout)["runs"][0]["metrics"]["chair_i"]["value"] == pytest.approx(1 / 3)
+
+
+def test_a_model_with_gates_and_controls(tmp_path: Path) -> None:
+    model = save_planted(tmp_path / "planted")
+    data = write_questions(tmp_path / "q.jsonl", planted_questions(24))
+    shape = json.loads((model / "config.json").read_text())
+    layers, heads = shape["n_layer"], shape["n_head"]
+    factors = 1 + 0.3 * torch.randn(layers, heads, generator=torch.Generator().manual_seed(0))
+    Gate(gate=factors).save(tmp_path / "own.safetensors")
+    out = tmp_path / "out"
+    words = ("evaluate", model, "--task", "pairs", "--data", data, "--out", out, "--guard-texts", 4, "--controls", 1)
+    result = run(*words, "--gate", tmp_path / "own.safetensors")
+    assert result.exit_code == 0, result.output
+    assert "beaten" in result.output and "own: " in result.output
+    runs = json.loads((out / "summary.json").read_text())["runs"]
+    assert [entry["name"] for entry in runs][:2] == ["none", "own"] and len(runs) == 5
+    assert runs[1]["controls"]["of"] == 3
+    Gate(gate=torch.ones(layers + 1, heads)).save(tmp_path / "other.safetensors")
+    refused = run(*words, "--gate", tmp_path / "other.safetensors")
+    assert refused.exit_code == 2 and "Traceback" not in refused.output
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        ((), "not clear what to evaluate"),
+        (("m", "--task", "pope"), "not clear what to evaluate"),
+        (("m", "--task", "pope", "--data", "{pope}", "--answers", "{answers}"), "not clear what to evaluate"),
+        (("--task", "chair", "--data", "{pope}", "--answers", "{answers}"), "not clear what to evaluate"),
+        (("--task", "pope", "--data", "{answers}", "--answers", "{answers}"), "field 'answer'"),
+        (("--task", "pope", "--data", "{pope}", "--answers", "{pope}"), "field 'answer'"),
+        (("--task", "pope", "--data", "{pope}", "--answers", "{none}"), "is not there"),
+        (("--task", "chair", "--data", "{pope}", "--captions", "{answers}"), "no ground truth"),
+        (("--rescore", "{none}"), "cannot be read"),
+    ],
+)
+def test_bad_input_ends_in_two_lines_and_code_2(words: tuple[str, ...], problem: str, tmp_path: Path) -> None:
+    names = {
+        "pope": jsonl(tmp_path / "pope.jsonl", POPE),
+        "answers": jsonl(tmp_path / "answers.jsonl", ANSWERS),
+        "none": tmp_path / "none.jsonl",
+    }
+    result = run("evaluate", *(word.format(**names) for word in words), "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert problem in result.output and "do:" in result.output and "Traceback" not in result.output

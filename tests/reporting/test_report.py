@@ -1,0 +1,321 @@
+"""The report: it says what the artefacts carry and no more, nothing unsafe gets into it, it is the same every time."""
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as some
+from typer.testing import CliRunner
+
+import truthheads
+from reported import BEST, EVIL, drift, evaluation, fill, scores, tuning
+from truthheads.cli import app
+from truthheads.errors import ArtifactError
+from truthheads.reporting.artifacts import find
+from truthheads.reporting.charts import Arrays
+from truthheads.reporting.report import _inside_script, report, write_report
+from truthheads.reporting.wording import chance, figure, listed, number, short_name, signed
+from truthheads.results.drift import Drift
+from truthheads.results.gate import Gate
+from truthheads.results.scores import Scores
+from truthheads.storage.files import write_json
+
+HEAD = f"L{BEST[0]}H{BEST[1]}"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with every kind of artefact; tests that change it take a copy."""
+    return fill(tmp_path_factory.mktemp("artefacts"))
+
+
+@pytest.fixture
+def folder(whole: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(whole, tmp_path / "copy"))
+
+
+class Tags(HTMLParser):
+    """Collects start tags, and text outside of scripts and styles."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words, self.raw = "", False
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self.raw = tag in ("script", "style")
+
+    def handle_endtag(self, tag: str) -> None:
+        self.raw = False
+
+    def handle_data(self, data: str) -> None:
+        self.words += "" if self.raw else data
+
+
+def data_of(page: str) -> dict[str, Any]:
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    assert found
+    return dict(json.loads(found[1]))
+
+
+def test_every_planted_truth_is_said(whole: Path, tmp_path: Path) -> None:
+    found = write_report(whole, tmp_path / "page.html")
+    scored, inherited, evidence, gates, effect = found.summary
+    assert f"the best, {HEAD}, is right on 0.980" in scored and "Of 90 heads of base" in scored
+    assert "base\u2009/\u2009descendant use the same heads" in inherited and "base\u2009/\u2009stranger" in inherited
+    assert "not related" in inherited.split("descendant use the same heads")[1]
+    assert f"{HEAD} finds the evidence best" in evidence and "find it better" in evidence
+    assert "1 gate was built" in gates and "tuning chose epoch 1: +0.40 [0.30, 0.50]" in gates
+    assert "the gate own is better: it changed accuracy by +0.300" in effect and "ahead of its only control" in effect
+    words = Tags((tmp_path / "page.html").read_text(encoding="utf-8")).words
+    assert all(sentence in words for sentence in found.summary)
+    assert found.artefacts == {
+        **dict.fromkeys(("comparison", "drift", "trace", "gate", "tuning", "evaluation", "pictures"), 1),
+        "scores": 3,
+    }
+
+
+def test_arrays_of_the_page_are_those_of_the_artefacts(whole: Path, tmp_path: Path) -> None:
+    page = report(whole, tmp_path / "page.html").read_text(encoding="utf-8")
+    data = data_of(page)
+    panels = {(one["group"], one["title"]): one for one in data["maps"]}
+    base = Scores.load(whole / "base.safetensors")
+    view = panels["scores", "base"]["views"][0]
+    shown = np.array(data["arrays"][view["values"]]).reshape(panels["scores", "base"]["shape"])
+    np.testing.assert_allclose(shown, base.values.numpy(), rtol=1e-3)
+    low, high = base.intervals()
+    np.testing.assert_allclose(np.array(data["arrays"][view["low"]]), low.ravel(), rtol=1e-3)
+    np.testing.assert_allclose(np.array(data["arrays"][view["high"]]), high.ravel(), rtol=1e-3)
+    gate = data["arrays"][panels["gates", "own"]["views"][0]["values"]]
+    np.testing.assert_allclose(gate, Gate.load(whole / "gates/own.safetensors").gate.numpy().ravel(), rtol=1e-3)
+    moved = panels["drift", "base → tuned"]["views"]
+    assert [one["name"] for one in moved] == ["mean of q, k, v, o", "queries", "keys", "values", "output"]
+    assert set(data["arrays"][moved[0]["values"]]) == {0.025}  # (0.01 + 0.02 + 0.03 + 0.04) / 4
+    scatter = data["scatters"][0]
+    assert (scatter["a"], scatter["b"]) == ("base", "descendant") and scatter["x"] == view["values"]
+
+
+@given(some.floats(allow_infinity=False, allow_nan=False, min_value=-1e9, max_value=1e9))
+def test_numbers_keep_four_digits_and_no_more(value: float) -> None:
+    arrays = Arrays()
+    (shown,) = arrays.lists[arrays.add([value])]
+    wanted = float(f"{value:.4g}") if abs(value) > 1e-18 else 0.0
+    assert shown is not None and abs(shown - value) <= abs(wanted - value) * (1 + 1e-9) + 1e-18
+    assert len(re.sub(r"e.*|[-.]", "", repr(shown)).strip("0")) <= 4
+
+
+def test_a_head_that_was_not_measured_is_null_and_never_zero(tmp_path: Path) -> None:
+    values = torch.tensor([[0.7, float("nan")], [0.6, 0.5]])
+    Scores.of("probe", values, meta={}).save(tmp_path / "s.safetensors")
+    data = data_of(report(tmp_path, tmp_path / "p.html").read_text(encoding="utf-8"))
+    assert data["arrays"][data["maps"][0]["views"][0]["values"]] == [0.7, None, 0.6, 0.5]
+
+
+def test_a_gate_that_does_nothing_is_said_to_do_nothing(tmp_path: Path) -> None:
+    write_json(tmp_path / "summary.json", evaluation(gain=0.0))
+    effect = write_report(tmp_path, tmp_path / "p.html").summary[-1]
+    assert "the gate own did not help measurably: it changed accuracy by 0.000" in effect
+    assert "not ahead of its only control" in effect
+    write_json(tmp_path / "summary.json", evaluation(gain=0.0, names=("own", "base")))
+    assert "none of the 2 gates helped measurably" in write_report(tmp_path, tmp_path / "p.html").summary[-1]
+
+
+def test_a_gate_that_harms_is_said_to_harm(tmp_path: Path) -> None:
+    summary = evaluation(gain=0.3)
+    for run in summary["runs"][1:2]:
+        run["verdict"] = "worse"
+        run["effect"]["accuracy"] = {"value": -0.1, "low": -0.15, "high": -0.05}
+    write_json(tmp_path / "summary.json", summary)
+    page = report(tmp_path, tmp_path / "p.html").read_text(encoding="utf-8")
+    assert "the gate own made it worse: it changed accuracy by \u22120.100" in Tags(page).words
+
+
+def test_sentences_claim_nothing_where_nothing_was_measured(tmp_path: Path) -> None:
+    write_json(tmp_path / "tuning.json", tuning(chosen=None))
+    scored, inherited, evidence, gates, effect = write_report(tmp_path, tmp_path / "p.html").summary
+    assert scored.startswith("No Truth Scores") and inherited.startswith("No two models")
+    assert evidence.startswith("Attention was not traced") and effect.startswith("No gate was evaluated")
+    assert gates == "Tuning chose none of its candidates, since none gained enough within the guard."
+
+
+def test_scores_without_samples_come_without_certainty(tmp_path: Path) -> None:
+    np.save(tmp_path / "released.npy", np.array([[0.5, 0.9], [0.6, 0.7]]))
+    scored = write_report(tmp_path, tmp_path / "p.html").summary[0]
+    assert "L0H1 has the highest score, 0.900 accuracy" in scored and "how sure that is cannot be said" in scored
+
+
+def test_scores_that_measure_the_form_of_answers_are_doubted(tmp_path: Path) -> None:
+    one, _, _ = scores("base", 60)
+    form = {"accuracy": {"value": 0.9, "low": 0.85, "high": 0.95}, "warns": True}
+    type(one)(**{**{name: getattr(one, name) for name in one.__slots__}, "meta": {"summary": {"form": form}}}).save(
+        tmp_path / "s.safetensors"
+    )
+    assert "scores may measure form" in write_report(tmp_path, tmp_path / "p.html").summary[0]
+
+
+def test_the_same_artefacts_give_the_same_bytes_even_with_the_report_among_them(folder: Path, tmp_path: Path) -> None:
+    first = report(folder, tmp_path / "first.html").read_bytes()
+    assert report(folder, folder / "report.html").read_bytes() == first
+    assert report(folder, folder / "report.html").read_bytes() == first
+
+
+def test_markup_in_names_and_texts_stays_text(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    fill(folder, model=EVIL, rows=40)
+    summary = evaluation(gain=0.3, names=(EVIL,))
+    write_json(folder / "pope/summary.json", {**summary, "notes": [EVIL, "</script>"]})
+    page = report(folder, tmp_path / "p.html").read_text(encoding="utf-8")
+    found = Tags(page)
+    scripts = [given for tag, given in found.tags if tag == "script"]
+    assert [one.get("type") for one in scripts] == ["application/json", None]
+    assert EVIL in found.words and "alert(1)" in json.dumps(data_of(page))
+    assert page.count("</script>") == 2
+
+
+def test_the_page_asks_nothing_of_any_network(whole: Path, tmp_path: Path) -> None:
+    page = report(whole, tmp_path / "p.html").read_text(encoding="utf-8")
+    linked = [given.get(name) or "" for _, given in Tags(page).tags for name in ("src", "href", "srcset", "action")]
+    assert [link for link in linked if link and not re.match(r"(data:|#)", link)] == []
+    rules = next(given["content"] for tag, given in Tags(page).tags if tag == "meta" and "http-equiv" in given)
+    assert rules is not None and rules.startswith("default-src 'none'") and "script-src 'sha256-" in rules
+
+
+def test_pictures_come_back_as_they_were_drawn(whole: Path) -> None:
+    (page,) = find(whole).pictures
+    words, seen = page.item
+    assert (words.title, words.note, words.image) == ("Where?", "row 1", "")
+    best, worst = words.panels
+    assert (best.head, worst.head) == (HEAD, "L0H0") and best.note.startswith("Truth Score 0.98")
+    text = "".join(piece[0] for piece in best.pieces)
+    assert text == f"Context:\n{EVIL} lives in Rome.\nAnswer: Rome"
+    rome = next(piece for piece in best.pieces if piece[0] == "Rome." or piece[1] == "e")
+    assert rome[1:] == ("e", "0.750", "60.00%")
+    assert seen.image.startswith("data:image/jpeg;base64,") and (seen.width, seen.height) == ("32", "32")
+    kinds = [shape[0] for shape in seen.panels[0].shapes]
+    assert kinds == ["cell", "cell", "box"] and seen.panels[0].shapes[2][1:5] == ("0.0", "0.0", "16.0", "16.0")
+
+
+def test_a_page_made_to_deceive_brings_nothing_but_text(tmp_path: Path) -> None:
+    (tmp_path / "evil.html").write_text(
+        "<title>x: what the 1 best and 1 worst heads by AUROC look at</title><h1>x</h1><section><h2>row</h2><figure>"
+        '<figcaption>L0H0</figcaption><svg viewBox="0 0 9 9"><image href="https://example.org/a.png"/>'
+        '<rect class="cell" x="1&quot;onload=&quot;a" y="0" width="5" height="5" fill-opacity="url(x)"/></svg>'
+        '<div class="text"><span class="e onclick" style="--w:url(//x)" title="1%">word</span>'
+        "<script>steal()</script></div></figure></section>",
+        encoding="utf-8",
+    )
+    page = report(tmp_path, tmp_path / "p.html").read_text(encoding="utf-8")
+    assert "example.org" not in page and "onload" not in page and "url(" not in page
+    assert [tag for tag, _ in Tags(page).tags].count("script") == 2 and "word" in Tags(page).words
+
+
+def test_broken_artefacts_are_named_and_the_rest_is_shown(folder: Path, tmp_path: Path) -> None:
+    whole = (folder / "base.safetensors").read_bytes()
+    (folder / "torn.safetensors").write_bytes(whole[: len(whole) // 2])
+    (folder / "tuning.json").write_text('{"path": [', encoding="utf-8")
+    (folder / "half.json").write_text('{"meta": {"command": "truthheads compare a b"}, "pairs"', encoding="utf-8")
+    Drift.save(drift("base"), folder / "odd.safetensors")
+    (folder / "empty.npy").write_bytes(b"")
+    found = write_report(folder, tmp_path / "p.html")
+    for name in ("torn.safetensors", "tuning.json", "half.json", "empty.npy"):
+        assert sum(warning.startswith(name) for warning in found.warnings) == 1, name
+    assert len(found.warnings) == 4 and found.artefacts["scores"] == 3 and "tuning" not in found.artefacts
+    words = Tags((tmp_path / "p.html").read_text(encoding="utf-8")).words
+    assert all(warning in words for warning in found.warnings)
+
+
+def test_a_result_with_fields_missing_is_named_and_the_rest_is_shown(folder: Path, tmp_path: Path) -> None:
+    broken = json.loads((folder / "tuning.json").read_text(encoding="utf-8"))
+    del broken["path"][0]["harm"]
+    write_json(folder / "tuning.json", broken)
+    write_json(folder / "comparison.json", {"pairs": [{"a": 1}], "models": [{}], "meta": {}})
+    write_json(folder / "pope" / "summary.json", {"task": "pope", "rows": 1, "primary": "accuracy", "runs": []})
+    found = write_report(folder, tmp_path / "p.html")
+    assert sorted(warning.split()[0] for warning in found.warnings) == [
+        "comparison.json",
+        "pope/summary.json",
+        "tuning.json",
+    ]
+    assert found.artefacts["scores"] == 3
+
+
+def test_strangers_are_passed_by(folder: Path, tmp_path: Path) -> None:
+    before = report(folder, tmp_path / "a.html").read_bytes()
+    (folder / "package.json").write_text('{"name": "x"}', encoding="utf-8")
+    (folder / "notes.json").write_text("{", encoding="utf-8")
+    (folder / "table.csv").write_text("a,b\n1,2\n", encoding="utf-8")
+    (folder / "index.html").write_text("<title>Hello</title>", encoding="utf-8")
+    np.save(folder / "cube.npy", np.zeros((2, 2, 2)))
+    (folder / ".hidden").mkdir()
+    (folder / ".hidden" / "tuning.json").write_text("{", encoding="utf-8")
+    model = folder / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}", encoding="utf-8")
+    (model / "model.safetensors").write_bytes(b"torn")
+    assert report(folder, tmp_path / "b.html").read_bytes() == before
+
+
+def test_a_folder_without_artefacts_names_what_was_looked_for(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("hello", encoding="utf-8")
+    with pytest.raises(ArtifactError, match=r"nothing to report(.|\n)*comparison\.json(.|\n)*truthheads score"):
+        report(tmp_path, tmp_path / "p.html")
+    with pytest.raises(ArtifactError, match="is not a folder"):
+        report(tmp_path / "nowhere", tmp_path / "p.html")
+    assert not (tmp_path / "p.html").exists()
+
+
+def test_the_command_prints_five_sentences_and_json_alone(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "page.html"
+    (folder / "tuning.json").write_text('{"path": [', encoding="utf-8")
+    plain = CliRunner().invoke(app, ["report", str(folder), "--out", str(out)])
+    assert plain.exit_code == 0 and re.findall(r"^(\d)\. ", plain.stdout, re.MULTILINE) == list("12345")
+    assert "tuning.json" in plain.stderr
+    told = CliRunner().invoke(app, ["report", str(folder), "--out", str(out), "--json"])
+    result = json.loads(told.stdout)
+    assert result["out"] == str(out) and len(result["summary"]) == 5 and result["size"] == out.stat().st_size
+    failed = CliRunner().invoke(app, ["report", str(tmp_path / "none"), "--out", str(out)])
+    assert failed.exit_code == 2 and failed.stderr.count("\n") == 2
+
+
+def test_the_function_is_public_and_stays_a_function() -> None:
+    assert truthheads.report is report and truthheads.report is report and "report" in truthheads.__all__
+
+
+def test_eighty_layers_of_sixty_four_heads_of_six_models_stay_small(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    for at in range(6):
+        values = torch.from_numpy(random.uniform(0.4, 0.9, size=(80, 64)))
+        Scores.of("probe", values, accuracy=values.float(), auroc=values.float(), meta={}).save(
+            tmp_path / f"{at}.safetensors"
+        )
+        for other in range(at):
+            parts = {part: torch.from_numpy(random.uniform(size=(80, 64))).float() for part in "qkvo"}
+            Drift(f"m{other}", f"m{at}", parts, {}, parts, torch.zeros(80, 4)).save(
+                tmp_path / f"drift-{other}-{at}.safetensors"
+            )
+    made = write_report(tmp_path, tmp_path / "p.html")
+    assert 2**20 < made.size < 15 * 2**20
+
+
+@given(some.recursive(some.text() | some.floats(allow_nan=False, allow_infinity=False), some.lists))
+def test_json_in_a_script_is_the_same_and_cannot_end_it(value: Any) -> None:
+    inside = _inside_script(json.dumps(value, ensure_ascii=False))
+    assert json.loads(inside) == value and not set("<>&") & set(inside)
+
+
+def test_numbers_are_written_for_people() -> None:
+    assert [number(value) for value in (None, float("nan"), -0.5, -0.0001)] == ["–", "–", "\u22120.500", "0.000"]
+    assert figure({"value": 0.5, "low": -0.25, "high": 1}, 2) == "0.50 [\u22120.25, 1.00]"
+    assert signed({"value": 0.5, "low": 0.25, "high": 1}, 1) == "+0.5 [0.2, 1.0]" and signed(None) == "–"
+    assert chance(0.0001) == "p\u00a0<\u00a00.001" and chance(None) == "–"
+    assert listed(["a", "b", "c"]) == "a, b and c" and listed(list("abcdef"), most=3) == "a, b and 4 more"
+    assert [short_name(name) for name in ("/data/x/m", "owner/model", "./m", "a\\b")] == ["m", "owner/model", "m", "b"]

@@ -1,0 +1,298 @@
+"""Several processes of one command: the same bytes as one, and nothing lost when one of them dies."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from planted import planted_questions, save_planted
+from truthheads.data.questions import write_questions
+from truthheads.errors import ArtifactError
+from truthheads.evaluation.predictions import NAME, Journal, files_of, gathered, key_of
+from truthheads.results.gate import Gate
+from truthheads.storage.distributed import on_cpus, share
+from truthheads.storage.launching import ranks
+from truthheads.storage.row_store import Field, Parts, RowStore, open_rows
+
+FIELDS = {"value": Field((2,), torch.float32)}
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes"]
+
+
+def place(monkeypatch: pytest.MonkeyPatch, rank: int, world: int) -> None:
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("WORLD_SIZE", str(world))
+    monkeypatch.setattr("truthheads.storage.distributed.together", lambda: None)
+
+
+def test_every_batch_is_somebodys_and_loads_are_even(monkeypatch: pytest.MonkeyPatch) -> None:
+    costs = [int(cost) for cost in torch.randint(1, 400, (57,), generator=torch.Generator().manual_seed(0))]
+    shares = []
+    for rank in range(3):
+        place(monkeypatch, rank, 3)
+        shares.append(share(costs))
+    assert sorted(number for one in shares for number in one) == list(range(57))
+    loads = [sum(costs[number] for number in one) for one in shares]
+    assert max(loads) - min(loads) <= max(costs)
+
+
+def test_parts_of_two_processes_are_one_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = torch.arange(12.0).view(6, 2)
+    for rank in (1, 0):
+        place(monkeypatch, rank, 2)
+        if rank == 1:
+            (tmp_path / "work.parts").mkdir()
+            (tmp_path / "work.parts" / "plan.json").write_text('{"identity": "a", "rows": 6}\n', encoding="utf-8")
+        parts = open_rows(tmp_path / "work", FIELDS, rows=6, identity="a")
+        assert isinstance(parts, Parts)
+        for batch in (0, 2) if rank == 0 else (1,):
+            rows = torch.tensor([2 * batch, 2 * batch + 1])
+            parts.write("value", rows, values[rows])
+            parts.complete(batch)
+        if rank == 1:
+            assert parts.whole(3) is None
+            continue
+        store = parts.whole(3)
+        assert isinstance(store, RowStore) and torch.equal(store.read("value"), values)
+        store.close()
+    assert not (tmp_path / "work.parts").exists()
+
+
+def test_parts_of_something_else_go_and_a_missing_part_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place(monkeypatch, 0, 2)
+    first = Parts(tmp_path / "work", FIELDS, rows=4, identity="a")
+    first.write("value", torch.tensor([0, 1]), torch.ones(2, 2))
+    first.complete(0)
+    assert Parts(tmp_path / "work", FIELDS, rows=4, identity="a").done == {0}
+    other = Parts(tmp_path / "work", FIELDS, rows=4, identity="b")
+    assert other.done == set()
+    with pytest.raises(ArtifactError, match="batch 0 of 2 is missing"):
+        other.whole(2)
+    place(monkeypatch, 1, 2)
+    with pytest.raises(ArtifactError, match="not the same folder for all processes"):
+        Parts(tmp_path / "elsewhere", FIELDS, rows=4, identity="a")
+
+
+def test_a_batch_that_came_in_halves_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place(monkeypatch, 0, 2)
+    parts = open_rows(tmp_path / "work", FIELDS, rows=4, identity="a")
+    assert isinstance(parts, Parts)
+    values = torch.arange(8.0).view(4, 2)
+    for rows in (torch.tensor([0, 3]), torch.tensor([1, 2])):
+        parts.write("value", rows, values[rows])
+    parts.complete(0)
+    store = parts.whole(1)
+    assert torch.equal(store.read("value"), values)
+    store.close()
+
+
+def test_one_process_goes_on_from_several_and_several_from_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = torch.arange(12.0).view(6, 2)
+
+    def begun(world: int, batch: int, identity: str = "a") -> RowStore | Parts:
+        place(monkeypatch, 0, world)
+        rows = torch.tensor([2 * batch, 2 * batch + 1])
+        store = open_rows(tmp_path / "work", FIELDS, rows=6, identity=identity)
+        before = set(store.done)
+        assert before == set(range(batch))
+        store.write("value", rows, values[rows])
+        store.complete(batch)
+        return store
+
+    begun(3, 0).close()
+    begun(1, 1).close()
+    last = begun(2, 2)
+    assert isinstance(last, Parts)
+    store = last.whole(3)
+    assert torch.equal(store.read("value"), values)
+    store.close()
+    begun(1, 0, identity="b").close()
+    begun(2, 0, identity="c").close()
+    begun(1, 0, identity="d").close()
+
+
+def line(run: str, number: int) -> dict[str, object]:
+    return {"task": "pairs", "run": run, "id": str(number), "logp": [number / 3, -1.0]}
+
+
+def test_predictions_of_one_and_of_several_go_on_from_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [line(run, number) for run in ("none", "gate") for number in range(4)]
+    alone = Journal(tmp_path / "alone" / NAME)
+    alone.add(lines)
+    path = tmp_path / NAME
+    for rank, world, which in ((2, 3, [1, 5]), (0, 1, [0, 7]), (1, 2, [3, 2]), (0, 2, [6])):
+        place(monkeypatch, rank, world)
+        journal = Journal(path)
+        journal.add(lines[at] for at in which)
+    for rank, world in ((1, 2), (0, 1)):
+        place(monkeypatch, rank, world)
+        assert Journal(path).done == {key_of(lines[at]) for at in (0, 1, 2, 3, 5, 6, 7)}
+    monkeypatch.setattr("truthheads.evaluation.predictions.together", lambda: None)
+    Journal(path).add([lines[4]])
+    whole = gathered(path, [key_of(each) for each in lines])
+    assert whole.path.read_bytes() == alone.path.read_bytes() and whole.lines == alone.lines
+    assert files_of(path) == [path]
+    # A run that a command does not ask for stays where it stands.
+    place(monkeypatch, 1, 2)
+    Journal(path).add([line("other", 0)])
+    place(monkeypatch, 0, 2)
+    again = gathered(path, [key_of(line("other", 0)), *(key_of(each) for each in lines[4:])])
+    assert [each["run"] for each in again.lines] == ["none"] * 4 + ["other"] + ["gate"] * 4
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [({}, (0, 1)), ({"RANK": "2", "WORLD_SIZE": "4"}, (2, 4)), ({"PMI_RANK": "1", "PMI_SIZE": "3"}, (1, 3))],
+)
+def test_a_process_knows_its_place(
+    names: dict[str, str], expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RANK", "WORLD_SIZE", "PMI_RANK", "PMI_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in names.items():
+        monkeypatch.setenv(name, value)
+    assert ranks() == expected
+
+
+@pytest.mark.parametrize(
+    ("accelerators", "names", "cpus"),
+    [
+        (0, {}, True),
+        (2, {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}, False),
+        (2, {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "True"}, True),
+        (1, {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}, True),  # shared: nccl refuses two processes on one
+        (1, {"LOCAL_RANK": "3"}, True),  # each process sees its own alone
+        (8, {"LOCAL_RANK": "7", "ACCELERATE_USE_CPU": "False"}, False),
+    ],
+)
+def test_processes_meet_on_cpus_unless_each_has_an_accelerator(
+    accelerators: int, names: dict[str, str], cpus: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: accelerators > 0)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: accelerators)
+    for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "ACCELERATE_USE_CPU"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in names.items():
+        monkeypatch.setenv(name, value)
+    assert on_cpus() == cpus
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ranks")
+    save_planted(folder / "model")
+    write_questions(folder / "rows.jsonl", planted_questions(60))
+    write_questions(folder / "many.jsonl", planted_questions(400))
+    Gate(torch.tensor([[1.0, 1.1, 1.0, 0.9], [1.0, 1.0, 1.3, 1.0]])).save(folder / "gate.safetensors")
+    return folder
+
+
+def command(
+    folder: Path, processes: int, words: Sequence[str], out: str, *, data: str = "rows.jsonl", tokens: int = 200
+) -> subprocess.Popen[str]:
+    launcher = [*LAUNCH, str(processes), "-m"] if processes > 1 else [sys.executable, "-m"]
+    shared = ["--data", data, "--dtype", "fp32", "--batch-tokens", str(tokens), "--out", out]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.Popen(
+        [*launcher, "truthheads", *words, *shared],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finished(started: subprocess.Popen[str]) -> str:
+    told, _ = started.communicate(timeout=240)
+    assert started.returncode == 0, told[-3000:]
+    return told
+
+
+def test_two_processes_write_the_bytes_of_one(setting: Path) -> None:
+    evaluate = ["evaluate", "model", "--task", "pairs", "--gate", "gate.safetensors", "--controls", "1"]
+    evaluate += ["--guard-texts", "4"]
+    alone = [
+        command(setting, 1, ["score", "model"], "scores-1.safetensors"),
+        command(setting, 1, evaluate, "evaluation-1"),
+    ]
+    for each in alone:
+        finished(each)
+    finished(command(setting, 2, ["score", "model"], "scores-2.safetensors"))
+    rest = ["--data", "rows.jsonl", "--dtype", "fp32", "--batch-tokens", "200", "--out", "evaluation-2"]
+    told = [each.communicate(timeout=240)[0] for each in by_hand(setting, free_port(), [[*evaluate, *rest]] * 2)]
+    assert "summary.json" in told[0] and told[1] == ""  # one process speaks
+    pairs = [(setting / f"scores-{n}.safetensors") for n in (1, 2)]
+    assert pairs[0].read_bytes() == pairs[1].read_bytes()
+    for name in ("predictions.jsonl", "summary.json", "run.json"):
+        one, two = ((setting / f"evaluation-{n}" / name).read_bytes() for n in (1, 2))
+        assert one == two, name
+    assert sorted(path.name for path in (setting / "evaluation-2").iterdir()) == [
+        "predictions.jsonl",
+        "run.json",
+        "summary.json",
+    ]
+    assert not list(setting.glob("*.partial*"))
+
+
+def by_hand(folder: Path, port: int, words: Sequence[Sequence[str]]) -> list[subprocess.Popen[str]]:
+    """Start the processes of one command as several machines do, with nobody to look after them; a rank each."""
+    place = {"WORLD_SIZE": str(len(words)), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", "truthheads", *each],
+            cwd=folder,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **place, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank, each in enumerate(words)
+    ]
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+@pytest.mark.parametrize("victim", [1, 0])
+def test_a_process_that_is_killed_stops_the_other_and_loses_one_batch(setting: Path, victim: int) -> None:
+    out = f"killed-{victim}.safetensors"
+    parts = setting / f"{out}.partial" / "window-000000.parts"
+    words = ["score", "model", "--data", "many.jsonl", "--dtype", "fp32", "--batch-tokens", "60"]
+    started = by_hand(setting, free_port(), [[*words, "--out", out]] * 2)
+    deadline = time.monotonic() + 120
+    while len(list(parts.glob("batch-*"))) < 5 and started[victim].poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    started[victim].kill()
+    told = started[1 - victim].communicate(timeout=50)[1]
+    started[victim].communicate()
+    assert started[1 - victim].returncode == 1
+    assert f"rank {victim} of 2 (" in told and "has died: start the same command again" in told
+    there = len(list(parts.glob("batch-*.safetensors")))
+    assert there >= 5
+    if victim == 1:  # what both have left is what one goes on from, to the bytes of one that was left in peace
+        names = (out, "whole.safetensors")
+        for each in [command(setting, 1, words[:2], name, data="many.jsonl", tokens=60) for name in names]:
+            finished(each)
+        assert (setting / out).read_bytes() == (setting / "whole.safetensors").read_bytes()
+        assert not parts.exists()
+
+
+def test_a_process_that_fails_says_why_in_all(setting: Path) -> None:
+    words = ["trace", "model", "--out", "failed.safetensors", "--data"]
+    started = by_hand(setting, free_port(), [[*words, "rows.jsonl"], [*words, "absent.jsonl"]])
+    told = [each.communicate(timeout=120)[1] for each in started]
+    assert [each.returncode for each in started] == [2, 2]
+    assert "rank 1 of 2 (" in told[0] and "has stopped: absent.jsonl" in " ".join(told[0].split())
+    assert told[1].startswith("error: absent.jsonl")
