@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.timing import Outcome
-from truthheads.lineage.agreement import judge, relate
+from truthheads.lineage.agreement import relate, score_verdict
 from truthheads.stats.figures import bootstrap_means, interval, mean_figure
 from truthheads.stats.intervals import mean_ends
 from truthheads.tuning.tune import gain_elsewhere
@@ -130,7 +130,7 @@ def _case(rho: float, shared: bool, runs: int) -> Outcome:
         assert figure is not None
         inside += figure.low <= true <= figure.high
         errors.append(figure.value - true)
-        word = judge(relation).word
+        word = score_verdict(relation).word
         words[word] = words.get(word, 0) + 1
     return Outcome(
         f"{NAME}, correlation {rho}, {'shared' if shared else 'own'} questions",

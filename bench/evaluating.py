@@ -15,7 +15,7 @@ from bench.timing import Outcome, in_turns, over
 from truthheads.benchmarks.chair import PROMPT
 from truthheads.data.images import load_image
 from truthheads.data.questions import Question
-from truthheads.evaluation.ask import Asking, make_job
+from truthheads.evaluation.ask import AskOptions, make_job
 from truthheads.evaluation.evaluate import evaluate
 from truthheads.models.load import Model
 from truthheads.models.prompts import framed
@@ -39,7 +39,7 @@ def run(*, quick: bool) -> list[Outcome]:
         pope = list(made.pope.values())
         outcomes.append(_yes_no("pope", seeing, pope, None, _looking(seeing, pope), turns))
         batched, alone = in_turns(
-            lambda: _evaluated(seeing, "chair", [made.captions], Asking(caps=(CAPTION,))),
+            lambda: _evaluated(seeing, "chair", [made.captions], AskOptions(caps=(CAPTION,))),
             lambda: _described(seeing, made.images),
             turns=turns,
         )
@@ -50,7 +50,7 @@ def run(*, quick: bool) -> list[Outcome]:
 def _yes_no(
     name: str, model: Model, data: Sequence[Path], rows: int | None, loop: Callable[[], Any], turns: int
 ) -> Outcome:
-    how = Asking(limit=rows)
+    how = AskOptions(limit=rows)
     batched, alone = in_turns(lambda: _evaluated(model, name, data, how), loop, turns=turns)
     return _outcome(name, alone, batched, ">= 5", f"{rows or 'scenes'} rows, at most {ANSWER} new tokens one by one")
 
@@ -60,7 +60,7 @@ def _outcome(name: str, above: Sequence[Any], below: Sequence[Any], target: str,
     return Outcome(f"{NAME} {name}", wall, target, n, cpu)
 
 
-def _evaluated(model: Model, task: str, data: Sequence[Path], how: Asking) -> None:
+def _evaluated(model: Model, task: str, data: Sequence[Path], how: AskOptions) -> None:
     with tempfile.TemporaryDirectory() as folder:
         evaluate(model, task, list(data), out=folder, asking=how)
 
@@ -68,7 +68,7 @@ def _evaluated(model: Model, task: str, data: Sequence[Path], how: Asking) -> No
 def _by_tokens(data: Path, rows: int) -> Callable[[], None]:
     """Return a loop over the same prompts, token for token."""
     model = smollm2()
-    job = make_job(model, "halueval", [data], Asking(limit=rows))
+    job = make_job(model, "halueval", [data], AskOptions(limit=rows))
     prompts = [[*job.head, *item.prefix, *tail] for item in job.encoded for tail in item.tails]
 
     def loop() -> None:

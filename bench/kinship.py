@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bench.inputs import embedded, smollm2
 from bench.timing import Outcome
-from truthheads.lineage.agreement import judge, relate
+from truthheads.lineage.agreement import relate, score_verdict
 from truthheads.lineage.weight_drift import weight_drift
 from truthheads.models.load import load
 from truthheads.results.scores import Scores
@@ -69,7 +69,7 @@ def _related(home: Path, place: Path, own: Scores, other: Scores) -> dict[str, A
         "weights_verdict": drift.verdict()[0],
         "within_layer": relation.within.value,
         "corrected": None if judged is None else judged.json(),
-        "verdict": judge(relation).word,
+        "verdict": score_verdict(relation).word,
     }
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from family.recipe import Recipe, train_family
+from family.recipe import TrainingConfig, train_family
 from truthheads.models import sources
 from truthheads.models.devices import pick_dtype
 
@@ -38,7 +38,7 @@ def main() -> None:
             wall, cpu = (time.time() - start) / 60, (time.process_time() - spent) / 60
             sys.stderr.write(f"{stage} step {step + 1} loss {loss:.3f}, {wall:.1f} min wall, {cpu:.1f} min CPU\n")
 
-    recipe = Recipe(seed=given.seed).scaled(given.scale)
+    recipe = TrainingConfig(seed=given.seed).scaled(given.scale)
     made = train_family(network, AutoTokenizer.from_pretrained(base), given.out, recipe=recipe, report=report)
     for name, path in made.items():
         sys.stderr.write(f"{name}: {path}, {path.stat().st_size / 1e6:.1f} MB\n")

@@ -28,7 +28,7 @@ from truthheads.data.readers import read_questions
 from truthheads.errors import ArtifactError, DataError, ModelError, TruthHeadsError
 from truthheads.evaluation.external import score_answers, score_captions
 from truthheads.evaluation.predictions import read_predictions
-from truthheads.evaluation.summary import rescore, summarise
+from truthheads.evaluation.summary import rescore, summarise_runs
 from truthheads.exporting.gguf import export_gguf
 from truthheads.models.gguf_header import check_gguf
 from truthheads.models.load import inspect
@@ -587,7 +587,7 @@ def targets(folder: Path) -> list[Target]:
         parquet([PAIR] * 3, compression="zstd", use_dictionary=False)
     ]
     arrays = [json.dumps([row]).encode() for row in QUESTIONS] + [json.dumps({"rows": [PAIR]}).encode()]
-    summaries = [json.loads(json.dumps(summarise(rows))) for rows in PREDICTIONS[:2]]  # type: ignore[arg-type]
+    summaries = [json.loads(json.dumps(summarise_runs(rows))) for rows in PREDICTIONS[:2]]  # type: ignore[arg-type]
     picture = (
         "<title>x: what the 1 best and 1 worst heads by AUROC look at</title><h1>t</h1><section><h2>q</h2>"
         '<p class="note">n</p><figure><figcaption>L0H1<small>s</small></figcaption><svg viewbox="0 0 3 4">'

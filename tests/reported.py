@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from simulated import HEADS, LAYERS, simulated
-from truthheads.evaluation.summary import summarise
+from truthheads.evaluation.summary import summarise_runs
 from truthheads.lineage.compare import compare
 from truthheads.results.drift import Drift
 from truthheads.results.gate import Gate
@@ -18,7 +18,7 @@ from truthheads.results.scores import Scores
 from truthheads.results.trace import MEASURES, Trace
 from truthheads.storage.files import write_json
 from truthheads.tracing.pictures import Drawing, page
-from truthheads.tracing.score_correlation import claim
+from truthheads.tracing.score_correlation import score_correlations
 
 BEST = (6, 4)
 """The head with the highest score of the base, and the one that finds the evidence best."""
@@ -93,7 +93,7 @@ def trace(truth: Scores, model: str) -> Trace:
         "position": "answer",
     }
     found = Trace(values, torch.from_numpy(sample).half(), group, group, group + 10**6, truth.values.float(), meta)
-    return replace(found, meta={**meta, "claim": claim(found, truth)})
+    return replace(found, meta={**meta, "claim": score_correlations(found, truth)})
 
 
 def drift(model: str) -> Drift:
@@ -173,4 +173,4 @@ def evaluation(*, gain: float, names: Sequence[str] = ("own",), rows: int = 200)
                 }
             )
     settings = {"command": "truthheads evaluate base --task pope", "data": {"files": [{"sha256": "12" * 32}]}}
-    return summarise(lines, settings=settings)  # type: ignore[arg-type]
+    return summarise_runs(lines, settings=settings)  # type: ignore[arg-type]

@@ -28,7 +28,7 @@ OPENINGS: Final = ("The", "In", "A", "When", "This", "She", "It", "How", "My", "
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class TrainingConfig:
     """Everything that decides the deltas, given the base.
 
     Attributes:
@@ -49,7 +49,7 @@ class Recipe:
     share_unanswerable: float = 0.2
     seed: int = 0
 
-    def scaled(self, scale: float) -> "Recipe":
+    def scaled(self, scale: float) -> "TrainingConfig":
         """Return the same recipe with a share of the steps and texts, at least one of each."""
         return replace(
             self,
@@ -65,7 +65,7 @@ def train_family(
     tokenizer: PreTrainedTokenizerBase,
     out: Path,
     *,
-    recipe: Recipe,
+    recipe: TrainingConfig,
     report: Report = lambda stage, step, loss: None,
 ) -> dict[str, Path]:
     """Train what is not yet in the folder: tower, vision, reader.
@@ -104,7 +104,7 @@ class Tower(NamedTuple):
     head: nn.Linear
 
 
-def _tower(path: Path, recipe: Recipe, report: Report) -> Tower:
+def _tower(path: Path, recipe: TrainingConfig, report: Report) -> Tower:
     if not path.exists():
         trained, read = pretrain_tower(
             seed=recipe.seed,
@@ -127,7 +127,7 @@ def _vision(
     seeing: Tower,
     text: OwnText,
     out: Path,
-    recipe: Recipe,
+    recipe: TrainingConfig,
     report: Report,
 ) -> Trained:
     embedding = network.get_input_embeddings().weight.detach()
@@ -154,7 +154,7 @@ def _reader(
     tokenizer: PreTrainedTokenizerBase,
     text: OwnText,
     out: Path,
-    recipe: Recipe,
+    recipe: TrainingConfig,
     report: Report,
 ) -> Trained:
     rows = max(12, recipe.reader.steps * 12)
@@ -170,12 +170,12 @@ def _reader(
     )
 
 
-def save_reader(path: Path, trained: Trained, recipe: Recipe) -> None:
+def save_reader(path: Path, trained: Trained, recipe: TrainingConfig) -> None:
     """Write the reader's delta: half-precision factors, their scale folded into B."""
     _save(path, "reader", _factors(trained, recipe.reader.scale), trained.losses, recipe)
 
 
-def save_vision(path: Path, trained: Trained, tower: CLIPVisionModel, recipe: Recipe) -> None:
+def save_vision(path: Path, trained: Trained, tower: CLIPVisionModel, recipe: TrainingConfig) -> None:
     """Write the vision descendant's delta: factors, tower and projector, all in half precision."""
     tensors = _factors(trained, recipe.vision.scale)
     tensors |= {f"projector.{name}": value for name, value in trained.projector.items()}
@@ -187,7 +187,7 @@ def _factors(trained: Trained, scale: float) -> dict[str, Tensor]:
     return {f"lora.{name}": value * scale if name.endswith(".B") else value for name, value in trained.factors.items()}
 
 
-def _save(path: Path, member: str, tensors: dict[str, Tensor], losses: list[float], recipe: Recipe) -> None:
+def _save(path: Path, member: str, tensors: dict[str, Tensor], losses: list[float], recipe: TrainingConfig) -> None:
     half = {name: value.half() if value.is_floating_point() else value for name, value in tensors.items()}
     settings = {"recipe": str(recipe), "last_loss": sum(losses[-20:]) / len(losses[-20:])}
     packages = provenance().get("packages")

@@ -74,5 +74,5 @@ def out_of_memory(error: BaseException | None) -> bool:
 NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "std::bad_alloc", "can't start new thread")
 
 
-class PartDone(BaseException):
+class NotFirstRank(BaseException):
     """No error: raised in every process but the first when its share is done. The first goes on with the whole."""

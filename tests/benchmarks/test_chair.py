@@ -19,7 +19,7 @@ from truthheads.benchmarks.chair import (
 )
 from truthheads.benchmarks.coco_objects import Vocabulary, _official, matcher, own_vocabulary, plural, read_vocabulary
 from truthheads.errors import DataError, TruthHeadsError
-from truthheads.evaluation.summary import figures
+from truthheads.evaluation.summary import metric_figures
 
 MENTIONS = matcher(own_vocabulary())
 
@@ -157,7 +157,7 @@ def test_figures_of_three_captions_worked_by_hand() -> None:
         line("2", "A car.", ["car", "dog"]),
         line("3", "Nothing here.", ["person"]),
     ]
-    found = {name: figure.value for name, figure in figures(measure_chair(lines), seed=0).items()}
+    found = {name: figure.value for name, figure in metric_figures(measure_chair(lines), seed=0).items()}
     assert found["chair_i"] == pytest.approx(1 / 4)
     assert found["chair_s"] == pytest.approx(1 / 3)
     assert found["recall"] == pytest.approx(2 / 5)  # dog of the first, car of the second; five objects in all
@@ -172,7 +172,7 @@ def test_figures_of_three_captions_worked_by_hand() -> None:
 def test_the_lowest_cap_is_the_main_one() -> None:
     one = line("1", "A dog.", ["dog"])
     one["captions"]["512"] = parse_caption("A dog. A cat.", None, MENTIONS)
-    found = {name: figure.value for name, figure in figures(measure_chair([one]), seed=0).items()}
+    found = {name: figure.value for name, figure in metric_figures(measure_chair([one]), seed=0).items()}
     assert found["chair_i"] == 0 and found["chair_i_at_512"] == 0.5
 
 

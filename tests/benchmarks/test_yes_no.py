@@ -25,7 +25,7 @@ from truthheads.benchmarks.yes_no import (
     two_golds,
 )
 from truthheads.errors import DataError
-from truthheads.evaluation.summary import figures
+from truthheads.evaluation.summary import metric_figures
 
 Row = dict[str, Any]
 
@@ -77,7 +77,7 @@ SIX = [("yes", "Yes"), ("yes", "No"), ("yes", "Maybe"), ("no", "No"), ("no", "Ye
 
 
 def test_figures_of_six_answers_worked_by_hand() -> None:
-    found = {name: figure.value for name, figure in figures(measure_yesno(lines_of(SIX)), seed=0).items()}
+    found = {name: figure.value for name, figure in metric_figures(measure_yesno(lines_of(SIX)), seed=0).items()}
     # One of three yes-items is hit, one missed, one neither; of three no-items one is a false alarm.
     assert found["accuracy"] == pytest.approx(3 / 6)
     assert found["precision"] == pytest.approx(1 / 2)
@@ -99,7 +99,7 @@ def test_figures_of_six_answers_worked_by_hand() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from(("yes", "no")), st.sampled_from(("yes", "No, sir", "unsure"))), min_size=1))
 def test_released_figures_are_what_the_released_loops_count(rows: list[tuple[str, str]]) -> None:
-    found = {name: figure.value for name, figure in figures(measure_yesno(lines_of(rows)), seed=0).items()}
+    found = {name: figure.value for name, figure in metric_figures(measure_yesno(lines_of(rows)), seed=0).items()}
     said = [(gold, {"y": "yes", "n": "no"}.get(text[0].lower(), "unknown")) for gold, text in rows]
     hit, alarm = said.count(("yes", "yes")), said.count(("no", "yes"))
     missed, refused = said.count(("yes", "no")), said.count(("no", "no"))
@@ -118,7 +118,7 @@ def test_logits_come_first_and_give_an_area() -> None:
     for line, margin in zip(lines, (2.0, 1.0, 3.0, 2.0), strict=True):
         line |= {"yes": margin, "no": 0.0}
         line["parsed"]["logits"] = "yes"
-    found = figures(measure_yesno(lines), seed=0)
+    found = metric_figures(measure_yesno(lines), seed=0)
     # Pairs (2,1), (2,2), (3,1), (3,2): three won and one tie.
     assert found["auroc"].value == pytest.approx(3.5 / 4)
     assert found["accuracy"].value == 0.5 and found["accuracy_strict"].value == 0.5
@@ -131,7 +131,7 @@ def test_a_question_of_three_splits_counts_once_in_the_pooled_figure() -> None:
         for at, (gold, text) in enumerate([("yes", "No"), ("no", "No")]):
             line = lines_of([(gold, text)], split=split, group="a.jpg")[0]
             lines.append({**line, "prompt": "same" if gold == "yes" else f"{split}{at}"})
-    found = {name: figure.value for name, figure in figures(measure_yesno(lines), seed=0).items()}
+    found = {name: figure.value for name, figure in metric_figures(measure_yesno(lines), seed=0).items()}
     assert found["accuracy"] == pytest.approx(3 / 4)  # one yes-question, wrong; three no-questions, right
     assert found["accuracy_released"] == pytest.approx(3 / 6)  # as the method pools its 9,000
     assert found["accuracy_random"] == pytest.approx(1 / 2)
@@ -302,7 +302,7 @@ def test_a_prompt_with_two_gold_answers_counts_both_whatever_their_order(first: 
     lines = lines_of([("yes", "Yes")] * 5 + [("no", "No")] * 4 + [("no", "Yes")])
     golds = [first, "no" if first == "yes" else "yes"]
     same = [{**line, "gold": gold, "prompt": "same"} for line, gold in zip(lines[:2], golds, strict=True)]
-    found = {name: figure.value for name, figure in figures(measure_yesno([*same, *lines]), seed=0).items()}
+    found = {name: figure.value for name, figure in metric_figures(measure_yesno([*same, *lines]), seed=0).items()}
     assert found["accuracy"] == pytest.approx((9 + 1) / 12)  # before: 10 / 11 or 9 / 11, by the order of the two
     assert [(one["gold"], other["gold"]) for one, other in two_golds([*lines, *same])] == [tuple(golds)]
     assert two_golds(lines) == []

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from truthheads.data.questions import Question, kind_of, occurrences, write_questions
+from truthheads.data.questions import Question, answer_kind, occurrences, write_questions
 from truthheads.data.readers import read_questions
 from truthheads.errors import ArtifactError, DataError, TruthHeadsError
 
@@ -191,13 +191,13 @@ def test_csv_spans_come_as_json(tmp_path: Path) -> None:
 )
 def test_kind_is_derived_from_the_text(tmp_path: Path, untruthful: str, kind: str) -> None:
     (question,) = read_questions(jsonl(tmp_path / "q.jsonl", [pair(untruthful=untruthful)]))
-    assert kind_of(question) == kind
+    assert answer_kind(question) == kind
 
 
 def test_kind_is_the_columns_own_where_there_is_one_and_none_without_a_context() -> None:
-    assert kind_of(Question("1", "Oslo", "Q?", "a", "b", kind="memory")) == "memory"
-    assert kind_of(Question("1", "", "Q?", "a", "b")) is None
-    assert kind_of(Question("1", "Oslo", "Q?", "a", None)) is None
+    assert answer_kind(Question("1", "Oslo", "Q?", "a", "b", kind="memory")) == "memory"
+    assert answer_kind(Question("1", "", "Q?", "a", "b")) is None
+    assert answer_kind(Question("1", "Oslo", "Q?", "a", None)) is None
 
 
 # --- layouts, in the real files --------------------------------------------------------------------------------------
@@ -224,7 +224,7 @@ def test_real_halueval(reference_data: Path) -> None:
     assert questions[0].evidence == ((0, 17),)
     # The data's own description: right answers stand verbatim in 95.8 % of the contexts.
     assert 955 <= sum(q.truthful in q.context for q in questions if q.truthful) <= 960
-    assert 1 <= sum(kind_of(q) == "in context" for q in questions) <= 9
+    assert 1 <= sum(answer_kind(q) == "in context" for q in questions) <= 9
 
 
 @pytest.mark.real_data

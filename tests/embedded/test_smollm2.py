@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from family.packing import Branch, Document, pack
-from family.recipe import Recipe, save_reader, save_vision
+from family.recipe import TrainingConfig, save_reader, save_vision
 from family.tower import patch_features, to_pixels, training_scene
 from family.training import Trained
 from family.vision import Projector
@@ -47,12 +47,12 @@ def base(tmp_path_factory, tokenizer) -> Path:
 @pytest.fixture(scope="module")
 def deltas(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("deltas")
-    save_reader(folder / "reader.safetensors", Trained(factors(), {}, [1.0]), Recipe())
+    save_reader(folder / "reader.safetensors", Trained(factors(), {}, [1.0]), TrainingConfig())
     with torch.random.fork_rng(devices=[]):
         torch.random.manual_seed(1)
         tower, projector = CLIPVisionModel(tower_config()).eval(), Projector(tower_config().hidden_size, 48)
     trained = Trained(factors(1), dict(projector.state_dict()), [1.0])
-    save_vision(folder / "vision.safetensors", trained, tower, Recipe())
+    save_vision(folder / "vision.safetensors", trained, tower, TrainingConfig())
     return folder
 
 
@@ -60,7 +60,7 @@ def test_the_reader_is_the_base_plus_its_factors(base, deltas, tmp_path) -> None
     folder = assemble("reader", base=base, cache=tmp_path, delta=deltas / "reader.safetensors")
     changed = dict(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).named_parameters())
     before = dict(tiny_llama().named_parameters())
-    scale = Recipe().reader.scale
+    scale = TrainingConfig().reader.scale
     for name, weight in before.items():
         path = name.removeprefix("model.").removesuffix(".weight")
         if f"{path}.A" in factors():
@@ -147,7 +147,7 @@ def test_without_the_base_one_error_says_how_to_get_it(deltas, tmp_path) -> None
 
 def test_a_base_of_another_shape_is_refused(base, tmp_path) -> None:
     wrong = {name: torch.zeros(4, 40) if name.endswith(".A") else value for name, value in factors().items()}
-    save_reader(tmp_path / "reader.safetensors", Trained(wrong, {}, [1.0]), Recipe())
+    save_reader(tmp_path / "reader.safetensors", Trained(wrong, {}, [1.0]), TrainingConfig())
     with pytest.raises(ModelError, match=r"layers\.0\.self_attn\.[qkvo]_proj"):
         assemble("reader", base=base, cache=tmp_path, delta=tmp_path / "reader.safetensors")
 

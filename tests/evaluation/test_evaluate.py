@@ -18,7 +18,15 @@ from truthheads.benchmarks.yes_no import measure_yesno
 from truthheads.data.questions import Question, write_questions
 from truthheads.data.readers import read_questions
 from truthheads.errors import ArtifactError, DataError, GateError, ModelError, ShapeError
-from truthheads.evaluation.ask import Asked, Asking, ask_questions, ask_texts, beheaded, together, yes_no_tokens
+from truthheads.evaluation.ask import (
+    AskOptions,
+    TokenizedItem,
+    ask_questions,
+    ask_texts,
+    group_by_prefix,
+    split_shared_prefix,
+    yes_no_tokens,
+)
 from truthheads.evaluation.evaluate import evaluate, with_controls
 from truthheads.evaluation.predictions import NAME, Journal, read_predictions
 from truthheads.evaluation.summary import (
@@ -27,14 +35,14 @@ from truthheads.evaluation.summary import (
     MORE_OFTEN,
     NOTHING,
     Compared,
-    compare,
-    figures,
+    compare_runs,
+    effect_verdict,
+    metric_figures,
     rescore,
-    summarise,
-    verdict,
+    summarise_runs,
 )
 from truthheads.models.forward import plan_batches
-from truthheads.models.generate import Head, answer
+from truthheads.models.generate import SharedPrefix, answer
 from truthheads.models.load import load
 from truthheads.models.prompts import Encoded
 from truthheads.results.gate import Gate
@@ -89,7 +97,7 @@ def test_intervals_hold_the_known_effect_as_often_as_they_say(shared: Resampling
     truth = (right[:, 1] - right[:, 0]).mean()  # of 240,000 items: its own error is a fiftieth of an interval
     held = 0
     for before, after in margins:
-        found = compare(
+        found = compare_runs(
             *(measure_yesno(yes_lines(m, GOLD, GROUPS)) for m in (before, after)), seed=0, resampling=shared
         )
         held += found.effect["accuracy"].low <= truth <= found.effect["accuracy"].high
@@ -101,18 +109,18 @@ def test_under_no_effect_better_is_rare(shared: Resampling) -> None:
     for _ in range(RUNS):
         before, after = simulated(generator, 0.0, 0.0)
         before = before + 0.5 * generator.normal(size=ITEMS)  # as noisy as after: no item gains on average
-        found = compare(
+        found = compare_runs(
             *(measure_yesno(yes_lines(m, GOLD, GROUPS)) for m in (before, after)), seed=0, resampling=shared
         )
-        said.append(verdict(found, found.p["paired"]))
+        said.append(effect_verdict(found, found.p["paired"]))
     assert sum(word.startswith("better") for word in said) <= 0.03 * RUNS
     assert said.count(NOTHING) > 0.9 * RUNS
 
 
 def sentence(before: np.ndarray, after: np.ndarray, *, logits: bool = True) -> str:
     measured = [measure_yesno(yes_lines(m, GOLD, GROUPS, logits=logits)) for m in (before, after)]
-    found = compare(*measured, seed=0)
-    return verdict(found, found.p["paired"])
+    found = compare_runs(*measured, seed=0)
+    return effect_verdict(found, found.p["paired"])
 
 
 @pytest.mark.parametrize("logits", [True, False])
@@ -161,7 +169,7 @@ def test_conflict_answers_worked_by_hand(tmp_path: Path) -> None:
     assert best_f1("in Paris, France", ["Paris", "France Paris"]) == pytest.approx(2 * 2 / 5)
     golds = {"context": ["Rome"], "memory": ["Paris", "City of Paris"]}
     lines = [{"answer": text, "gold": golds, "group": text} for text in (" Rome\nQ", "paris.", "Berlin", "")]
-    found = {name: figure.value for name, figure in figures(measure_conflict(lines), seed=0).items()}
+    found = {name: figure.value for name, figure in metric_figures(measure_conflict(lines), seed=0).items()}
     plain = {"em_context": 1 / 4, "f1_context": 1 / 4, "em_memory": 1 / 4, "f1_memory": 1 / 4, "neither": 1 / 2}
     # No number is among them: the strict figures are the same.
     assert found == pytest.approx(plain | {f"{name}_strict": value for name, value in plain.items()})
@@ -195,7 +203,7 @@ def test_number_words_and_digits_are_one_answer(answer: str, gold: str, same: bo
 def test_conflict_counts_numbers_by_value_and_strictly_beside_it() -> None:
     golds = {"context": ["three"], "memory": ["21 ships"]}
     lines = [{"answer": text, "gold": golds, "group": text} for text in ("3", "Three", "twenty-one", "four")]
-    found = {name: figure.value for name, figure in figures(measure_conflict(lines), seed=0).items()}
+    found = {name: figure.value for name, figure in metric_figures(measure_conflict(lines), seed=0).items()}
     # Context: 3 and Three; strictly Three alone. "twenty-one" shares one of its one word with two: F1 = 2 · 1 / 3.
     assert found == pytest.approx({
         "em_context": 2 / 4, "f1_context": 2 / 4, "em_memory": 0, "f1_memory": (2 / 3) / 4, "neither": 2 / 4,
@@ -268,12 +276,12 @@ def test_a_half_written_last_line_is_dropped_and_said(tmp_path: Path) -> None:
 
 def test_a_run_is_compared_on_the_items_that_it_holds() -> None:
     lines = [line("none", str(at), "no") for at in range(8)] + [line("g", str(at), "yes") for at in range(6)]
-    summary = summarise(lines)
+    summary = summarise_runs(lines)
     assert [run["name"] for run in summary["runs"]] == ["none", "g"] and summary["rows"] == 8
     assert summary["runs"][1]["rows"] == 6 and summary["runs"][1]["effect"]["accuracy"]["value"] == 1.0
     assert "holds 6 of 8 items" in summary["notes"][0]
     with pytest.raises(DataError, match="cannot be summarised"):
-        summarise(lines[8:])
+        summarise_runs(lines[8:])
 
 
 def test_controls_are_ranked_and_gates_share_holm() -> None:
@@ -285,7 +293,7 @@ def test_controls_are_ranked_and_gates_share_holm() -> None:
         for at, label in enumerate(gold):
             said = label if generator.random() < share else "maybe"
             lines.append(line(run, str(at), said, gold=label))
-    runs = {run["name"]: run for run in summarise(lines)["runs"]}
+    runs = {run["name"]: run for run in summarise_runs(lines)["runs"]}
     held = runs["a"]["controls"]
     assert (held["beaten"], held["of"], held["rank"]) == (2, 3, 2)
     assert held["by_kind"]["shuffled"] == {"beaten": 2, "of": 2, "rank": 1, "p": pytest.approx(1 / 3)}
@@ -356,7 +364,7 @@ def test_first_token_logits_are_those_of_one_prompt_at_a_time(
     ids = ask_texts(model, prompts)
     words = yes_no_tokens(model)
     assert {model.tokenizer.convert_ids_to_tokens(n) for n in words["yes"]} == {"Yes", "yes"}
-    groups = together(model, [Asked(row, None, "all", []) for row in ids])
+    groups = group_by_prefix(model, [TokenizedItem(row, None, "all", []) for row in ids])
     assert len(groups) == 1 and len(groups[0][0].prefix) > 0
     found = answer(model, [groups[0][0]], words=words)
     for at, row in enumerate(ids):
@@ -373,7 +381,9 @@ def test_batches_write_what_the_library_generates_one_at_a_time(
 ) -> None:
     model = wrap(model_of(BY_NAME[name]).network, tiny_tokenizer(WORDS))
     ids = ask_texts(model, [f"Where is {'Rome ' * at}" for at in range(1, 6)])
-    groups = [encoded for encoded, _ in together(model, [Asked(row, None, "", []) for row in ids], alone=True)]
+    groups = [
+        encoded for encoded, _ in group_by_prefix(model, [TokenizedItem(row, None, "", []) for row in ids], alone=True)
+    ]
     (batch,) = plan_batches(groups, batch_tokens=1000)
     with gate().apply(model):
         found = answer(model, [groups[at] for at in batch], new_tokens=12)
@@ -392,17 +402,17 @@ def test_a_head_computed_once_changes_no_answer(name: str, new_tokens: int, wrap
     texts = [
         f"{'Answer the Question : ' * 6}{'Rome ' * at}is {place}" for at in range(4) for place in ("Italy", "a city")
     ]
-    asked = [Asked(ids, None, str(at // 2), []) for at, ids in enumerate(ask_texts(model, texts))]
-    ids, rest = beheaded(model, asked)
+    asked = [TokenizedItem(ids, None, str(at // 2), []) for at, ids in enumerate(ask_texts(model, texts))]
+    ids, rest = split_shared_prefix(model, asked)
     if name == "mistral":  # its window counts places, padding among them
         assert ids == () and rest == asked
         return
     assert len(ids) >= 24 and all(ids + one.ids == whole.ids for one, whole in zip(rest, asked, strict=True))
     with gate().apply(model):
-        whole = together(model, asked, alone=new_tokens > 1)
-        parts = together(model, rest, alone=new_tokens > 1)
+        whole = group_by_prefix(model, asked, alone=new_tokens > 1)
+        parts = group_by_prefix(model, rest, alone=new_tokens > 1)
         first = answer(model, [encoded for encoded, _ in whole], new_tokens=new_tokens, words=words)
-        head = Head(model, ids)
+        head = SharedPrefix(model, ids)
         for _ in range(2):  # the head is as it was after its first use
             again = answer(model, [encoded for encoded, _ in parts], new_tokens=new_tokens, words=words, head=head)
             assert again.tokens == first.tokens
@@ -465,7 +475,7 @@ def test_what_does_not_fit_is_refused(model: "Model", qa: Path, tmp_path: Path) 
     assert not (tmp_path / "e").exists()
     evaluate(model, "halueval", qa, out=tmp_path / "e", gates={"g": gate()}, guard_texts=0)
     with pytest.raises(ArtifactError, match="another evaluation") as caught:
-        evaluate(model, "halueval", qa, out=tmp_path / "e", asking=Asking(knowledge=False), gates={"g": gate(1)})
+        evaluate(model, "halueval", qa, out=tmp_path / "e", asking=AskOptions(knowledge=False), gates={"g": gate(1)})
     assert "gate g" in caught.value.got and "knowledge" in caught.value.got
 
 
@@ -492,12 +502,14 @@ def test_controls_are_drawn_by_seed() -> None:
 
 
 def test_fewer_objects_are_called_that() -> None:
-    figure = figures(measure_yesno(yes_lines(np.ones(4), np.array([True] * 4), list("abcd"))), seed=0)["accuracy"]
+    figure = metric_figures(measure_yesno(yes_lines(np.ones(4), np.array([True] * 4), list("abcd"))), seed=0)[
+        "accuracy"
+    ]
     gone, fell = figure._replace(value=-0.1, low=-0.2, high=-0.05), figure._replace(value=-0.3, low=-0.4, high=-0.2)
     same = figure._replace(value=0.0, low=-0.1, high=0.1)
     for recall, said in ((fell, "better by naming fewer objects"), (same, BETTER)):
         found = Compared({}, {"chair_i": gone, "recall": recall}, {}, "chair_i", -1)
-        assert verdict(found, 0.01) == said
+        assert effect_verdict(found, 0.01) == said
 
 
 @pytest.mark.smollm2
@@ -518,7 +530,7 @@ def test_images_are_asked_about_together_and_described(tmp_path: Path) -> None:
     ((ids, image),) = ask_questions(model, [asked])
     alone = answer(model, [Encoded(0, (), (ids,), (1,), image)], words=yes_no_tokens(model))
     assert alone.yes == pytest.approx([one["yes"]], abs=1e-4)
-    described = evaluate(model, "chair", files.captions, out=tmp_path / "chair", asking=Asking(caps=(4, 24)))
+    described = evaluate(model, "chair", files.captions, out=tmp_path / "chair", asking=AskOptions(caps=(4, 24)))
     metrics = described["runs"][0]["metrics"]
     assert described["rows"] == 4 and described["settings"]["caps"] == [4, 24]
     assert metrics["words_per_caption"]["value"] < metrics["words_per_caption_at_24"]["value"]

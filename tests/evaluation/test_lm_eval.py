@@ -9,7 +9,7 @@ import torch
 
 from planted import save_planted
 from truthheads.errors import DataError
-from truthheads.evaluation.ask import Asking
+from truthheads.evaluation.ask import AskOptions
 from truthheads.evaluation.evaluate import evaluate
 from truthheads.evaluation.lm_eval import line_of
 from truthheads.evaluation.predictions import NAME, read_predictions
@@ -87,7 +87,7 @@ def test_live_gate_checkpoint_and_adapter_agree(harness: Any, folder: Path, rows
         ran = harness.simple_evaluate("hf", words, ["local"], task_manager=manager, bootstrap_iters=0)
         found[name] = [pair[0] for sample in ran["samples"]["local"] for pair in sample["filtered_resps"]]
     assert found["adapter"] == pytest.approx(found["checkpoint"], abs=1e-4)
-    means = evaluate(model, "lm-eval:local", made, out=tmp_path / "means", asking=Asking(limit=3))
+    means = evaluate(model, "lm-eval:local", made, out=tmp_path / "means", asking=AskOptions(limit=3))
     assert means["primary"] == "acc" and means["rows"] == 3
 
 

@@ -13,7 +13,7 @@ from transformers import CLIPVisionModel
 
 from family.packing import Branch, Document, pack
 from family.reader import prose, reader_document
-from family.recipe import Recipe, openings, train_family
+from family.recipe import TrainingConfig, openings, train_family
 from family.tower import cosine, patch_labels, pretrain_tower, tower_batch, training_scene, with_mirrored
 from family.training import FineTuning, OwnText, answer_loss, fine_tune, own_text
 from family.vision import scene_document, scene_pack, started_projector, tokens
@@ -174,7 +174,7 @@ def test_no_stage_touches_the_global_generator(tokenizer, text) -> None:
 
 
 def test_a_fiftieth_of_the_recipe_runs_from_nothing(tmp_path: Path, tokenizer) -> None:
-    recipe = Recipe(length=16).scaled(1 / 50)
+    recipe = TrainingConfig(length=16).scaled(1 / 50)
     stages: list[str] = []
     made = train_family(
         tiny_llama(), tokenizer, tmp_path, recipe=recipe, report=lambda stage, step, loss: stages.append(stage)

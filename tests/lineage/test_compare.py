@@ -12,9 +12,9 @@ import truthheads as th
 from simulated import HEADS, LAYERS, simulated
 from truthheads.cli import app
 from truthheads.errors import ArtifactError, DataError, ShapeError
-from truthheads.lineage.agreement import judge, relate
+from truthheads.lineage.agreement import relate, score_verdict
 from truthheads.lineage.alignment import align
-from truthheads.lineage.compare import compare, foretell
+from truthheads.lineage.compare import compare, drift_score_correlation
 from truthheads.results.comparison import Comparison
 from truthheads.results.scores import Scores
 
@@ -28,7 +28,9 @@ def run(*words: object) -> Result:
     ("rho", "word"), [(0.95, "inherited"), (0.4, "partly"), (0.0, "not related")], ids=["same", "some", "none"]
 )
 def test_verdicts_follow_the_truth(rho: float, word: str) -> None:
-    words = [judge(relate(*simulated(seed, rho=rho, questions=300)[:2], resamples=20)).word for seed in range(10)]
+    words = [
+        score_verdict(relate(*simulated(seed, rho=rho, questions=300)[:2], resamples=20)).word for seed in range(10)
+    ]
     assert words.count(word) >= 8
     opposite = {"inherited": "not related", "not related": "inherited", "partly": "inherited"}[word]
     assert opposite not in words
@@ -40,14 +42,14 @@ def test_two_models_of_pure_chance_are_not_related() -> None:
         a, b, _ = simulated(seed, rho=0.0, questions=200, spread=0.0, common=0.9)
         relation = relate(a, b, resamples=20)
         assert relation.pearson.value > 0.3  # they share the questions, and so their noise
-        words.append(judge(relation).word)
+        words.append(score_verdict(relation).word)
     assert words.count("not related") >= 18
     assert not {"inherited", "partly"} & set(words)
 
 
 def test_few_heads_cannot_tell() -> None:
     few = Scores.of("probe", torch.tensor([[0.6, 0.7], [0.8, 0.9]]), meta={})
-    assert judge(relate(few, few)).word == "can't tell"  # four heads: chance does as well once in four
+    assert score_verdict(relate(few, few)).word == "can't tell"  # four heads: chance does as well once in four
 
 
 def test_a_permuted_copy_is_matched_head_by_head() -> None:
@@ -132,10 +134,13 @@ def test_drift_that_foretells_change_is_seen_and_other_drift_is_not() -> None:
     generator = np.random.default_rng(0)
     moved = generator.uniform(0.01, 0.1, (LAYERS, HEADS))
     drift = th.Drift("a", "b", {part: torch.from_numpy(moved).float() for part in "qkvo"})
-    seen = foretell(drift, moved + generator.normal(0, 0.005, moved.shape))["all"]
+    seen = drift_score_correlation(drift, moved + generator.normal(0, 0.005, moved.shape))["all"]
     assert seen["within_layer"]["low"] > 0.8
     assert seen["p_permutation"] < 0.01
-    chance = [foretell(drift, generator.uniform(size=moved.shape), seed=s)["q"]["p_permutation"] for s in range(10)]
+    chance = [
+        drift_score_correlation(drift, generator.uniform(size=moved.shape), seed=s)["q"]["p_permutation"]
+        for s in range(10)
+    ]
     assert sum(p < 0.05 for p in chance) <= 3
 
 

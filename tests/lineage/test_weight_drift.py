@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from strangers import stranger
 from truthheads.errors import ArchitectureError, ArtifactError, ModelError, ShapeError
 from truthheads.lineage.weight_drift import weight_drift
-from truthheads.models.head_weights import PARTS, open_checkpoint
+from truthheads.models.head_weights import WEIGHT_PARTS, open_checkpoint
 from truthheads.results.drift import Drift
 from zoo import MULTIMODAL, ROWS, ZooRow, build, runner, text_inputs
 
@@ -138,7 +138,7 @@ def llama(folder: Path, *, seed: int = 0, layers: int = 4, **changes: Any) -> Pa
 
 
 def head_means(figures: dict[str, Any]) -> list[float]:
-    return [figures[part].value for part in PARTS]
+    return [figures[part].value for part in WEIGHT_PARTS]
 
 
 # Where the slices are, and that what was planted there is found there.
@@ -181,7 +181,7 @@ def test_planted_drift_is_found_in_its_head_alone(row: ZooRow, tmp_path: Path) -
         slab = rows_first(network.get_submodule(row.projection(layer)))[:, columns]
         slab *= 1 + MOVED["o"]
     drift = weight_drift(str(base), str(store(network, tmp_path / "descendant")))
-    for part in PARTS:
+    for part in WEIGHT_PARTS:
         expected = torch.full((row.num_layers, row.num_heads), float("nan"))
         expected[list(row.attending)] = 0.0
         first = head - head % group if part in "kv" else head
@@ -206,7 +206,7 @@ def test_grouped_heads_share_their_key_value_heads_drift(parts: tuple[str, ...],
         return name, tensor
 
     drift = weight_drift(str(base), str(kept(base, change, tmp_path / "descendant")))
-    for part in PARTS:
+    for part in WEIGHT_PARTS:
         heads = (2, 3) if part in "kv" else (1,)
         expected = torch.zeros(4, 8)
         expected[2, list(heads)] = 0.5 if part in parts else 0.0
@@ -283,7 +283,7 @@ def test_layers_are_paired_in_order_across_inserted_cross_attention(tmp_path: Pa
     base = kept(seer, text_only, tmp_path / "base")
     BY_NAME["llama_gqa"].config().save_pretrained(base)
     drift = weight_drift(str(base), str(seer))
-    for part in PARTS:
+    for part in WEIGHT_PARTS:
         assert drift.parts[part].shape == (3, 4)
         torch.testing.assert_close(drift.parts[part][:2], torch.zeros(2, 4))
         torch.testing.assert_close(drift.parts[part][2], torch.full((4,), 0.1 / 1.1))
@@ -327,7 +327,7 @@ def test_sums_of_a_tensor_larger_than_a_block_are_exact(tmp_path: Path) -> None:
     other = kept(base, noisy(0.3), tmp_path / "other")
     drift = weight_drift(str(base), str(other))
     one, two = load_file(base / SINGLE), load_file(other / SINGLE)
-    for part in PARTS:
+    for part in WEIGHT_PARTS:
         name = f"model.layers.0.self_attn.{part}_proj.weight"
         a, b = (t[name].double().T if part == "o" else t[name].double() for t in (one, two))
         a, b = a.reshape(8, -1), b.reshape(8, -1)
@@ -365,7 +365,7 @@ def test_strangers_are_not_related(seeds: tuple[int, int], tmp_path: Path) -> No
     drift = weight_drift(*map(str, folders))
     assert drift.verdict()[0] == "not related", drift.verdict()
     one, two = (load_file(folder / SINGLE) for folder in folders)
-    for part in PARTS:  # what two matrices with nothing in common give: √(1 + ρ²), ρ the ratio of their norms
+    for part in WEIGHT_PARTS:  # what two matrices with nothing in common give: √(1 + ρ²), ρ the ratio of their norms
         names = [f"model.layers.{layer}.self_attn.{part}_proj.weight" for layer in range(3)]
         ratio = torch.stack([two[name].norm() / one[name].norm() for name in names])
         expected = (1 + ratio**2).sqrt()
@@ -496,7 +496,7 @@ def test_saved_and_loaded_it_says_the_same(tmp_path: Path) -> None:
     again = Drift.load(path)
     assert (again.base, again.descendant) == (drift.base, drift.descendant) == (str(base), str(tmp_path / "other"))
     assert again.verdict() == drift.verdict() and again.figures() == drift.figures()
-    assert all(torch.equal(again.parts[part], drift.parts[part]) for part in PARTS)
+    assert all(torch.equal(again.parts[part], drift.parts[part]) for part in WEIGHT_PARTS)
     again.save(path)
     assert path.read_bytes() == first
     weight_drift(drift.base, drift.descendant).save(path)
@@ -520,7 +520,7 @@ def test_figures_resample_layers(tmp_path: Path) -> None:
         return name, tensor * (1 + 0.1 * int(name.split(".")[2])) if "_proj" in name else tensor
 
     figures = weight_drift(str(base), str(kept(base, change, tmp_path / "other"))).figures()
-    for part in PARTS:  # heads of a layer are alike, layers 0, .1, .2, .3 apart: the interval is that of 4 draws
+    for part in WEIGHT_PARTS:  # heads of a layer are alike, layers 0, .1, .2, .3 apart: the interval is that of 4 draws
         assert figures[part].value == pytest.approx(0.15, rel=1e-4)
         assert figures[part].low == pytest.approx(0.05, abs=0.026)
         assert figures[part].high == pytest.approx(0.25, abs=0.026)

@@ -22,7 +22,7 @@ from planted import PLANTED_HEAD, planted_questions, save_planted
 from truthheads.cli import app
 from truthheads.data.questions import write_questions
 from truthheads.errors import GateError, ModelError
-from truthheads.evaluation.ask import Asking
+from truthheads.evaluation.ask import AskOptions
 from truthheads.evaluation.predictions import NAME, read_predictions
 from truthheads.models import load as models
 from truthheads.models.answer_logprobs import pair_logprobs
@@ -261,7 +261,7 @@ def test_answers_are_the_same(plain: Model, offloaded: Model, rows: Path, tmp_pa
         said = []
         for name, model in (("plain", plain), ("offloaded", offloaded)):
             out = tmp_path / f"{task}-{name}"
-            asking = Asking(new_tokens=3, limit=12)
+            asking = AskOptions(new_tokens=3, limit=12)
             th.evaluate(model, task, rows, out=out, gates={"g": gate}, asking=asking, guard_texts=2)
             lines = read_predictions(out / NAME).lines
             said.append([(line["run"], line["id"], line.get("answer")) for line in lines])

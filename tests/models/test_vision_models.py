@@ -21,7 +21,7 @@ from truthheads.errors import DataError, ModelError
 from truthheads.exporting.export import export
 from truthheads.models import forward, image_inputs
 from truthheads.models.answer_logprobs import pair_logprobs
-from truthheads.models.image_inputs import kind_of, placeholder
+from truthheads.models.image_inputs import model_type, placeholder
 from truthheads.models.load import Model
 from truthheads.models.prompts import encode
 from truthheads.results.gate import Gate
@@ -63,7 +63,7 @@ def plain_logprob(model: Model, question: Question, answer: str) -> float:
     image = Image.open(str(question.image)).convert("RGB")
     prompt = f"{placeholder(model)}\n{question.question}\nASSISTANT:"
     call: Any = model.processor
-    if kind_of(model) == "paligemma":
+    if model_type(model) == "paligemma":
         made = call(text=prompt, images=image, suffix=answer, return_tensors="pt")
         made.pop("labels")
         count = int(made["token_type_ids"].sum()) - 1
@@ -108,7 +108,7 @@ def test_the_processors_image_tokens_are_all_there_and_cover_the_picture(
         image = Image.open(str(question.image))
         made = model.processor(text=[placeholder(model)], images=[[image.convert("RGB")]])["input_ids"][0]
         assert count == list(made).count(token) > 0
-        if kind_of(model) in VIEWS:
+        if model_type(model) in VIEWS:
             boxes = token_boxes(model, image.size, count)
             assert len(boxes) == count
 
@@ -167,12 +167,12 @@ def test_hook_adapter_and_checkpoint_agree_on_image_prompts(
 
 
 def test_attention_over_boxes_is_traced(model: Model, questions: list[Question]) -> None:
-    if kind_of(model) not in VIEWS:
+    if model_type(model) not in VIEWS:
         pytest.skip("its layers that see attend to no image tokens")
     rows = [replace(one, boxes=((2.0, 2.0, 12.0, 12.0),)) for one in questions]
     found = trace(model, rows)
     assert torch.isfinite(found.auroc).all()
-    crops = getattr(model.processor.image_processor, "do_center_crop", False) and kind_of(model) == "llava"
+    crops = getattr(model.processor.image_processor, "do_center_crop", False) and model_type(model) == "llava"
     # The crop cuts the box off in two of the pictures.
     assert found.meta["summary"]["sources"] == {"boxes": 2 if crops else len(rows)}
 

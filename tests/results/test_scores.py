@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from truthheads.errors import ArtifactError
-from truthheads.results.scores import NOT_BINDING, OCCURRENCE, TENSORS, Scores, summarise
+from truthheads.results.scores import NOT_BINDING, OCCURRENCE, TENSORS, Scores, summarise_scores
 from truthheads.storage.artifacts import save_artifact
 
 NAN = float("nan")
@@ -282,7 +282,7 @@ def test_table() -> None:
 
 
 def test_summary() -> None:
-    found = summarise(worked(), top=1)
+    found = summarise_scores(worked(), top=1)
     assert [row["head"] for row in found["top"]] == ["L0H0"]
     row = found["top"][0]
     assert found["best"] == {"head": "L0H0", "score": 1.0, "low": row["low"], "high": row["high"], "chosen": None}
@@ -300,16 +300,16 @@ def test_kinds_that_differ_are_said() -> None:
     one = worked()
     kinds = torch.stack([torch.full_like(one.values, 0.9), torch.full_like(one.values, 0.5)])
     both = Scores.of("probe", one.values, kind_values=kinds, meta={**one.meta, "kinds": ["absent", "distractor"]})
-    (warning,) = summarise(both)["warnings"]
+    (warning,) = summarise_scores(both)["warnings"]
     assert "0.900 (absent), 0.500 (distractor)" in warning
     assert warning.endswith(OCCURRENCE)
 
 
 def test_summary_of_scores_from_elsewhere_and_of_nothing() -> None:
-    found = summarise(Scores.of("probe", torch.tensor([[0.5, NAN], [NAN, NAN]]), meta={"source": "a.npy"}))
+    found = summarise_scores(Scores.of("probe", torch.tensor([[0.5, NAN], [NAN, NAN]]), meta={"source": "a.npy"}))
     assert found["layers"] == [0.5, None]
     assert (found["kinds"], found["warnings"]) == ({}, [])
-    nothing = summarise(Scores.of("probe", torch.full((2, 2), NAN), meta={}))
+    nothing = summarise_scores(Scores.of("probe", torch.full((2, 2), NAN), meta={}))
     assert (nothing["best"], nothing["heads_mean"], nothing["layers"]) == (None, None, [None, None])
 
 

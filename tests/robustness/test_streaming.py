@@ -27,7 +27,7 @@ from truthheads.data.questions import Question, QuestionRows, write_questions
 from truthheads.data.readers import read_questions
 from truthheads.data.spool import Spool
 from truthheads.data.tables import HubData, address, parse_hub
-from truthheads.errors import ArtifactError, DataError, PartDone
+from truthheads.errors import ArtifactError, DataError, NotFirstRank
 from truthheads.models.architectures import locate_heads
 from truthheads.models.load import Model
 from truthheads.results.scores import TENSORS, Scores
@@ -238,7 +238,7 @@ def test_several_processes_deal_windows_where_there_are_many(
         return collect(*given, **named)
 
     monkeypatch.setattr(activations, "collect", noted)
-    for rank, wanted in (("1", ArtifactError), ("0", ArtifactError), ("1", PartDone)):
+    for rank, wanted in (("1", ArtifactError), ("0", ArtifactError), ("1", NotFirstRank)):
         monkeypatch.setenv("RANK", rank)
         with pytest.raises(wanted):
             score(planted, rows, batch_tokens=200, work_dir=tmp_path)

@@ -8,9 +8,10 @@ import pytest
 from truthheads.data.answers import list_answers
 from truthheads.data.questions import Question
 from truthheads.data.readers import read_questions
-from truthheads.scoring.form_probe import FEATURES, WARN_ABOVE, FormProbe, form_features, probe_form
+from truthheads.scoring.form_probe import FEATURES, FormProbe, form_features, probe_form
 from truthheads.scoring.probes import dealt_folds
 from truthheads.stats.figures import Figure
+from truthheads.stats.thresholds import FORM_PROBE_WARNING_ACCURACY
 
 
 def features_of(texts: list[str]) -> np.ndarray:
@@ -85,8 +86,8 @@ def test_the_best_threshold_is_worked_by_hand() -> None:
 
 
 def test_the_warning_starts_above_the_limit() -> None:
-    assert not FormProbe(Figure(WARN_ABOVE, 0.5, 0.7), "words", 0.7).warns
-    assert FormProbe(Figure(WARN_ABOVE + 0.01, 0.5, 0.7), "words", 0.7).warns
+    assert not FormProbe(Figure(FORM_PROBE_WARNING_ACCURACY, 0.5, 0.7), "words", 0.7).warns
+    assert FormProbe(Figure(FORM_PROBE_WARNING_ACCURACY + 0.01, 0.5, 0.7), "words", 0.7).warns
 
 
 @pytest.mark.real_data

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from truthheads.errors import DataError, ShapeError
 from truthheads.scoring import probes
-from truthheads.scoring.probes import PROBES, grouped_folds, measure, newton_probe, paper_folds
+from truthheads.scoring.probes import PROBES, grouped_folds, newton_probe, paper_folds, probe_metrics
 from truthheads.stats.figures import (
     Figure,
     bootstrap_means,
@@ -59,7 +59,7 @@ def exact(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def accuracy_of(name: str, data: Data, fold: np.ndarray) -> np.ndarray:
     fits = PROBES[name](data.z, data.label, torch.from_numpy(fold))
     n = len(data.label)
-    return measure(fits.logit.numpy(), data.label.numpy() == 1, fold, np.arange(n)).accuracy
+    return probe_metrics(fits.logit.numpy(), data.label.numpy() == 1, fold, np.arange(n)).accuracy
 
 
 # --- parity with the paper -------------------------------------------------------------------------------------------
@@ -266,7 +266,7 @@ def test_measure_worked_by_hand() -> None:
     label = np.array([True, False, True, False, True, False])
     fold = np.array([0, 0, 0, 0, 1, 1])
     pair = np.array([0, 0, 1, 1, 2, 2])
-    found = measure(logit, label, fold, pair)
+    found = probe_metrics(logit, label, fold, pair)
     # Fold 0: rows 0, 1, 2 right, row 3 (0.5 > 0, untruthful) wrong: 3/4. Fold 1: row 4 wrong, row 5 right: 1/2.
     assert found.fold_accuracy[:, 0].tolist() == [0.75, 0.5]
     assert found.accuracy[0] == pytest.approx((0.75 + 0.5) / 2)
@@ -277,18 +277,18 @@ def test_measure_worked_by_hand() -> None:
 
 
 def test_a_logit_of_zero_says_untruthful() -> None:
-    found = measure(np.zeros((4, 1)), np.array([True, False, False, False]), np.zeros(4, dtype=int), np.arange(4))
+    found = probe_metrics(np.zeros((4, 1)), np.array([True, False, False, False]), np.zeros(4, dtype=int), np.arange(4))
     assert found.accuracy[0] == 0.75
 
 
 def test_measure_where_something_is_not_defined() -> None:
     logit = np.array([[1.0], [2.0], [-1.0], [3.0]])
     label = np.array([True, True, False, False])
-    found = measure(logit, label, np.array([0, 0, 1, 1]), np.array([0, 1, 2, 3]))
+    found = probe_metrics(logit, label, np.array([0, 0, 1, 1]), np.array([0, 1, 2, 3]))
     assert np.isnan(found.auroc[0])  # neither fold has both classes
     assert np.isnan(found.pair_accuracy[0])  # no question has both answers
     assert found.accuracy[0] == 0.75
-    one = measure(logit, label, np.array([0, 1, 1, 1]), np.array([0, 1, 1, 0]))
+    one = probe_metrics(logit, label, np.array([0, 1, 1, 1]), np.array([0, 1, 1, 0]))
     assert one.auroc[0] == 0.5  # of fold 1 alone: 2 > -1, 2 < 3
     assert one.pair_accuracy[0] == 0.5  # 1 < 3, 2 > -1
 

@@ -16,9 +16,9 @@ from truthheads.data.questions import write_questions
 from truthheads.errors import ArtifactError
 from truthheads.evaluation.predictions import NAME, Journal, files_of, gathered, key_of
 from truthheads.results.gate import Gate
-from truthheads.storage.distributed import on_cpus, share
+from truthheads.storage.distributed import my_share, on_cpus
 from truthheads.storage.launching import ranks
-from truthheads.storage.row_store import Field, Parts, RowStore, open_rows
+from truthheads.storage.row_store import Field, RowShards, RowStore, open_rows
 
 FIELDS = {"value": Field((2,), torch.float32)}
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes"]
@@ -27,7 +27,7 @@ LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes"]
 def place(monkeypatch: pytest.MonkeyPatch, rank: int, world: int) -> None:
     monkeypatch.setenv("RANK", str(rank))
     monkeypatch.setenv("WORLD_SIZE", str(world))
-    monkeypatch.setattr("truthheads.storage.distributed.together", lambda: None)
+    monkeypatch.setattr("truthheads.storage.distributed.barrier", lambda: None)
 
 
 def test_every_batch_is_somebodys_and_loads_are_even(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,7 +35,7 @@ def test_every_batch_is_somebodys_and_loads_are_even(monkeypatch: pytest.MonkeyP
     shares = []
     for rank in range(3):
         place(monkeypatch, rank, 3)
-        shares.append(share(costs))
+        shares.append(my_share(costs))
     assert sorted(number for one in shares for number in one) == list(range(57))
     loads = [sum(costs[number] for number in one) for one in shares]
     assert max(loads) - min(loads) <= max(costs)
@@ -49,7 +49,7 @@ def test_parts_of_two_processes_are_one_store(tmp_path: Path, monkeypatch: pytes
             (tmp_path / "work.parts").mkdir()
             (tmp_path / "work.parts" / "plan.json").write_text('{"identity": "a", "rows": 6}\n', encoding="utf-8")
         parts = open_rows(tmp_path / "work", FIELDS, rows=6, identity="a")
-        assert isinstance(parts, Parts)
+        assert isinstance(parts, RowShards)
         for batch in (0, 2) if rank == 0 else (1,):
             rows = torch.tensor([2 * batch, 2 * batch + 1])
             parts.write("value", rows, values[rows])
@@ -67,23 +67,23 @@ def test_parts_of_something_else_go_and_a_missing_part_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place(monkeypatch, 0, 2)
-    first = Parts(tmp_path / "work", FIELDS, rows=4, identity="a")
+    first = RowShards(tmp_path / "work", FIELDS, rows=4, identity="a")
     first.write("value", torch.tensor([0, 1]), torch.ones(2, 2))
     first.complete(0)
-    assert Parts(tmp_path / "work", FIELDS, rows=4, identity="a").done == {0}
-    other = Parts(tmp_path / "work", FIELDS, rows=4, identity="b")
+    assert RowShards(tmp_path / "work", FIELDS, rows=4, identity="a").done == {0}
+    other = RowShards(tmp_path / "work", FIELDS, rows=4, identity="b")
     assert other.done == set()
     with pytest.raises(ArtifactError, match="batch 0 of 2 is missing"):
         other.whole(2)
     place(monkeypatch, 1, 2)
     with pytest.raises(ArtifactError, match="not the same folder for all processes"):
-        Parts(tmp_path / "elsewhere", FIELDS, rows=4, identity="a")
+        RowShards(tmp_path / "elsewhere", FIELDS, rows=4, identity="a")
 
 
 def test_a_batch_that_came_in_halves_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place(monkeypatch, 0, 2)
     parts = open_rows(tmp_path / "work", FIELDS, rows=4, identity="a")
-    assert isinstance(parts, Parts)
+    assert isinstance(parts, RowShards)
     values = torch.arange(8.0).view(4, 2)
     for rows in (torch.tensor([0, 3]), torch.tensor([1, 2])):
         parts.write("value", rows, values[rows])
@@ -96,7 +96,7 @@ def test_a_batch_that_came_in_halves_is_whole(tmp_path: Path, monkeypatch: pytes
 def test_one_process_goes_on_from_several_and_several_from_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = torch.arange(12.0).view(6, 2)
 
-    def begun(world: int, batch: int, identity: str = "a") -> RowStore | Parts:
+    def begun(world: int, batch: int, identity: str = "a") -> RowStore | RowShards:
         place(monkeypatch, 0, world)
         rows = torch.tensor([2 * batch, 2 * batch + 1])
         store = open_rows(tmp_path / "work", FIELDS, rows=6, identity=identity)
@@ -109,7 +109,7 @@ def test_one_process_goes_on_from_several_and_several_from_one(tmp_path: Path, m
     begun(3, 0).close()
     begun(1, 1).close()
     last = begun(2, 2)
-    assert isinstance(last, Parts)
+    assert isinstance(last, RowShards)
     store = last.whole(3)
     assert torch.equal(store.read("value"), values)
     store.close()

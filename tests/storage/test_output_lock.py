@@ -14,8 +14,8 @@ import pytest
 from commands import COMMANDS, contents
 from forking import Ended, Nursery
 from truthheads.errors import ArtifactError
-from truthheads.storage.files import OLD, aside, put_in_place, recover, take
-from truthheads.storage.output_lock import claimed, claimed_folder
+from truthheads.storage.files import OLD, recover, replace_folder, take, temporary_beside
+from truthheads.storage.output_lock import locked_folder, locked_output
 
 
 def refused(ended: Ended, name: str) -> None:
@@ -63,7 +63,7 @@ def test_the_second_is_refused_and_the_first_is_whole(name: str, helper: Nursery
 def test_another_name_in_the_same_folder_is_no_obstacle_unless_tuning_json_is_meant(
     helper: Nursery, place: Path, tmp_path: Path
 ) -> None:
-    with claimed(tmp_path / "a.safetensors", tmp_path / "tuning.json"):
+    with locked_output(tmp_path / "a.safetensors", tmp_path / "tuning.json"):
         score = helper.run(*COMMANDS["score"].words, "--out", tmp_path / "b.safetensors", folder=place)
         assert score.code == 0, score.stderr
         tune = helper.run(*COMMANDS["grid"].words, "--out", tmp_path / "c.safetensors", folder=place)
@@ -105,17 +105,17 @@ def test_a_file_system_without_locks_does_as_well(name: str, helper: Nursery, pl
 
 def test_claims_leave_nothing_and_no_empty_folder(tmp_path: Path) -> None:
     target = tmp_path / "a" / "b" / "c.bin"
-    with claimed(target), claimed_folder(tmp_path / "d" / "e"):
-        for again in (claimed(target), claimed_folder(tmp_path / "d" / "e")):
+    with locked_output(target), locked_folder(tmp_path / "d" / "e"):
+        for again in (locked_output(target), locked_folder(tmp_path / "d" / "e")):
             with pytest.raises(ArtifactError, match="is in use"), again:
                 pass
-        with claimed(target.with_name("other.bin")):
+        with locked_output(target.with_name("other.bin")):
             pass
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(KeyError), claimed(target):
+    with pytest.raises(KeyError), locked_output(target):
         target.write_text("x", encoding="utf-8")
         raise KeyError
-    with claimed(target):
+    with locked_output(target):
         pass
     assert [path.name for path in target.parent.iterdir()] == ["c.bin"]
 
@@ -132,13 +132,13 @@ def test_the_folder_one_stands_in_is_no_file_and_can_be_filled(helper: Nursery, 
 
 
 def test_the_first_process_claims_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with claimed(tmp_path / "x"), claimed_folder(tmp_path / "f"):
+    with locked_output(tmp_path / "x"), locked_folder(tmp_path / "f"):
         monkeypatch.setenv("RANK", "1")
         monkeypatch.setenv("WORLD_SIZE", "2")
-        with claimed(tmp_path / "x"), claimed_folder(tmp_path / "f"):
+        with locked_output(tmp_path / "x"), locked_folder(tmp_path / "f"):
             pass
         monkeypatch.setenv("RANK", "0")
-        with pytest.raises(ArtifactError, match="x is in use"), claimed(tmp_path / "x"):
+        with pytest.raises(ArtifactError, match="x is in use"), locked_output(tmp_path / "x"):
             pass
 
 
@@ -203,10 +203,10 @@ def test_what_a_living_process_writes_is_left_alone_and_what_a_dead_one_left_is_
     foreign = tmp_path / ".x.bin.other.tmp", tmp_path / ".x.bin.y.abcdefg1.tmp"
     for one in foreign:
         one.mkdir()
-    with aside(target) as mine:
+    with temporary_beside(target) as mine:
         assert not dead.exists() and mine.parent.is_dir()
         mine.write_text("mine", encoding="utf-8")
-        with aside(target) as theirs:
+        with temporary_beside(target) as theirs:
             assert mine.read_text(encoding="utf-8") == "mine" and theirs.parent != mine.parent
         recover(target)
         assert mine.read_text(encoding="utf-8") == "mine"
@@ -219,10 +219,10 @@ def test_folders_change_places(exchange: bool, tmp_path: Path, monkeypatch: pyte
         monkeypatch.setattr("truthheads.storage.files._change_places", lambda *_: False)
     target = tmp_path / "folder"
     for text in ("one", "two"):
-        with aside(target) as new:
+        with temporary_beside(target) as new:
             new.mkdir()
             (new / text).touch()
-            put_in_place(new, target)
+            replace_folder(new, target)
         assert [path.name for path in target.iterdir()] == [text]
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
@@ -239,14 +239,14 @@ def test_the_old_folder_is_never_thrown_away_as_the_last_one(tmp_path: Path, mon
 
     monkeypatch.setattr("truthheads.storage.files._change_places", lambda *_: False)
     monkeypatch.setattr(Path, "rename", only_away)
-    with pytest.raises(PermissionError), aside(target) as new:
+    with pytest.raises(PermissionError), temporary_beside(target) as new:
         new.mkdir()
-        put_in_place(new, target)
+        replace_folder(new, target)
     (box,) = boxes(tmp_path)
     assert (tmp_path / box / OLD / "mine").is_dir()
     recover(target)
     assert boxes(tmp_path) == [box]
     monkeypatch.undo()
-    with claimed(target):
+    with locked_output(target):
         assert (target / "mine").is_dir()
     assert os.listdir(tmp_path) == ["folder"]

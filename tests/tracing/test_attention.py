@@ -23,7 +23,7 @@ from truthheads.data.questions import Question
 from truthheads.errors import ArchitectureError
 from truthheads.models.load import Model
 from truthheads.models.prompts import encode
-from truthheads.tracing.attention import attending, attention_rows, look
+from truthheads.tracing.attention import attention_rows, capture_attention, collect_attention
 from zoo import MULTIMODAL, ROWS, ZooRow, runner, text_inputs
 
 TOLERANCE = 1e-5
@@ -73,7 +73,7 @@ def test_rows_are_those_of_the_eager_model(row: ZooRow, model_of: Callable[[ZooR
     queries = torch.tensor([[20, 23], [7, 22]])
     seen: dict[int, Tensor] = {}
     with torch.inference_mode():
-        with attending(model, queries, lambda layer, weights: seen.update({layer: weights})):
+        with capture_attention(model, queries, lambda layer, weights: seen.update({layer: weights})):
             runner(row, model.network)(**inputs, use_cache=False)
         wanted = whole(row, eager(row, model.network), inputs)
     assert tuple(seen) == row.attending
@@ -121,7 +121,9 @@ def test_batches_of_questions_have_the_rows_of_each_question_alone(
     encoded = encode(model, questions, share_prefix=share)
     assert bool(encoded[0].prefix) == share
     found: dict[tuple[int, int], Tensor] = {}
-    look(model, encoded, ("answer", "question", "untruthful"), lambda i, at, rows: found.update({(i, at): rows}))
+    collect_attention(
+        model, encoded, ("answer", "question", "untruthful"), lambda i, at, rows: found.update({(i, at): rows})
+    )
     twin = eager(row, model.network)
     assert len(found) == 9
     for i, item in enumerate(encoded):
@@ -226,7 +228,7 @@ def test_leaving_the_block_leaves_nothing(model_of: Callable[[ZooRow], Model]) -
         model = model_of(NAMED[name])
         registered = dict(ALL_ATTENTION_FUNCTIONS)
         before = model.network(ids).logits
-        with pytest.raises(KeyboardInterrupt), attending(model, torch.tensor([[19]]), lambda *_: None):
+        with pytest.raises(KeyboardInterrupt), capture_attention(model, torch.tensor([[19]]), lambda *_: None):
             inside = model.network(ids).logits
             raise KeyboardInterrupt
         assert torch.equal(inside, before) and torch.equal(model.network(ids).logits, before)
@@ -246,7 +248,7 @@ def test_a_function_registered_by_others_is_called_and_comes_back(model_of: Call
     ALL_ATTENTION_FUNCTIONS["sdpa"] = mine
     try:
         model = model_of(NAMED["llama"])
-        with attending(model, torch.tensor([[3]]), lambda *_: None):
+        with capture_attention(model, torch.tensor([[3]]), lambda *_: None):
             model.network(torch.arange(20, 24)[None])
         assert len(calls) == 3 and ALL_ATTENTION_FUNCTIONS["sdpa"] is mine
     finally:
@@ -256,7 +258,7 @@ def test_a_function_registered_by_others_is_called_and_comes_back(model_of: Call
 def test_another_model_in_the_block_is_not_seen(model_of: Callable[[ZooRow], Model]) -> None:
     model, other = model_of(NAMED["llama"]), model_of(NAMED["qwen2"])
     seen = []
-    with attending(model, torch.tensor([[3]]), lambda layer, _: seen.append(layer)):
+    with capture_attention(model, torch.tensor([[3]]), lambda layer, _: seen.append(layer)):
         other.network(torch.arange(20, 24)[None])
         model.network(torch.arange(20, 24)[None])
     assert seen == [0, 1, 2]
@@ -267,8 +269,8 @@ def test_two_models_can_be_seen_at_once(model_of: Callable[[ZooRow], Model]) -> 
     seen: list[int] = []
     query = torch.tensor([[3]])
     with (
-        attending(models[0], query, lambda layer, _: seen.append(layer)),
-        attending(models[1], query, lambda layer, _: seen.append(10 + layer)),
+        capture_attention(models[0], query, lambda layer, _: seen.append(layer)),
+        capture_attention(models[1], query, lambda layer, _: seen.append(10 + layer)),
     ):
         for model in models:
             model.network(torch.arange(20, 24)[None])
@@ -279,6 +281,6 @@ def test_attention_that_cannot_be_seen_is_refused(model_of: Callable[[ZooRow], M
     model = model_of(NAMED["llama"])
     with (
         pytest.raises(ArchitectureError, match=r"LlamaForCausalLM cannot be seen in layer 0, 1, 2"),
-        attending(model, torch.tensor([[0]]), lambda *_: None),
+        capture_attention(model, torch.tensor([[0]]), lambda *_: None),
     ):
         pass

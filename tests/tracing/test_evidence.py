@@ -25,8 +25,8 @@ from truthheads.models.prompts import encode
 from truthheads.results.scores import Scores
 from truthheads.results.trace import MEASURES, Trace
 from truthheads.stats.figures import head_auroc
-from truthheads.tracing.evidence import Places, auroc, locate, measure, place
-from truthheads.tracing.score_correlation import claim
+from truthheads.tracing.evidence import TokenSpans, auroc, evidence_metrics, find_evidence, token_spans
+from truthheads.tracing.score_correlation import score_correlations
 from truthheads.tracing.trace import attention_of, trace
 from zoo import MULTIMODAL, ROWS, ZooRow, build
 
@@ -57,7 +57,7 @@ def marks(*places: int, of: int = 6) -> Tensor:
 def test_measures_by_hand() -> None:
     # Token 0 is a sink, 1-3 the context, 4 the query, 5 comes later. Evidence: 2, distractor: 3.
     weights = torch.tensor([[0.5, 0.1, 0.2, 0.1, 0.1, 0.0], [0.2, 0.1, 0.1, 0.4, 0.2, 0.0]])
-    found = measure(weights, 4, sink=marks(0), context=marks(1, 2, 3), evidence=marks(2), distractor=marks(3))
+    found = evidence_metrics(weights, 4, sink=marks(0), context=marks(1, 2, 3), evidence=marks(2), distractor=marks(3))
     by_name = dict(zip(MEASURES, found.tolist(), strict=True))
     # Evidence against 1 and 3: 0.2 beats both; 0.1 ties one and loses to the other: (0.5 + 0) / 2.
     assert by_name["auroc"] == pytest.approx([1.0, 0.25])
@@ -72,7 +72,7 @@ def test_measures_by_hand() -> None:
 
 def test_what_is_not_defined_is_nan() -> None:
     weights = torch.tensor([[1.0, 0.0, 0.0, 0.0, 0.0, 0.0]])
-    found = measure(weights, 4, sink=marks(0), context=marks(1), evidence=marks(1), distractor=marks())
+    found = evidence_metrics(weights, 4, sink=marks(0), context=marks(1), evidence=marks(1), distractor=marks())
     by_name = dict(zip(MEASURES, found[:, 0].tolist(), strict=True))
     assert np.isnan(by_name["auroc"])  # nothing else in the context
     assert by_name["lift"] == 1.0  # all attention on the sink: no preference
@@ -103,7 +103,7 @@ def test_moving_attention_to_a_sink_changes_the_sink_alone(seed: int, scale: flo
     }
     moved = weights * scale
     moved[:, 0] += 1 - scale
-    before, after = measure(weights, 11, **masks), measure(moved, 11, **masks)
+    before, after = evidence_metrics(weights, 11, **masks), evidence_metrics(moved, 11, **masks)
     at = MEASURES.index("sink")
     others = [i for i in range(len(MEASURES)) if i != at]
     assert torch.allclose(before[others], after[others], atol=1e-4)
@@ -111,7 +111,7 @@ def test_moving_attention_to_a_sink_changes_the_sink_alone(seed: int, scale: flo
 
 
 def test_even_attention_is_chance() -> None:
-    found = measure(
+    found = evidence_metrics(
         torch.full((1, 20), 0.05),
         19,
         sink=marks(0, of=20),
@@ -127,14 +127,14 @@ def test_even_attention_is_chance() -> None:
 # Places among tokens
 
 
-def placed(model: Model, question: Question, **options: Any) -> tuple[Places, list[int]]:
+def placed(model: Model, question: Question, **options: Any) -> tuple[TokenSpans, list[int]]:
     one = replace(question, untruthful=None)
     item = encode(model, [one], **options)[0]
     ids = [*item.prefix, *item.tails[0]]
-    return place(model, question, locate(model, question), str(question.truthful), ids, **options), ids
+    return token_spans(model, question, find_evidence(model, question), str(question.truthful), ids, **options), ids
 
 
-def shown(places: Places, mask: Tensor) -> str:
+def shown(places: TokenSpans, mask: Tensor) -> str:
     return "".join(places.text[a:b] for (a, b), here in zip(places.spans, mask.tolist(), strict=True) if here)
 
 
@@ -167,14 +167,14 @@ def test_the_context_is_not_mistaken_for_its_copy_in_the_question(llama: Model) 
 
 def test_without_evidence_the_answer_is_looked_for(llama: Model) -> None:
     question = Question("a", "Bob met Ada. Bobby and BOB left.", "Who?", "Bob", "Ada")
-    located = locate(llama, question)
+    located = find_evidence(llama, question)
     assert (located.source, located.evidence, located.distractor) == ("occurrences", ((0, 3), (23, 26)), ((8, 11),))
-    assert locate(llama, replace(question, truthful="nobody")).source == "none"
+    assert find_evidence(llama, replace(question, truthful="nobody")).source == "none"
 
 
 def test_a_distractor_inside_the_evidence_is_none(llama: Model) -> None:
     question = Question("a", "New York is new.", "Which?", "New York", "York", evidence=((0, 8),))
-    assert locate(llama, question).distractor == ()
+    assert find_evidence(llama, question).distractor == ()
 
 
 def test_bad_places(llama: Model) -> None:
@@ -190,7 +190,7 @@ def test_bad_places(llama: Model) -> None:
     slow = Model(llama.network, Slow(), None, llama.layout, "slow")
     item = encode(llama, [replace(question, evidence=())])[0]
     with pytest.raises(ModelError, match=r"tokenizer of slow gives no character offsets\n(.*\n)*.*got: Slow"):
-        place(slow, question, locate(llama, replace(question, evidence=())), "Bob", item.tails[0])
+        token_spans(slow, question, find_evidence(llama, replace(question, evidence=())), "Bob", item.tails[0])
 
 
 @pytest.fixture
@@ -428,7 +428,7 @@ def simulated(relation: float, seed: int = 0) -> tuple[Trace, Scores]:
 
 
 def test_a_relation_within_layers_is_found() -> None:
-    found = claim(*simulated(0.7))["answer"]
+    found = score_correlations(*simulated(0.7))["answer"]
     assert list(found) == ["auroc"]
     one = found["auroc"]
     assert 0.5 < one["within_layer"]["value"] < 0.85
@@ -439,14 +439,14 @@ def test_a_relation_within_layers_is_found() -> None:
 
 
 def test_a_shared_depth_profile_is_no_relation() -> None:
-    one = claim(*simulated(0.0))["answer"]["auroc"]
+    one = score_correlations(*simulated(0.0))["answer"]["auroc"]
     assert one["spearman"]["value"] > 0.6 and one["depth_only"] == pytest.approx(one["spearman"]["value"], abs=0.1)
     assert abs(one["within_layer"]["value"]) < 0.2 and one["p_permutation"] > 0.05
     assert one["equal_depth"]["low"] < 0.01
 
 
 def test_the_claim_of_a_measure_with_itself_is_one(traced: Trace) -> None:
-    one = claim(traced, traced.as_scores())["answer"]["auroc"]
+    one = score_correlations(traced, traced.as_scores())["answer"]["auroc"]
     assert one["spearman"]["value"] == pytest.approx(1) and one["within_layer"]["value"] == pytest.approx(1)
     assert one["shared_questions"] == 60
 
@@ -454,8 +454,8 @@ def test_the_claim_of_a_measure_with_itself_is_one(traced: Trace) -> None:
 def test_scores_without_samples_are_taken_as_they_are() -> None:
     found, scores = simulated(0.7)
     bare = Scores.of("probe", scores.values, meta={})
-    one = claim(found, bare)["answer"]["auroc"]
-    assert one["within_layer"]["value"] == claim(found, scores)["answer"]["auroc"]["within_layer"]["value"]
+    one = score_correlations(found, bare)["answer"]["auroc"]
+    assert one["within_layer"]["value"] == score_correlations(found, scores)["answer"]["auroc"]["within_layer"]["value"]
     assert one["within_layer"]["low"] < one["within_layer"]["value"] < one["within_layer"]["high"]
 
 

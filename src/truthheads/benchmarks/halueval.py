@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from truthheads.benchmarks.rows import benchmark_rows, context_of, digest, text_of
-from truthheads.data.questions import normalised
+from truthheads.data.questions import normalised_text
 from truthheads.data.tables import Row
 from truthheads.errors import DataError
 
-Shown = Literal["both", "one"]
+HaluEvalOptions = Literal["both", "one"]
 
 
-class Part(NamedTuple):
+class HaluEvalFormat(NamedTuple):
     """One part of HaluEval: its columns, and how the benchmark heads them in a prompt."""
 
     name: str
@@ -26,16 +26,16 @@ class Part(NamedTuple):
     words: tuple[str, str]
 
 
-PARTS = (
-    Part(
+HALUEVAL_FORMATS = (
+    HaluEvalFormat(
         "qa", "knowledge", "question", "right_answer", "hallucinated_answer",
         "#Question#", "#Answer#", ("Question", "Answer"),
     ),
-    Part(
+    HaluEvalFormat(
         "dialogue", "knowledge", "dialogue_history", "right_response", "hallucinated_response",
         "#Dialogue History#", "#Response#", ("Dialogue", "Response"),
     ),
-    Part(
+    HaluEvalFormat(
         "summarization", None, "document", "right_summary", "hallucinated_summary",
         "#Document#", "#Summary#", ("Document", "Summary"),
     ),
@@ -82,7 +82,7 @@ def read_halueval(
     *,
     instruction: str | None = None,
     knowledge: bool = True,
-    shown: Shown = "both",
+    shown: HaluEvalOptions = "both",
     limit: int | None = None,
     seed: int = 0,
 ) -> tuple[str, list[Judged]]:
@@ -100,7 +100,7 @@ def read_halueval(
         DataError: Columns of no part, an empty text, a row twice, two answers that are the same, or an answer that is
             right in one row and hallucinated in another, with the same question and knowledge.
     """
-    part: Part | None = None
+    part: HaluEvalFormat | None = None
     judged: list[Judged] = []
     seen: dict[str, str] = {}
     golds: dict[str, tuple[str, str]] = {}
@@ -143,13 +143,13 @@ def read_halueval(
             if shown == "both" or side == coin:
                 word = ("right", "hallucinated")[side]
                 ending = _ending(part, instruction, text)
-                judged.append(Judged(f"{name}:{word}", normalised(asked) or name, opening, ending, gold))
+                judged.append(Judged(f"{name}:{word}", normalised_text(asked) or name, opening, ending, gold))
     if part is None or not judged:
         raise DataError(f"{path} holds no row", expected="one row or more", got="none", fix="check the file")
     return part.name, judged
 
 
-def _agree(path: Path, row: Row, part: Part, said: Sequence[str], golds: dict[str, tuple[str, str]]) -> None:
+def _agree(path: Path, row: Row, part: HaluEvalFormat, said: Sequence[str], golds: dict[str, tuple[str, str]]) -> None:
     """Raise DataError where an answer is right in one row and hallucinated in another.
 
     Args:
@@ -173,19 +173,21 @@ def _agree(path: Path, row: Row, part: Part, said: Sequence[str], golds: dict[st
             )
 
 
-def _recognised(path: Path, fields: dict[str, Any]) -> Part:
-    for part in PARTS:
+def _recognised(path: Path, fields: dict[str, Any]) -> HaluEvalFormat:
+    for part in HALUEVAL_FORMATS:
         if {part.asked, part.right, part.hallucinated} <= fields.keys():
             return part
     raise DataError(
         f"{path} is no part of HaluEval",
-        expected=" or ".join(f"{part.name} ({part.asked}, {part.right}, {part.hallucinated})" for part in PARTS),
+        expected=" or ".join(
+            f"{part.name} ({part.asked}, {part.right}, {part.hallucinated})" for part in HALUEVAL_FORMATS
+        ),
         got=f"columns {', '.join(map(str, fields))}",
         fix="give qa, dialogue or summarization data",
     )
 
 
-def _opening(part: Part, instruction: str | None, source: str, asked: str) -> str:
+def _opening(part: HaluEvalFormat, instruction: str | None, source: str, asked: str) -> str:
     if instruction is not None:
         # The benchmark's own headings, and the knowledge where the method's runs put it.
         known = f"\n\n#Knowledge#: {source}" if source else ""
@@ -197,7 +199,7 @@ def _opening(part: Part, instruction: str | None, source: str, asked: str) -> st
     )
 
 
-def _ending(part: Part, instruction: str | None, text: str) -> str:
+def _ending(part: HaluEvalFormat, instruction: str | None, text: str) -> str:
     return f" {text}\n" + ("#Your Judgement#:" if instruction is not None else "Contains a hallucination:")
 
 

@@ -2,3 +2,5 @@
 
 TASKS = ("halueval", "pope", "chair", "pairs", "conflict")
 """The tasks that ``truthheads evaluate`` has of its own."""
+
+LM_EVAL_PREFIX = "lm-eval:"

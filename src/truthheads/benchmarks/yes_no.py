@@ -84,7 +84,7 @@ POPE: dict[str, Parser] = {"strict": strict, "released": released, "original": o
 
 HALUEVAL: dict[str, Parser] = {"strict": strict, "released": released_halueval, "original": original_halueval}
 
-Line = Mapping[str, Any]
+YesNoAnswer = Mapping[str, Any]
 
 LOGITS = "logits"
 
@@ -145,10 +145,10 @@ def _released(of: str, *, as_pope: bool) -> dict[str, Metric]:
     }
 
 
-def two_golds(lines: Iterable[Line]) -> list[tuple[Line, Line]]:
+def two_golds(lines: Iterable[YesNoAnswer]) -> list[tuple[YesNoAnswer, YesNoAnswer]]:
     """Return the items that one prompt asks and that have different gold answers, the first two of each prompt."""
-    first: dict[str, Line] = {}
-    found: dict[str, tuple[Line, Line]] = {}
+    first: dict[str, YesNoAnswer] = {}
+    found: dict[str, tuple[YesNoAnswer, YesNoAnswer]] = {}
     for line in lines:
         before = first.setdefault(line["prompt"], line)
         if before["gold"] != line["gold"]:
@@ -156,7 +156,7 @@ def two_golds(lines: Iterable[Line]) -> list[tuple[Line, Line]]:
     return list(found.values())
 
 
-def measure_yesno(lines: Sequence[Line], *, seed: int = 0) -> Measured:
+def measure_yesno(lines: Sequence[YesNoAnswer], *, seed: int = 0) -> Measured:
     """Return what yes/no predictions amount to.
 
     The figures without a suffix come from the logits where there are any, else from the strict parser; a question

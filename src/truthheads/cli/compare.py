@@ -7,14 +7,14 @@ import typer
 from rich.markup import escape
 
 from truthheads.cli import console
-from truthheads.cli.console import claiming, guarded
+from truthheads.cli.console import exclusive_output, guarded
 from truthheads.cli.options import Json, Seed
 
 SCORE_FILES = (".safetensors", ".npy", ".csv")
 
 
 @guarded
-@claiming()
+@exclusive_output()
 def compare(
     items: Annotated[
         list[str],

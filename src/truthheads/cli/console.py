@@ -19,7 +19,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.segment import Segment
 from rich.table import Table
 
-from truthheads.errors import ActivationError, PartDone, TruthHeadsError, out_of_memory
+from truthheads.errors import ActivationError, NotFirstRank, TruthHeadsError, out_of_memory
 from truthheads.storage.launching import ranks
 
 P = ParamSpec("P")
@@ -67,7 +67,7 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
             else:
                 _refuse(f"{error.problem}: expected {error.expected}; got {error.got}", error.fix)
             raise typer.Exit(2) from error
-        except PartDone as error:
+        except NotFirstRank as error:
             raise typer.Exit(0) from error
         except KeyboardInterrupt as error:
             err.print("stopped; the same command goes on from here")
@@ -81,7 +81,7 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
-def shared(command: Callable[P, R]) -> Callable[P, R]:
+def multi_process(command: Callable[P, R]) -> Callable[P, R]:
     """Let the processes of one command, if there are several, watch each other while it runs."""
 
     @functools.wraps(command)
@@ -129,18 +129,18 @@ def _escaped(error: UnicodeError) -> tuple[str, int]:
     return "".join(f"\\u{units[at]:02x}{units[at + 1]:02x}" for at in range(0, len(units), 2)), error.end
 
 
-def claiming(*beside: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def exclusive_output(*beside: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Let no other command write ``--out`` while this one runs, nor the files of these names beside it."""
 
     def decorate(command: Callable[P, R]) -> Callable[P, R]:
         @functools.wraps(command)
         def run(*args: P.args, **kwargs: P.kwargs) -> R:
             from truthheads.storage.files import check_target
-            from truthheads.storage.output_lock import claimed
+            from truthheads.storage.output_lock import locked_output
 
             out = Path(str(kwargs["out"]))
             check_target(out)
-            with claimed(out, *(out.with_name(name) for name in beside)):
+            with locked_output(out, *(out.with_name(name) for name in beside)):
                 return command(*args, **kwargs)
 
         return run

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from truthheads.cli import console
-from truthheads.cli.console import claiming, guarded
+from truthheads.cli.console import exclusive_output, guarded
 from truthheads.cli.options import How, Json, Limit, Seed, SkipBadRows, loads_model
 
 
@@ -39,10 +39,10 @@ def make(
 ) -> None:
     """Generate questions about invented people, places and things, or scenes with their questions."""
     from truthheads.storage.files import dumps
-    from truthheads.storage.output_lock import claimed_folder
+    from truthheads.storage.output_lock import locked_folder
 
     written: list[Path]
-    with claimed_folder(out):
+    with locked_folder(out):
         if what is Generated.text:
             from truthheads.data.questions import write_questions
             from truthheads.synthetic.text import KINDS, make_text
@@ -71,7 +71,7 @@ class StrategyName(StrEnum):
 
 
 @guarded
-@claiming()
+@exclusive_output()
 @loads_model
 def pairs(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Rows with question, truthful (or answer), context.")],

@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 
 from truthheads.cli import console
-from truthheads.cli.console import guarded, shared
+from truthheads.cli.console import guarded, multi_process
 from truthheads.cli.options import BatchTokens, How, Json, Limit, loads_model
 
 BESIDE = {
@@ -36,7 +36,7 @@ class ShownAnswers(StrEnum):
 
 
 @guarded
-@shared
+@multi_process
 @loads_model
 def evaluate(
     model: Annotated[
@@ -110,11 +110,11 @@ def evaluate(
                 captions, files, out=out, synonyms=synonyms, lemmatizer=lemmatizer.value, limit=limit, seed=number
             )
         else:
-            from truthheads.evaluation.ask import Asking
+            from truthheads.evaluation.ask import AskOptions
             from truthheads.evaluation.evaluate import evaluate as run
             from truthheads.models.load import load
 
-            asking = Asking(
+            asking = AskOptions(
                 images=images,
                 instruction=read_instruction(instruction),
                 knowledge=knowledge,

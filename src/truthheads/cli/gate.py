@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from truthheads.cli import console
-from truthheads.cli.console import claiming, guarded
+from truthheads.cli.console import exclusive_output, guarded
 from truthheads.cli.options import Json, Remote, Seed, SiteName
 
 
@@ -29,7 +29,7 @@ class ControlName(StrEnum):
 
 
 @guarded
-@claiming()
+@exclusive_output()
 def gate(
     scores: Annotated[Path, typer.Argument(metavar="SCORES", help="Score file, or a released .npy or .csv array.")],
     strength: Annotated[float, typer.Option(help="Factor = 1 + strength x norm(score).")] = 4.5,

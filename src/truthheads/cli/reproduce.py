@@ -21,13 +21,13 @@ def demo(
     json: Json = False,
 ) -> None:
     """Run everything on SmolLM2 and two descendants: scores, lineage, evidence, gates, evaluation, report."""
-    from truthheads.results.scores import summarise
+    from truthheads.results.scores import summarise_scores
     from truthheads.storage.files import dumps
     from truthheads.workflows.demo import STEPS, run_demo
 
     with console.stepwise(STEPS) as (tell, progress):
         made = run_demo(out, rows=rows, seed=seed, tell=tell, progress=progress)
-    scores = summarise(made["scores"])
+    scores = summarise_scores(made["scores"])
     if json:
         found = {"scores": scores, "comparison": made["comparison"], "evaluations": made["evaluations"]}
         typer.echo(dumps({**found, "out": str(out)}))
@@ -91,11 +91,11 @@ def reproduce(
         made = planned(chosen, rows=rows, models_dir=models_dir, data_dir=data_dir)
         typer.echo(dumps(made)) if json else _show_plan(made)
         return
-    from truthheads.workflows.reproduce import Places
+    from truthheads.workflows.reproduce import ReproduceOptions
     from truthheads.workflows.reproduce import reproduce as run
 
     folder = out or Path("reproduced") / Path(recipe).stem
-    places = Places(folder, models_dir, data_dir, rows, cast("Loading", how))
+    places = ReproduceOptions(folder, models_dir, data_dir, rows, cast("Loading", how))
     with console.stepwise({step.name: step.what for step in steps_of(chosen, rows=rows)}) as (tell, progress):
         result = run(chosen, places, tell=tell, progress=progress)
     if json:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from truthheads.cli import console
-from truthheads.cli.console import claiming, guarded, shared
+from truthheads.cli.console import exclusive_output, guarded, multi_process
 from truthheads.cli.options import (
     BatchTokens,
     Data,
@@ -74,8 +74,8 @@ def inspect_model(
 
 
 @guarded
-@shared
-@claiming()
+@multi_process
+@exclusive_output()
 @loads_model
 def score(
     model: ModelName,
@@ -113,7 +113,7 @@ def score(
     from truthheads.models.load import load
     from truthheads.models.prompts import missing_images
     from truthheads.plots.charts import check_suffix, save_chart
-    from truthheads.results.scores import summarise
+    from truthheads.results.scores import summarise_scores
     from truthheads.scoring.score import score as run
     from truthheads.storage.files import check_target, dumps
 
@@ -144,7 +144,7 @@ def score(
         )
     scores.save(out)
     shutil.rmtree(work, ignore_errors=True)
-    result: dict[str, Any] = {**summarise(scores, top=top), "out": str(out)}
+    result: dict[str, Any] = {**summarise_scores(scores, top=top), "out": str(out)}
     if plot is not None:
         save_chart(scores.chart(), plot)
         result["plot"] = str(plot)

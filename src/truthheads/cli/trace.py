@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from truthheads.cli import console
-from truthheads.cli.console import claiming, guarded, shared
+from truthheads.cli.console import exclusive_output, guarded, multi_process
 from truthheads.cli.options import (
     BatchTokens,
     Data,
@@ -30,8 +30,8 @@ class PositionName(StrEnum):
 
 
 @guarded
-@shared
-@claiming()
+@multi_process
+@exclusive_output()
 @loads_model
 def trace(
     model: ModelName,

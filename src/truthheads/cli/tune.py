@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from truthheads.cli import console
-from truthheads.cli.console import claiming, guarded
+from truthheads.cli.console import exclusive_output, guarded
 from truthheads.cli.options import (
     BatchTokens,
     Data,
@@ -31,7 +31,7 @@ class TuneMethod(StrEnum):
 
 
 @guarded
-@claiming("tuning.json")
+@exclusive_output("tuning.json")
 @loads_model
 def tune(
     model: ModelName,

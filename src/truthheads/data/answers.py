@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt64
 from torch import Tensor
 
-from truthheads.data.questions import Question, Questions, alike_rows, kind_of
+from truthheads.data.questions import Question, Questions, alike_rows, answer_kind
 
 
 class Answers(NamedTuple):
@@ -62,7 +62,7 @@ def list_answers(
         place.append(shuffled_place(question.group or question.id, seed))
         digest.append(question.digest)
         size.append(len(question.context) + len(question.question) + sum(len(one.text) for one in question.answers))
-        own = kind_of(question)
+        own = answer_kind(question)
         kind.append(-1 if not own else kinds.setdefault(own, len(kinds)))
         coin = shuffle is not None and hashlib.sha256(f"{shuffle}|{question.digest}".encode()).digest()[0] % 2 == 1
         for answer in question.answers:

@@ -225,7 +225,7 @@ class Questions(QuestionRows):
         )
 
 
-def normalised(text: str) -> str:
+def normalised_text(text: str) -> str:
     """Return text in one case, without punctuation, with single spaces."""
     return " ".join(re.findall(r"\w+", text.casefold()))
 
@@ -245,7 +245,7 @@ def occurrences(context: str, answer: str) -> tuple[tuple[int, int], ...]:
     return whole or spans_of_equal(context, answer)
 
 
-def kind_of(question: Question) -> str | None:
+def answer_kind(question: Question) -> str | None:
     """Return the row's kind; where it names none, whether the untruthful answer stands in the context.
 
     Returns:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from truthheads.data.contradictions import Said, hashed
 from truthheads.data.images import image_path
 from truthheads.data.passages import Joined, join_passages
-from truthheads.data.questions import Question, Questions, normalised, occurrences
+from truthheads.data.questions import Question, Questions, normalised_text, occurrences
 from truthheads.data.same_answers import same_answer
 from truthheads.data.tables import Row, address, on_hub, read_rows
 from truthheads.errors import DataError
@@ -51,7 +51,7 @@ def checked(question: Question) -> Question:
             raise BadField("evidence", "spans [start, end) inside the context", span)
     if question.group:
         return question
-    return replace(question, group=question.image or normalised(question.question) or question.id)
+    return replace(question, group=question.image or normalised_text(question.question) or question.id)
 
 
 MISSING = "text (an empty cell is none, nor is nan; in a CSV answer neither is None, null or NA)"
@@ -333,7 +333,9 @@ WITH_HALVES = (
 )
 """As ``LAYOUTS``, but the untruthful answer may be missing, in all rows or in some."""
 
-ELSEWHERE = "a path inside the folder that images start from (the question file's own, or --images) or the current one"
+IMAGE_PATH_RULE = (
+    "a path inside the folder that images start from (the question file's own, or --images) or the current one"
+)
 
 
 def read_questions(
@@ -434,7 +436,7 @@ def _image(question: Question, beside: Path, images: str | Path | None) -> str |
     try:
         return image_path(question.image, beside=beside, images=None if images is None else Path(images))
     except ValueError as error:
-        raise BadField("image", ELSEWHERE, str(error)) from error
+        raise BadField("image", IMAGE_PATH_RULE, str(error)) from error
 
 
 def _recognise(path: Path, row: Row, layouts: Sequence[Layout]) -> Layout:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from truthheads.benchmarks.base import Line
+from truthheads.benchmarks.base import PredictionLine
 from truthheads.benchmarks.chair import (
     CAPS,
     PROMPT,
@@ -19,7 +19,7 @@ from truthheads.benchmarks.chair import (
 )
 from truthheads.benchmarks.coco_objects import Lemmatizer, matcher, own_vocabulary, read_vocabulary
 from truthheads.benchmarks.conflict import NEW_TOKENS, conflict_notes, conflicts
-from truthheads.benchmarks.halueval import Shown, describe_judged, read_halueval
+from truthheads.benchmarks.halueval import HaluEvalOptions, describe_judged, read_halueval
 from truthheads.benchmarks.pope import describe_pope, pope_notes, read_pope
 from truthheads.benchmarks.registry import TASKS
 from truthheads.benchmarks.rows import benchmark_rows, digest, text_of
@@ -27,21 +27,21 @@ from truthheads.benchmarks.yes_no import HALUEVAL, POPE, Parser
 from truthheads.data.answers import describe_data
 from truthheads.data.images import image_path
 from truthheads.data.questions import Question
-from truthheads.data.readers import ELSEWHERE, read_questions
+from truthheads.data.readers import IMAGE_PATH_RULE, read_questions
 from truthheads.errors import DataError, ModelError
 from truthheads.models.answer_logprobs import check_pairs
 from truthheads.models.forward import shares_prefix
-from truthheads.models.generate import Written, may_have_head
+from truthheads.models.generate import Written, can_share_prefix
 from truthheads.models.load import Model
 from truthheads.models.prompts import Encoded, encode
 
 SPELLINGS = ("yes", "no")
 
-WORTH = 16
+MIN_PREFIX_TOKENS = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class TokenizedItem:
     """One prompt and what is already known of the lines that it fills.
 
     Attributes:
@@ -54,7 +54,7 @@ class Asked:
     ids: tuple[int, ...]
     image: str | None
     share: str
-    lines: list[Line] = field(default_factory=list)
+    lines: list[PredictionLine] = field(default_factory=list)
 
 
 def ask_questions(
@@ -110,7 +110,9 @@ def ask_texts(model: Model, prompts: Sequence[str], *, chat: bool = False) -> li
     return found
 
 
-def together(model: Model, asked: Sequence[Asked], *, alone: bool = False) -> list[tuple[Encoded, list[Asked]]]:
+def group_by_prefix(
+    model: Model, asked: Sequence[TokenizedItem], *, alone: bool = False
+) -> list[tuple[Encoded, list[TokenizedItem]]]:
     """Group prompts that begin alike, so that what they share is computed once.
 
     Args:
@@ -121,7 +123,7 @@ def together(model: Model, asked: Sequence[Asked], *, alone: bool = False) -> li
     Returns:
         Token ids of each group, and the prompts in the order of its tails.
     """
-    groups: dict[str, list[Asked]] = {}
+    groups: dict[str, list[TokenizedItem]] = {}
     for number, one in enumerate(asked):
         single = alone or not shares_prefix(model)
         groups.setdefault(f"{number}" if single else f"{one.share}\x1f{one.image}", []).append(one)
@@ -134,7 +136,7 @@ def together(model: Model, asked: Sequence[Asked], *, alone: bool = False) -> li
     return found
 
 
-def beheaded(model: Model, asked: Sequence[Asked]) -> tuple[tuple[int, ...], list[Asked]]:
+def split_shared_prefix(model: Model, asked: Sequence[TokenizedItem]) -> tuple[tuple[int, ...], list[TokenizedItem]]:
     """Return the tokens that all prompts begin with, an instruction usually, and the prompts without them.
 
     Nothing is taken off where an image is shown, where it is fewer than 16 tokens, or where the model cannot go on
@@ -142,9 +144,14 @@ def beheaded(model: Model, asked: Sequence[Asked]) -> tuple[tuple[int, ...], lis
     """
     ids = [one.ids for one in asked]
     cut = min(_common(ids), min(map(len, ids)) - 2)
-    if cut < WORTH or len(asked) < 2 or not may_have_head(model) or any(one.image is not None for one in asked):
+    if (
+        cut < MIN_PREFIX_TOKENS
+        or len(asked) < 2
+        or not can_share_prefix(model)
+        or any(one.image is not None for one in asked)
+    ):
         return (), list(asked)
-    return ids[0][:cut], [Asked(one.ids[cut:], None, one.share, one.lines) for one in asked]
+    return ids[0][:cut], [TokenizedItem(one.ids[cut:], None, one.share, one.lines) for one in asked]
 
 
 def _common(rows: Sequence[Sequence[int]]) -> int:
@@ -192,12 +199,12 @@ def _cases(word: str) -> tuple[str, ...]:
     return word, word.capitalize(), word.upper()
 
 
-Finish = Callable[[Line, Any, int], Line]
+Finish = Callable[[PredictionLine, Any, int], PredictionLine]
 """From a begun line, what the model gave for its batch, and the row in it, to the whole line."""
 
 
 @dataclass(frozen=True, slots=True)
-class Asking:
+class AskOptions:
     """How a benchmark is put before a model.
 
     Attributes:
@@ -218,7 +225,7 @@ class Asking:
     images: Path | None = None
     instruction: str | None = None
     knowledge: bool = True
-    shown: Shown = "both"
+    shown: HaluEvalOptions = "both"
     new_tokens: int | None = None
     caps: tuple[int, ...] = CAPS
     synonyms: Path | None = None
@@ -230,7 +237,7 @@ class Asking:
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class PreparedBenchmark:
     """One benchmark, ready to be run as often as there are gates.
 
     Attributes:
@@ -248,7 +255,7 @@ class Job:
 
     task: str
     encoded: list[Encoded]
-    lines: list[list[list[Line]]]
+    lines: list[list[list[PredictionLine]]]
     finish: Finish
     new_tokens: int
     words: dict[str, list[int]] | None
@@ -258,7 +265,7 @@ class Job:
     head: tuple[int, ...] = ()
 
 
-def make_job(model: Model, task: str, data: Sequence[Path], how: Asking) -> Job:
+def make_job(model: Model, task: str, data: Sequence[Path], how: AskOptions) -> PreparedBenchmark:
     """Read a benchmark and put it into token ids.
 
     Raises:
@@ -276,14 +283,19 @@ def make_job(model: Model, task: str, data: Sequence[Path], how: Asking) -> Job:
 
 
 def _yes_no(
-    model: Model, task: str, asked: list[Asked], parsers: Mapping[str, Parser], how: Asking, said: dict[str, Any]
-) -> Job:
+    model: Model,
+    task: str,
+    asked: list[TokenizedItem],
+    parsers: Mapping[str, Parser],
+    how: AskOptions,
+    said: dict[str, Any],
+) -> PreparedBenchmark:
     new_tokens = how.new_tokens or 1
-    head, asked = beheaded(model, asked)
-    groups = together(model, asked, alone=new_tokens > 1)
+    head, asked = split_shared_prefix(model, asked)
+    groups = group_by_prefix(model, asked, alone=new_tokens > 1)
     words = yes_no_tokens(model)
 
-    def finish(line: Line, written: Written, row: int) -> Line:
+    def finish(line: PredictionLine, written: Written, row: int) -> PredictionLine:
         assert written.yes is not None and written.no is not None
         text, yes, no = _text(model, written.tokens[row]), written.yes[row], written.no[row]
         parsed = {"logits": "yes" if yes > no else "no", **{name: parse(text) for name, parse in parsers.items()}}
@@ -293,20 +305,22 @@ def _yes_no(
     tokens = {word: list(map(str, vocabulary(numbers))) for word, numbers in words.items()}
     settings = {**said, "new_tokens": new_tokens, "yes_no_tokens": tokens, "parsers": list(parsers)}
     lines = [[one.lines for one in members] for _, members in groups]
-    return Job(task, [encoded for encoded, _ in groups], lines, finish, new_tokens, words, settings, head=head)
+    return PreparedBenchmark(
+        task, [encoded for encoded, _ in groups], lines, finish, new_tokens, words, settings, head=head
+    )
 
 
 def _text(model: Model, tokens: Sequence[int]) -> str:
     return str(model.tokenizer.decode(list(tokens), skip_special_tokens=True))
 
 
-def _halueval(model: Model, data: list[Path], how: Asking) -> Job:
+def _halueval(model: Model, data: list[Path], how: AskOptions) -> PreparedBenchmark:
     part, judged = read_halueval(
         data[0], instruction=how.instruction, knowledge=how.knowledge, shown=how.shown, limit=how.limit, seed=how.seed
     )
     rows = ask_texts(model, [item.prompt for item in judged], chat=how.chat)
     asked = [
-        Asked(ids, None, item.opening, [_begun("halueval", item.id, item.group, item.key, item.gold)])
+        TokenizedItem(ids, None, item.opening, [_begun("halueval", item.id, item.group, item.key, item.gold)])
         for ids, item in zip(rows, judged, strict=True)
     ]
     said: dict[str, Any] = {"data": {"path": str(data[0]), **describe_judged(part, judged)}, "shown": how.shown}
@@ -314,11 +328,11 @@ def _halueval(model: Model, data: list[Path], how: Asking) -> Job:
     return _yes_no(model, "halueval", asked, HALUEVAL, how, said)
 
 
-def _begun(task: str, name: str, group: str, key: str, gold: Any, split: str = "") -> Line:
+def _begun(task: str, name: str, group: str, key: str, gold: Any, split: str = "") -> PredictionLine:
     return {"task": task, "id": name, "split": split, "group": group, "prompt": key, "gold": gold}
 
 
-def _pope(model: Model, data: list[Path], how: Asking) -> Job:
+def _pope(model: Model, data: list[Path], how: AskOptions) -> PreparedBenchmark:
     items = read_pope(data, limit=how.limit)
     ending = f"\n{how.instruction.strip()}" if how.instruction else ""
     first = list({item.key: item for item in items}.values())
@@ -328,12 +342,14 @@ def _pope(model: Model, data: list[Path], how: Asking) -> Job:
     ]
     _needs_images(model, questions)
     rows = ask_questions(model, questions, chat=how.chat, truncate=how.truncate)
-    lines: dict[str, list[Line]] = {}
+    lines: dict[str, list[PredictionLine]] = {}
     for item in items:
         name = Path(item.image).name
         line = _begun("pope", item.id, name, digest(item.key, ending), item.gold, item.split)
         lines.setdefault(item.key, []).append(line)
-    asked = [Asked(ids, image, item.image, lines[item.key]) for (ids, image), item in zip(rows, first, strict=True)]
+    asked = [
+        TokenizedItem(ids, image, item.image, lines[item.key]) for (ids, image), item in zip(rows, first, strict=True)
+    ]
     described = describe_pope(data, items)
     job = _yes_no(model, "pope", asked, POPE, how, {"data": described, "instruction": how.instruction})
     job.notes.extend(pope_notes(described))
@@ -352,7 +368,7 @@ def _needs_images(model: Model, questions: Sequence[Question]) -> None:
         )
 
 
-def _chair(model: Model, data: list[Path], how: Asking) -> Job:
+def _chair(model: Model, data: list[Path], how: AskOptions) -> PreparedBenchmark:
     vocabulary = read_vocabulary(how.synonyms) if how.synonyms is not None else own_vocabulary()
     mentions = matcher(vocabulary, how.lemmatizer)
     truth = read_truth(data, mentions)
@@ -365,13 +381,13 @@ def _chair(model: Model, data: list[Path], how: Asking) -> Job:
     _needs_images(model, questions)
     rows = ask_questions(model, questions, chat=how.chat, truncate=how.truncate)
     asked = [
-        Asked(ids, image, q.id, [_begun("chair", key, key, digest(prompt, key), truth[key])])
+        TokenizedItem(ids, image, q.id, [_begun("chair", key, key, digest(prompt, key), truth[key])])
         for (ids, image), q in zip(rows, questions, strict=True)
         for key in [image_key(q.id)]
     ]
-    groups = together(model, asked, alone=True)
+    groups = group_by_prefix(model, asked, alone=True)
 
-    def finish(line: Line, written: Written, row: int) -> Line:
+    def finish(line: PredictionLine, written: Written, row: int) -> PredictionLine:
         tokens, ended = written.tokens[row], written.finished[row]
         captions = {
             str(cap): parse_caption(_text(model, tokens[:cap]).strip(), ended and len(tokens) < cap, mentions)
@@ -387,23 +403,23 @@ def _chair(model: Model, data: list[Path], how: Asking) -> Job:
         **chair_settings(vocabulary, how.lemmatizer),
     }
     lines = [[one.lines for one in members] for _, members in groups]
-    return Job("chair", [encoded for encoded, _ in groups], lines, finish, max(how.caps), None, settings)
+    return PreparedBenchmark("chair", [encoded for encoded, _ in groups], lines, finish, max(how.caps), None, settings)
 
 
-def _placed(name: str, data: list[Path], how: Asking) -> str:
+def _placed(name: str, data: list[Path], how: AskOptions) -> str:
     """Return where an image lies that a file names; DataError where no file may send us there."""
     try:
         return image_path(name, beside=data[0].parent, images=how.images)
     except ValueError as error:
         raise DataError(
             f"{data[0]}: the image {name!r} lies elsewhere",
-            expected=ELSEWHERE,
+            expected=IMAGE_PATH_RULE,
             got=str(error),
             fix="give the folder of the images as --images, or mend the row",
         ) from error
 
 
-def _chair_images(data: list[Path], folder: Path, how: Asking) -> list[Path]:
+def _chair_images(data: list[Path], folder: Path, how: AskOptions) -> list[Path]:
     """Return the images to be described: those that a file of scenes names, else all in the folder."""
     if (path := data[0]).suffix == ".jsonl":
         names = [text_of(path, row, "image", "image_id") for row in benchmark_rows(path)]
@@ -412,41 +428,41 @@ def _chair_images(data: list[Path], folder: Path, how: Asking) -> list[Path]:
     return sorted(each for each in folder.iterdir() if each.suffix.lower() in suffixes) if folder.is_dir() else []
 
 
-def _pairs(model: Model, data: list[Path], how: Asking) -> Job:
+def _pairs(model: Model, data: list[Path], how: AskOptions) -> PreparedBenchmark:
     questions = read_questions(data[0], limit=how.limit, images=how.images)
     check_pairs(questions, purpose="--task pairs")
     encoded = encode(model, questions, chat=how.chat, truncate=how.truncate, share_prefix=shares_prefix(model))
 
-    def finish(line: Line, logp: list[list[float]], row: int) -> Line:
+    def finish(line: PredictionLine, logp: list[list[float]], row: int) -> PredictionLine:
         return {**line, "logp": logp[row]}
 
     lines = [
         [[_begun("pairs", q.id, q.group, digest(q.context, q.question, Path(q.image or "").name), q.truthful)]]
         for q in questions
     ]
-    return Job(
+    return PreparedBenchmark(
         "pairs", encoded, lines, finish, 0, None, {"data": describe_data(questions)}, questions.cautions, questions
     )
 
 
-def _conflict(model: Model, data: list[Path], how: Asking) -> Job:
+def _conflict(model: Model, data: list[Path], how: AskOptions) -> PreparedBenchmark:
     questions = read_questions(data[0], limit=how.limit, images=how.images)
     found = conflicts(questions, data[0])
     asked = [
-        Asked(ids, image, one.question.id, [_conflict_line(one.question, one.context, one.memory)])
+        TokenizedItem(ids, image, one.question.id, [_conflict_line(one.question, one.context, one.memory)])
         for (ids, image), one in zip(
             ask_questions(model, questions, chat=how.chat, truncate=how.truncate), found, strict=True
         )
     ]
-    groups = together(model, asked, alone=True)
+    groups = group_by_prefix(model, asked, alone=True)
 
-    def finish(line: Line, written: Written, row: int) -> Line:
+    def finish(line: PredictionLine, written: Written, row: int) -> PredictionLine:
         return {**line, "answer": _text(model, written.tokens[row]), "finished": written.finished[row]}
 
     new_tokens = how.new_tokens or NEW_TOKENS
     settings = {"data": describe_data(questions), "new_tokens": new_tokens}
     lines = [[one.lines for one in members] for _, members in groups]
-    job = Job(
+    job = PreparedBenchmark(
         "conflict",
         [encoded for encoded, _ in groups],
         lines,
@@ -461,7 +477,7 @@ def _conflict(model: Model, data: list[Path], how: Asking) -> Job:
     return job
 
 
-def _conflict_line(question: Question, context: Sequence[str], memory: Sequence[str]) -> Line:
+def _conflict_line(question: Question, context: Sequence[str], memory: Sequence[str]) -> PredictionLine:
     key = digest(question.context, question.question)
     gold = {"context": list(context), "memory": list(memory)}
     return _begun("conflict", question.id, question.group, key, gold)

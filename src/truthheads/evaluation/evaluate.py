@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 
-from truthheads.benchmarks.base import Line
+from truthheads.benchmarks.base import PredictionLine
+from truthheads.benchmarks.registry import LM_EVAL_PREFIX
 from truthheads.errors import ArtifactError, GateError
-from truthheads.evaluation.ask import Asking, Job, make_job
-from truthheads.evaluation.lm_eval import PREFIX, Harness
+from truthheads.evaluation.ask import AskOptions, PreparedBenchmark, make_job
+from truthheads.evaluation.lm_eval import Harness
 from truthheads.evaluation.predictions import NAME, Journal, Key, files_of, gathered, key_of
-from truthheads.evaluation.summary import summarise
+from truthheads.evaluation.summary import summarise_runs
 from truthheads.models.devices import pick_batch_tokens
 from truthheads.models.forward import (
     Progress,
@@ -24,24 +25,24 @@ from truthheads.models.forward import (
     run_batches,
     shares_prefix,
 )
-from truthheads.models.generate import Head, answer, check_finite
+from truthheads.models.generate import SharedPrefix, answer, check_finite
 from truthheads.models.load import Model
 from truthheads.models.neutral_text import measure_harm, neutral_ids
 from truthheads.models.prompts import Encoded
 from truthheads.results.evaluation import GUARD, PLAIN, SETTINGS, SUMMARY
 from truthheads.results.gate import Control, Gate
 from truthheads.storage.artifacts import provenance
-from truthheads.storage.distributed import together
+from truthheads.storage.distributed import barrier
 from truthheads.storage.files import dumps, file_sha256, write_json
 from truthheads.storage.launching import ranks
-from truthheads.storage.output_lock import claiming
+from truthheads.storage.output_lock import lock_output
 
 GUARD_TEXTS = 32
 
 HARNESS_BATCH = 8
 
 
-@claiming("out")
+@lock_output("out")
 def evaluate(
     model: Model,
     task: str,
@@ -50,7 +51,7 @@ def evaluate(
     out: str | Path,
     gates: Mapping[str, Gate] | Sequence[Gate] = (),
     controls: int = 0,
-    asking: Asking | None = None,
+    asking: AskOptions | None = None,
     neutral: Path | None = None,
     guard_texts: int = GUARD_TEXTS,
     batch_tokens: int | None = None,
@@ -85,14 +86,14 @@ def evaluate(
         GateError: A gate belongs to another model's shape, or two share a name.
         ArtifactError: The folder holds the predictions of another evaluation, is in use, or cannot be written to.
     """
-    asking = asking or Asking(seed=seed)
+    asking = asking or AskOptions(seed=seed)
     folder = Path(out)
     paths = [Path(data)] if isinstance(data, str | Path) else [Path(path) for path in data]
     named = dict(gates) if isinstance(gates, Mapping) else {f"gate-{at}": gate for at, gate in enumerate(gates, 1)}
     _check_gates(model, named)
     limit = batch_tokens or pick_batch_tokens(model.device)
     harness, job = None, None
-    if task.startswith(PREFIX):
+    if task.startswith(LM_EVAL_PREFIX):
         harness = Harness(model, task, paths, limit=asking.limit, batch=HARNESS_BATCH, chat=asking.chat)
     else:
         job = make_job(model, task, paths, asking)
@@ -116,7 +117,7 @@ def evaluate(
     settings["gates"] = {**_check_folder(folder, settings), **settings["gates"]}
     told = [*(job.notes if job else []), *_relatives(model, named)]
     write_json(folder / SETTINGS, {"settings": settings, "notes": told})
-    together()  # the first process holds the folder for all: nobody writes before it does
+    barrier()  # the first process holds the folder for all: nobody writes before it does
     journal = Journal(folder / NAME)
     batches = _batches(model, job, limit) if job else []
     steps, first = len(runs) + 1, ranks().rank == 0
@@ -132,7 +133,7 @@ def evaluate(
         told_by_harness = [key_of(line) for line in journal.known if line["run"] in names] if harness else []
         keys = [*told_by_harness, *_keys(names, job, batches, len(texts))]
         journal = gathered(folder / NAME, sorted(keys, key=lambda key: names.index(key[1])))
-    summary = summarise(journal.lines, seed=seed, settings=settings, notes=told)  # what was cut off is there again
+    summary = summarise_runs(journal.lines, seed=seed, settings=settings, notes=told)  # what was cut off is there again
     write_json(folder / SUMMARY, summary)
     return summary
 
@@ -199,7 +200,7 @@ def _check_folder(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     return dict(before.get("gates") or {})
 
 
-def _batches(model: Model, job: Job, batch_tokens: int) -> list[list[int]]:
+def _batches(model: Model, job: PreparedBenchmark, batch_tokens: int) -> list[list[int]]:
     if job.new_tokens > 1 and not shares_prefix(model):  # a state cannot skip padding
         return [[at] for at in range(len(job.encoded))]
     return plan_batches(job.encoded, batch_tokens=batch_tokens)
@@ -207,7 +208,7 @@ def _batches(model: Model, job: Job, batch_tokens: int) -> list[list[int]]:
 
 def _run(
     model: Model,
-    job: Job,
+    job: PreparedBenchmark,
     name: str,
     gate: Gate | None,
     batches: Sequence[Sequence[int]],
@@ -240,11 +241,13 @@ def _run(
 
     done |= set(range(len(batches))) - my_batches(job.encoded, batches)
     with gate.apply(model) if gate is not None else nullcontext():
-        head = Head(model, job.head) if job.head and len(done) < len(batches) else None
+        head = SharedPrefix(model, job.head) if job.head and len(done) < len(batches) else None
         run_batches(model, job.encoded, batches, step, done=done, complete=lambda _: None, progress=progress)
 
 
-def _keys(names: Sequence[str], job: Job | None, batches: Sequence[Sequence[int]], texts: int) -> Iterator[Key]:
+def _keys(
+    names: Sequence[str], job: PreparedBenchmark | None, batches: Sequence[Sequence[int]], texts: int
+) -> Iterator[Key]:
     """Yield the keys of all lines in the order in which a single process writes them."""
     for name in names:
         for batch in batches if job else ():
@@ -254,11 +257,11 @@ def _keys(names: Sequence[str], job: Job | None, batches: Sequence[Sequence[int]
             yield from (key_of(line) for line in _guard_lines(name, texts))
 
 
-def _guard_lines(name: str, texts: int) -> list[Line]:
+def _guard_lines(name: str, texts: int) -> list[PredictionLine]:
     return [{"task": GUARD, "run": name, "id": f"text-{at}"} for at in range(texts)]
 
 
-def _there(journal: Journal, line: Line) -> bool:
+def _there(journal: Journal, line: PredictionLine) -> bool:
     return key_of(line) in journal.done
 
 

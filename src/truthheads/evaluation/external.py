@@ -4,17 +4,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from truthheads.benchmarks.base import Line
+from truthheads.benchmarks.base import PredictionLine
 from truthheads.benchmarks.chair import chair_settings, check_vocabulary, parse_caption, read_captions, read_truth
 from truthheads.benchmarks.coco_objects import Lemmatizer, matcher, own_vocabulary, read_vocabulary
 from truthheads.benchmarks.pope import describe_pope, pope_notes, read_answers, read_pope
 from truthheads.benchmarks.yes_no import POPE
 from truthheads.evaluation.predictions import NAME
-from truthheads.evaluation.summary import summarise
+from truthheads.evaluation.summary import summarise_runs
 from truthheads.results.evaluation import PLAIN, SETTINGS, SUMMARY
 from truthheads.storage.artifacts import provenance
 from truthheads.storage.files import dumps, file_sha256, replaced, write_json
-from truthheads.storage.output_lock import claiming
+from truthheads.storage.output_lock import lock_output
 
 
 def score_answers(
@@ -35,7 +35,7 @@ def score_answers(
     """
     questions = read_pope(data, limit=limit)
     texts = read_answers(answers, questions)
-    lines: list[Line] = [
+    lines: list[PredictionLine] = [
         {
             "task": "pope",
             "run": PLAIN,
@@ -87,7 +87,7 @@ def score_captions(
     truth = read_truth(data, mentions)
     check_vocabulary(truth, vocabulary, data[0])
     found = read_captions(captions, truth, limit=limit)
-    lines: list[Line] = [
+    lines: list[PredictionLine] = [
         {
             "task": "chair",
             "run": PLAIN,
@@ -111,13 +111,13 @@ def score_captions(
     return write_results(out, lines, settings, [], seed)
 
 
-@claiming("out")
+@lock_output("out")
 def write_results(
-    out: Path, lines: Sequence[Line], settings: dict[str, Any], notes: Sequence[str], seed: int
+    out: Path, lines: Sequence[PredictionLine], settings: dict[str, Any], notes: Sequence[str], seed: int
 ) -> dict[str, Any]:
     """Write predictions, settings and figures into a folder and return the figures."""
     settings = {**settings, "seed": seed, **provenance()}
-    summary = summarise(lines, seed=seed, settings=settings, notes=notes)
+    summary = summarise_runs(lines, seed=seed, settings=settings, notes=notes)
     (out / SUMMARY).unlink(missing_ok=True)  # of other predictions; it is written last, and then tells of these
     with replaced(out / NAME) as temporary:
         temporary.write_text("".join(dumps(line) + "\n" for line in lines), encoding="utf-8")

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from truthheads.benchmarks.base import Line
+from truthheads.benchmarks.base import PredictionLine
+from truthheads.benchmarks.registry import LM_EVAL_PREFIX
 from truthheads.errors import DataError, ModelError, TruthHeadsError
 from truthheads.evaluation.predictions import Journal
 from truthheads.models.load import Model
@@ -43,9 +44,6 @@ def measure_means(lines: Sequence[Mapping[str, Any]], *, seed: int = 0) -> Measu
         primary,
         right=values > 0 if whole else None,
     )
-
-
-PREFIX = "lm-eval:"
 
 
 class Harness:
@@ -86,7 +84,7 @@ class Harness:
                 fix="pip install 'truthheads[lm-eval]'",
             ) from error
         self.model, self.task, self.limit, self.chat = model, task, limit, chat
-        self.name = task.removeprefix(PREFIX)
+        self.name = task.removeprefix(LM_EVAL_PREFIX)
         rows = [path for path in data if path.is_file()]
         absent = [str(path) for path in data if not path.exists()]
         if absent or len(rows) > 1:
@@ -195,7 +193,7 @@ def _with_rows(name: str, source: str, rows: Path) -> dict[str, Any]:
     }
 
 
-def line_of(task: str, run: str, part: str, sample: Mapping[str, Any]) -> Line:
+def line_of(task: str, run: str, part: str, sample: Mapping[str, Any]) -> PredictionLine:
     """Return the prediction in one logged sample; a choice between yes and no becomes one of ours.
 
     Args:
@@ -205,7 +203,7 @@ def line_of(task: str, run: str, part: str, sample: Mapping[str, Any]) -> Line:
         sample: As ``simple_evaluate`` logs it.
     """
     doc = sample["doc"]
-    begun: Line = {
+    begun: PredictionLine = {
         "task": task,
         "run": run,
         "id": f"{sample['doc_id']}:{sample.get('filter', 'none')}",

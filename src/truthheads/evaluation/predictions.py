@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from truthheads.benchmarks.base import Line
+from truthheads.benchmarks.base import PredictionLine
 from truthheads.errors import DataError
-from truthheads.storage.distributed import leave, together
+from truthheads.storage.distributed import barrier, leave
 from truthheads.storage.files import dumps, unwritable, write_text
 from truthheads.storage.launching import ranks
 
@@ -21,7 +21,7 @@ NAME = "predictions.jsonl"
 class Read(NamedTuple):
     """The lines of a file, the bytes that they take, and what was dropped behind them."""
 
-    lines: list[Line]
+    lines: list[PredictionLine]
     size: int
     dropped: str
 
@@ -41,7 +41,7 @@ def read_predictions(path: Path) -> Read:
             got="no such file" if isinstance(error, FileNotFoundError) else str(error),
             fix="give the --out of an earlier `truthheads evaluate`",
         ) from error
-    lines: list[Line] = []
+    lines: list[PredictionLine] = []
     size, seen = 0, set()
     parts = whole.splitlines(keepends=True)
     for number, part in enumerate(parts, start=1):
@@ -70,7 +70,7 @@ def read_predictions(path: Path) -> Read:
     return Read(lines, size, "")
 
 
-def _parsed(part: bytes) -> Line | None:
+def _parsed(part: bytes) -> PredictionLine | None:
     try:
         line = json.loads(part)
     except (ValueError, RecursionError):
@@ -97,7 +97,7 @@ class Journal:
     def __init__(self, path: Path, *, whole: bool = False) -> None:
         apart = ranks().several and not whole
         self.path, self.dropped = _part(path, ranks().rank) if apart else path, ""
-        self.lines: list[Line] = []
+        self.lines: list[PredictionLine] = []
         if self.path.is_file():
             read = read_predictions(self.path)
             self.lines, self.dropped = read.lines, read.dropped
@@ -166,7 +166,7 @@ def gathered(path: Path, keys: Iterable[Key]) -> Journal:
     Raises:
         PartDone: In every process but the first.
     """
-    together()
+    barrier()
     if ranks().rank:
         leave()
     files = files_of(path)

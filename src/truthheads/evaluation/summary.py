@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from truthheads.benchmarks.base import Line
+from truthheads.benchmarks.base import PredictionLine
 from truthheads.benchmarks.chair import measure_chair
 from truthheads.benchmarks.conflict import measure_conflict
 from truthheads.benchmarks.pairs import measure_pairs
+from truthheads.benchmarks.registry import LM_EVAL_PREFIX
 from truthheads.benchmarks.yes_no import measure_yesno, two_golds
 from truthheads.errors import DataError
 from truthheads.evaluation.lm_eval import measure_means
@@ -23,14 +24,14 @@ from truthheads.stats.resampling import (
     Resampling,
     holm,
     mcnemar,
-    measure,
     paired_p,
     rank_among,
     resample,
+    resample_metrics,
 )
-from truthheads.stats.thresholds import ALPHA
+from truthheads.stats.thresholds import SIGNIFICANCE_LEVEL
 from truthheads.storage.files import write_json
-from truthheads.storage.output_lock import claiming
+from truthheads.storage.output_lock import lock_output
 
 BETTER, WORSE, NOTHING = "better", "worse", "no evidence"
 
@@ -62,13 +63,13 @@ class Compared(NamedTuple):
         return self.sign * self.effect[self.primary].value
 
 
-def figures(measured: Measured, *, seed: int, resampling: Resampling | None = None) -> dict[str, Figure]:
+def metric_figures(measured: Measured, *, seed: int, resampling: Resampling | None = None) -> dict[str, Figure]:
     """Return the figures of one run with clustered 95 % intervals."""
-    drawn = measure(measured, resampling or resample(measured.clusters, seed=seed))
+    drawn = resample_metrics(measured, resampling or resample(measured.clusters, seed=seed))
     return {name: draws.figure() for name, draws in drawn.items()}
 
 
-def compare(plain: Measured, changed: Measured, *, seed: int, resampling: Resampling | None = None) -> Compared:
+def compare_runs(plain: Measured, changed: Measured, *, seed: int, resampling: Resampling | None = None) -> Compared:
     """Return a run beside the ungated one; both hold the same items in the same order.
 
     Args:
@@ -78,7 +79,7 @@ def compare(plain: Measured, changed: Measured, *, seed: int, resampling: Resamp
         resampling: The resamples, where they are at hand.
     """
     resampling = resampling or resample(plain.clusters, seed=seed)
-    before, after = measure(plain, resampling), measure(changed, resampling)
+    before, after = resample_metrics(plain, resampling), resample_metrics(changed, resampling)
     clusters = resampling.weights.shape[1]
     effect = {
         name: Draws(after[name].value - before[name].value, after[name].draws - before[name].draws, clusters)
@@ -93,7 +94,7 @@ def compare(plain: Measured, changed: Measured, *, seed: int, resampling: Resamp
     return Compared(metrics, differences, p, plain.primary, plain.sign)
 
 
-def verdict(compared: Compared, p: float) -> str:
+def effect_verdict(compared: Compared, p: float) -> str:
     """Return the sentence on a gate.
 
     ``better`` or ``worse`` where the interval of the primary effect lies on one side of 0 and the adjusted p is below
@@ -107,7 +108,7 @@ def verdict(compared: Compared, p: float) -> str:
         p: Of the primary effect, adjusted for the number of gates.
     """
     effect, main = compared.effect, compared.effect[compared.primary]
-    found = np.isfinite(p) and p < ALPHA and (main.low > 0 or main.high < 0)
+    found = np.isfinite(p) and p < SIGNIFICANCE_LEVEL and (main.low > 0 or main.high < 0)
     if not found:
         return NOTHING
     if compared.sign * main.value < 0:
@@ -122,8 +123,6 @@ def verdict(compared: Compared, p: float) -> str:
     return BETTER
 
 
-ELSEWHERE = "lm-eval:"
-
 MEASURES: dict[str, Callable[..., Measured]] = {
     "halueval": measure_yesno,
     "pope": measure_yesno,
@@ -133,8 +132,12 @@ MEASURES: dict[str, Callable[..., Measured]] = {
 }
 
 
-def summarise(
-    lines: Sequence[Line], *, seed: int = 0, settings: Mapping[str, Any] | None = None, notes: Sequence[str] = ()
+def summarise_runs(
+    lines: Sequence[PredictionLine],
+    *,
+    seed: int = 0,
+    settings: Mapping[str, Any] | None = None,
+    notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return every figure of an evaluation.
 
@@ -152,11 +155,11 @@ def summarise(
         DataError: There is no ungated run, more than one task, or a task that is not known.
     """
     tasks = {line["task"] for line in lines} - {GUARD}
-    runs: dict[str, dict[tuple[str, str], Line]] = {}
+    runs: dict[str, dict[tuple[str, str], PredictionLine]] = {}
     for line in lines:
         if line["task"] != GUARD:
             runs.setdefault(line["run"], {})[key_of(line)[2:]] = line
-    known = all(task in MEASURES or task.startswith(ELSEWHERE) for task in tasks)
+    known = all(task in MEASURES or task.startswith(LM_EVAL_PREFIX) for task in tasks)
     if len(tasks) != 1 or not known or PLAIN not in runs:
         raise DataError(
             "the predictions cannot be summarised",
@@ -170,7 +173,7 @@ def summarise(
     measured = _measured(task, plain, list(plain), seed)
     resampling = resample(measured.clusters, seed=seed)
     first = {"name": PLAIN, "kind": PLAIN, "rows": len(plain), "effect": {}, "verdict": None}
-    entries = [{**first, "metrics": _json(figures(measured, seed=seed, resampling=resampling))}]
+    entries = [{**first, "metrics": _json(metric_figures(measured, seed=seed, resampling=resampling))}]
     compared: dict[str, Compared] = {}
     for name, found in runs.items():
         both = [key for key in plain if key in found]
@@ -180,7 +183,7 @@ def summarise(
             continue
         before, drawn = (measured, resampling) if len(both) == len(plain) else (None, None)
         before = before or _measured(task, plain, both, seed)
-        compared[name] = compare(before, _measured(task, found, both, seed), seed=seed, resampling=drawn)
+        compared[name] = compare_runs(before, _measured(task, found, both, seed), seed=seed, resampling=drawn)
         entries.append({"name": name, "rows": len(both)})
     harm = _harm(lines)
     adjusted = holm({name: entry.p["paired"] for name, entry in compared.items() if "/" not in name})
@@ -199,7 +202,7 @@ def summarise(
     }
 
 
-def _disputed(lines: Sequence[Line]) -> list[str]:
+def _disputed(lines: Sequence[PredictionLine]) -> list[str]:
     """Return a note on yes/no prompts with two gold answers, which readers of our own refuse where they can see it."""
     found = two_golds(lines) if all("parsed" in line for line in lines) else []
     if not found:
@@ -211,9 +214,11 @@ def _disputed(lines: Sequence[Line]) -> list[str]:
     ]
 
 
-def _measured(task: str, found: Mapping[tuple[str, str], Line], keys: Sequence[tuple[str, str]], seed: int) -> Measured:
+def _measured(
+    task: str, found: Mapping[tuple[str, str], PredictionLine], keys: Sequence[tuple[str, str]], seed: int
+) -> Measured:
     lines = [found[key] for key in keys]
-    if task.startswith(ELSEWHERE):
+    if task.startswith(LM_EVAL_PREFIX):
         return (measure_yesno if all("parsed" in line for line in lines) else measure_means)(lines, seed=seed)
     return MEASURES[task](lines, seed=seed)
 
@@ -227,7 +232,7 @@ def _entry(name: str, compared: Mapping[str, Compared], adjusted: Mapping[str, f
         "metrics": _json(one.metrics),
         "effect": _json(one.effect),
         "p": {**one.p, "holm": adjusted.get(name)},
-        "verdict": verdict(one, p),
+        "verdict": effect_verdict(one, p),
     }
     if control:
         return {**entry, "of": gate, "control": kind}
@@ -244,15 +249,15 @@ def _entry(name: str, compared: Mapping[str, Compared], adjusted: Mapping[str, f
     return entry
 
 
-def _harm(lines: Sequence[Line]) -> dict[str, list[Line]]:
-    found: dict[str, list[Line]] = {}
+def _harm(lines: Sequence[PredictionLine]) -> dict[str, list[PredictionLine]]:
+    found: dict[str, list[PredictionLine]] = {}
     for line in lines:
         if line["task"] == GUARD:
             found.setdefault(line["run"], []).append(line)
     return found
 
 
-def _guard(lines: Sequence[Line], seed: int) -> dict[str, Any]:
+def _guard(lines: Sequence[PredictionLine], seed: int) -> dict[str, Any]:
     """Return what a run does to neutral text: KL and rise of loss in nats a token, and the ratio of perplexities."""
     each = np.arange(len(lines))
     kl = mean_figure(np.array([line["kl"] for line in lines]), each, seed=seed)
@@ -265,7 +270,7 @@ def _json(found: Mapping[str, Figure]) -> dict[str, dict[str, float]]:
     return {name: figure.json() for name, figure in found.items()}
 
 
-@claiming("folder")
+@lock_output("folder")
 def rescore(folder: Path, *, seed: int | None = None) -> dict[str, Any]:
     """Compute every figure of a folder again from its predictions alone, and write ``summary.json``.
 
@@ -288,7 +293,7 @@ def rescore(folder: Path, *, seed: int | None = None) -> dict[str, Any]:
         notes = [*map(str, told.get("notes", [])), *([read.dropped] if read.dropped else [])]
         used = int(settings.get("seed", 0)) if seed is None else seed
         with np.errstate(all="ignore"):
-            summary = summarise(read.lines, seed=used, settings=settings, notes=notes)
+            summary = summarise_runs(read.lines, seed=used, settings=settings, notes=notes)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise DataError(
             f"{folder / NAME} cannot be scored again",

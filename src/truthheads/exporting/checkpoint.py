@@ -14,7 +14,7 @@ from truthheads.errors import ArchitectureError, ModelError
 from truthheads.exporting.adapter import moved_layers, spread
 from truthheads.exporting.card import CARD
 from truthheads.models.architectures import HeadLayer, HeadLayout
-from truthheads.models.head_weights import ELSEWHERE, decoder_prefix
+from truthheads.models.head_weights import NON_DECODER_PATH, decoder_prefix
 from truthheads.models.sources import local_folder
 from truthheads.models.weight_files import DTYPES, INDEX, SINGLE, Entry, Shards, inside, read_header
 from truthheads.results.gate import Gate
@@ -270,7 +270,7 @@ def _stored_name(shards: Shards, prefix: str, head: HeadLayer) -> str:
     found = [
         name for name in shards.entries if name.startswith(prefix) and full.endswith(f".{name.removeprefix(prefix)}")
     ]
-    if len(found) != 1 or (ELSEWHERE.search(prefix) and not ELSEWHERE.search(head.path)):
+    if len(found) != 1 or (NON_DECODER_PATH.search(prefix) and not NON_DECODER_PATH.search(head.path)):
         raise ArchitectureError(
             f"the output projection {head.path} was not found once among the tensors of {shards.folder}",
             expected="one tensor of the text decoder: a gate is put in whole or not at all",

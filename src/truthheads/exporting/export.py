@@ -24,8 +24,16 @@ from truthheads.models.sources import SMOLLM2_HUB_ID, gguf_path, resolve
 from truthheads.models.weight_files import Shards
 from truthheads.results.gate import Gate
 from truthheads.storage.artifacts import FORMAT_VERSION, provenance
-from truthheads.storage.files import aside, check_around, check_space, check_target, put_in_place, replaced, unwritable
-from truthheads.storage.output_lock import claimed
+from truthheads.storage.files import (
+    check_around,
+    check_space,
+    check_target,
+    replace_folder,
+    replaced,
+    temporary_beside,
+    unwritable,
+)
+from truthheads.storage.output_lock import locked_output
 
 OURS = ("config.json", "adapter_config.json")
 """A folder with one of these is a model or an adapter: nothing else is ever replaced, whatever ``--force`` says."""
@@ -82,14 +90,14 @@ def replaced_folder(out: Path) -> Iterator[Path]:
         ArtifactError: The folder cannot be written to, or the disk is full.
     """
     try:
-        with aside(out) as temporary:
+        with temporary_beside(out) as temporary:
             temporary.mkdir()
             yield temporary
             for file in temporary.rglob("*"):
                 if file.is_file():
                     with file.open("rb") as written:
                         os.fsync(written.fileno())
-            put_in_place(temporary, out)
+            replace_folder(temporary, out)
     except (OSError, SafetensorError) as error:
         raise unwritable(out, error) from error
 
@@ -201,7 +209,7 @@ def export(
             "unknown format", expected="adapter, checkpoint or gguf", got=repr(to), fix="choose one of the three"
         )
     _check_whole(name, to)
-    with claimed(out):
+    with locked_output(out):
         if to == "adapter":
             _adapter(model, name, gate, out, force=force, title=title, trust_remote_code=trust_remote_code)
         elif to == "checkpoint":
@@ -328,7 +336,7 @@ def _gguf(name: str, gate: Gate, out: Path, *, force: bool) -> None:
         with replaced(out) as temporary:
             export_gguf(source, gate, temporary)
         return
-    with replaced(out) as temporary, aside(out) as whole:  # a split model becomes one file
+    with replaced(out) as temporary, temporary_beside(out) as whole:  # a split model becomes one file
         join(parts, whole)
         export_gguf(whole, gate, temporary, named=source)
 

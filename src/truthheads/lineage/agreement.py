@@ -13,12 +13,19 @@ from truthheads.results.scores import Scores
 from truthheads.stats.figures import Figure, interval, layer_bootstrap, pearson, spearman
 from truthheads.stats.intervals import spread_of
 from truthheads.stats.overlap import density
+from truthheads.stats.thresholds import (
+    MIN_SHARED_QUESTIONS,
+    SCORE_CORRELATION_INHERITED,
+    SCORE_CORRELATION_UNRELATED,
+    SCORE_MIN_NOISE_CEILING,
+    SCORE_PERMUTATION_P,
+)
 
 Means = Float[np.ndarray, "groups heads"]
 
 Others = Float[np.ndarray, "others heads"]
 
-Parts = Float[np.ndarray, "3 draws"]
+NoiseProducts = Float[np.ndarray, "3 draws"]
 
 NORMAL = 1.959964
 """Half the width of a 95 % interval in standard errors."""
@@ -26,7 +33,7 @@ NORMAL = 1.959964
 
 def products(
     a: Means, b: Others, weights: list[np.ndarray], *, shared: bool, wider: tuple[float, float] = (1.0, 1.0)
-) -> tuple[Parts, Parts]:
+) -> tuple[NoiseProducts, NoiseProducts]:
     """Return T and N of (A, B), (A, A) and (B, B), one column for each row of the weights.
 
     Args:
@@ -50,7 +57,7 @@ def products(
     return t, np.stack([cross, noise(0, 0), noise(1, 1)]) * _times(wider)
 
 
-def ratio(parts: Parts) -> Float[np.ndarray, " draws"]:
+def products_ratio(parts: NoiseProducts) -> Float[np.ndarray, " draws"]:
     """Return the correlation of (A, B), (A, A), (B, B); NaN where a square is not positive."""
     product = np.where((parts[1] > 0) & (parts[2] > 0), parts[1] * parts[2], np.nan)
     result: Float[np.ndarray, " draws"] = parts[0] / np.sqrt(product)
@@ -80,10 +87,10 @@ def jackknifed(
     whole = [np.full((1, len(one)), 1 / len(one)) for one in (a, b)]
     t, n = products(a, b, whole, shared=shared)
     sign = sign * _times(wider)
-    value = float(ratio(t + sign * n)[0])
+    value = float(products_ratio(t + sign * n)[0])
     variance = 0.0
     for drawn_t, drawn_n in _left_out(a, b, t, n, shared):
-        found = ratio(drawn_t + sign * drawn_n)
+        found = products_ratio(drawn_t + sign * drawn_n)
         variance += (len(found) - 1) * float(found.var())
     reach = NORMAL * (variance * (wider[0] * wider[1]) ** 0.5) ** 0.5
     return Figure(value, value - reach, value + reach)
@@ -95,7 +102,7 @@ def _times(wider: tuple[float, float]) -> Float[np.ndarray, "3 1"]:
 
 def _left_out(
     a: Means, b: Others, t: Float[np.ndarray, "3 1"], n: Float[np.ndarray, "3 1"], shared: bool
-) -> list[tuple[Parts, Parts]]:
+) -> list[tuple[NoiseProducts, NoiseProducts]]:
     """Return T and N without each group in turn; of each file by itself where they share no questions."""
     if shared:
         found = [_without(a, b), _without(a, a), _without(b, b)]
@@ -117,10 +124,6 @@ def _without(x: Means, y: Means) -> tuple[Float[np.ndarray, " groups"], Float[np
     each = (x * y).sum(1)
     n = ((each.sum() - each) / (count - 1) - t) / (count - 2)
     return t, n
-
-
-ENOUGH = 10
-"""Shared questions below which two files are compared as if they shared none."""
 
 
 def widening(scores: Scores, heads: Bool[np.ndarray, "num_layers num_heads"]) -> float:
@@ -173,7 +176,7 @@ def paired_items(a: Scores, b: Scores, heads: Bool[np.ndarray, "num_layers num_h
     ids = a.sample_id.numpy(), b.sample_id.numpy()
     usable = [np.isfinite(item[:, heads]).all(1) for item in found]
     common = np.intersect1d(ids[0][usable[0]], ids[1][usable[1]])
-    if len(common) < ENOUGH:
+    if len(common) < MIN_SHARED_QUESTIONS:
         first, second = (
             _group_means(item[rows][:, heads], scores.sample_group.numpy()[rows])
             for scores, item, rows in zip((a, b), found, usable, strict=True)
@@ -374,7 +377,7 @@ def _figures(
     drawn_t, drawn_n = products(a, b, weights, shared=shared)  # resampling adds N of independent answers
     x, y = (centred(value[None], layer)[0] for value in values)
     plain = float((x * y).sum() / np.sqrt((x * x).sum() * (y * y).sum()))
-    found = ratio(drawn_t - drawn_n)  # once, since resampling adds N once more
+    found = products_ratio(drawn_t - drawn_n)  # once, since resampling adds N once more
     found = found[np.isfinite(found)]
     middle = float(np.median(found)) if len(found) else np.nan
     more = (wider[0] * wider[1]) ** 0.25
@@ -456,19 +459,6 @@ def _overlap(x: Float[np.ndarray, " heads"], y: Float[np.ndarray, " heads"], sha
     return Overlap(share, float(np.minimum(*best).sum() / count), count / len(x))
 
 
-INHERITED = 0.5
-"""Within-layer correlation, noise taken off, from which on scores count as inherited: a quarter of their variance."""
-
-RELATED = 0.15
-"""Below this, agreement is of no use to anyone: a fiftieth of the variance."""
-
-SURE = 0.01
-"""Permutation p from which on agreement is not chance."""
-
-MEASURED = 0.5
-"""Noise ceiling below which scores are mostly chance, and a correlation divided by it means nothing."""
-
-
 class Verdict(NamedTuple):
     """A word and what it rests on."""
 
@@ -476,11 +466,12 @@ class Verdict(NamedTuple):
     evidence: str
 
 
-def judge(relation: Relation) -> Verdict:
+def score_verdict(relation: Relation) -> Verdict:
     """Return ``inherited``, ``partly``, ``not related`` or ``can't tell``, from the ends of intervals alone.
 
     The figure judged is the within-layer correlation with the questions' noise taken off; where a file's ceiling is
-    below ``MEASURED``, the correlation across disjoint halves; without samples, the plain within-layer correlation.
+    below ``SCORE_MIN_NOISE_CEILING``, the correlation across disjoint halves; without samples, the
+    plain within-layer correlation.
     """
     name, judged = _judged(relation)
     p = relation.p_permutation
@@ -490,19 +481,25 @@ def judge(relation: Relation) -> Verdict:
     words += f"; raw {relation.pearson.value:.3f}, of which depth alone gives {relation.depth_only:.3f}"
     if not np.isfinite([judged.low, judged.high]).all():
         return Verdict("can't tell", f"{words}: no interval")
-    if p <= SURE and judged.low >= INHERITED:
+    if p <= SCORE_PERMUTATION_P and judged.low >= SCORE_CORRELATION_INHERITED:
         return Verdict("inherited", words)
-    if p <= SURE and judged.low > RELATED:
+    if p <= SCORE_PERMUTATION_P and judged.low > SCORE_CORRELATION_UNRELATED:
         return Verdict("partly", words)
-    if judged.high < INHERITED and (p > SURE or judged.high <= RELATED):
+    if judged.high < SCORE_CORRELATION_INHERITED and (
+        p > SCORE_PERMUTATION_P or judged.high <= SCORE_CORRELATION_UNRELATED
+    ):
         return Verdict("not related", words)
-    return Verdict("can't tell", f"{words}: the interval reaches from below {RELATED} upwards, or p is above {SURE}")
+    return Verdict(
+        "can't tell",
+        f"{words}: the interval reaches from below {SCORE_CORRELATION_UNRELATED} upwards, "
+        f"or p is above {SCORE_PERMUTATION_P}",
+    )
 
 
 def _judged(relation: Relation) -> tuple[str, Figure]:
     if relation.corrected_within is None or relation.disjoint_within is None or relation.ceiling_within is None:
         return "(no samples: noise still in it)", relation.within
     ends = [relation.corrected_within.low, relation.corrected_within.high]
-    if relation.ceiling_within < MEASURED or not np.isfinite(ends).all():
+    if relation.ceiling_within < SCORE_MIN_NOISE_CEILING or not np.isfinite(ends).all():
         return "across disjoint halves", relation.disjoint_within
     return "without noise", relation.corrected_within

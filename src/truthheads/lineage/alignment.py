@@ -14,9 +14,10 @@ from jaxtyping import Float, Int
 from scipy.linalg import orthogonal_procrustes
 from scipy.optimize import linear_sum_assignment
 
-from truthheads.lineage.agreement import ENOUGH, centre, items
+from truthheads.lineage.agreement import centre, items
 from truthheads.results.scores import Scores
 from truthheads.stats.figures import Figure, half_of, interval, pearson
+from truthheads.stats.thresholds import MIN_SHARED_QUESTIONS
 
 PERMUTATIONS = 200
 
@@ -192,7 +193,7 @@ def profiles_of(a: Scores, b: Scores) -> tuple[Profiles, Others] | None:
         Of each model ``[questions, num_layers, num_heads]``, rows of the same questions.
     """
     common = np.intersect1d(a.sample_id.numpy(), b.sample_id.numpy())
-    if len(common) < ENOUGH:
+    if len(common) < MIN_SHARED_QUESTIONS:
         return None
     found = []
     for scores in (a, b):

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from scipy.stats import rankdata
 
 from truthheads.errors import DataError, ShapeError
-from truthheads.lineage.agreement import Relation, centre, judge, relate
+from truthheads.lineage.agreement import Relation, centre, relate, score_verdict
 from truthheads.lineage.alignment import align as align_heads
 from truthheads.lineage.alignment import resampled
 from truthheads.lineage.weight_drift import middle, weight_drift
@@ -25,7 +25,7 @@ PERMUTATIONS = 1000
 Heads = Float[np.ndarray, "num_layers num_heads"]
 
 
-def foretell(drift: Drift, change: Heads, *, seed: int = 0) -> dict[str, Any]:
+def drift_score_correlation(drift: Drift, change: Heads, *, seed: int = 0) -> dict[str, Any]:
     """Return the rank correlation of drift with the change of score, for each part and their mean (``all``).
 
     Args:
@@ -77,10 +77,10 @@ def scores_side(a: Scores, b: Scores, *, align: bool, seed: int) -> dict[str, An
     side: dict[str, Any] = {"notes": _notes(a, b)}
     if a.values.shape == b.values.shape:
         relation = relate(a, b, seed=seed)
-        word, evidence = judge(relation)
+        word, evidence = score_verdict(relation)
         if few := _few(a, b):
             word, evidence = "can't tell", f"{evidence}. {few}"
-        side |= {**figures(relation), "verdict": word, "evidence": evidence}
+        side |= {**relation_figures(relation), "verdict": word, "evidence": evidence}
     elif not align:
         relate(a, b, seed=seed)  # raises ShapeError
     else:
@@ -96,7 +96,7 @@ def scores_side(a: Scores, b: Scores, *, align: bool, seed: int) -> dict[str, An
     return side
 
 
-def figures(relation: Relation) -> dict[str, Any]:
+def relation_figures(relation: Relation) -> dict[str, Any]:
     """Return a relation under the names of ``comparison.json``; figures without samples are None."""
 
     def json(name: str) -> Any:
@@ -168,7 +168,7 @@ def weights_side(drift: Drift, a: Scores | None, b: Scores | None, seed: int) ->
             fix="give the models after --weights in the order of their score files",
         )
     change = (a.values.double() - b.values.double()).abs().numpy()
-    return {**side, "drift_foretells_change": foretell(drift, change, seed=seed)}
+    return {**side, "drift_foretells_change": drift_score_correlation(drift, change, seed=seed)}
 
 
 Progress = Callable[[int, int], None]
@@ -279,4 +279,4 @@ def _reference(reference: Scores, loaded: Sequence[Scores], called: Sequence[str
             got=str((reference.meta.get("model") or {}).get("name", "scores without a model's name")),
             fix="score one of these models on other questions, and give that file as --reference",
         )
-    return {"of": called[same[0]], **figures(relate(loaded[same[0]], reference, seed=seed))}
+    return {"of": called[same[0]], **relation_figures(relate(loaded[same[0]], reference, seed=seed))}

@@ -16,7 +16,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from truthheads.lineage.slice_norms import BLOCK_BYTES, columns, over_layers, row_bytes
-from truthheads.models.head_weights import Checkpoint, LayerParts, Part
+from truthheads.models.head_weights import Checkpoint, LayerParts, WeightSlice
 from truthheads.models.weight_files import Shards
 
 DIRECTIONS = 16
@@ -114,7 +114,7 @@ def _sketches(
 
 
 def _times(
-    shards: Shards, part: Part, matrix: Float[Tensor, "wide directions"]
+    shards: Shards, part: WeightSlice, matrix: Float[Tensor, "wide directions"]
 ) -> Float[Tensor, "heads width directions"]:
     """Return ``W matrix`` for each head's slice W, ``[width, wide]``."""
     result = torch.zeros(len(part.starts), part.width, matrix.shape[1])
@@ -124,7 +124,7 @@ def _times(
 
 
 def _transposed_times(
-    shards: Shards, part: Part, matrices: Float[Tensor, "heads width directions"]
+    shards: Shards, part: WeightSlice, matrices: Float[Tensor, "heads width directions"]
 ) -> Float[Tensor, "heads wide directions"]:
     """Return ``Wᵀ matrix`` for each head's slice W, ``[width, wide]``, and its own matrix."""
     wide = shards.entries[part.tensor].shape[1 - part.axis]
@@ -134,7 +134,7 @@ def _transposed_times(
     return result
 
 
-def _blocks(shards: Shards, part: Part) -> Iterator[tuple[slice, slice, slice, Tensor]]:
+def _blocks(shards: Shards, part: WeightSlice) -> Iterator[tuple[slice, slice, slice, Tensor]]:
     """Yield pieces of a layer's slices as fp32 ``[heads, inside, outside]`` with their places along the three axes."""
     step = max(1, BLOCK_BYTES // row_bytes(shards, part))
     everything = slice(None)

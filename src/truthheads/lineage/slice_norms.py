@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from truthheads.errors import ModelError
-from truthheads.models.head_weights import Part
+from truthheads.models.head_weights import WeightSlice
 from truthheads.models.weight_files import DTYPES, Shards
 
 BLOCK_BYTES = 1 << 20
@@ -78,7 +78,7 @@ class PairReader:
         )
     )
 
-    def squares(self, part: Part, other: Part) -> Squares:
+    def squares(self, part: WeightSlice, other: WeightSlice) -> Squares:
         """Return the sums for one kind of slice in one layer.
 
         Args:
@@ -104,7 +104,7 @@ class PairReader:
         scale = float((chance[1] * chance[2]).sqrt())
         return Squares(sums[0], sums[1], sums[2], float(chance[0]) / scale if scale else 0.0)
 
-    def _blocks(self, part: Part, other: Part) -> Iterator[tuple[slice, Tensor, Tensor, bool]]:
+    def _blocks(self, part: WeightSlice, other: WeightSlice) -> Iterator[tuple[slice, Tensor, Tensor, bool]]:
         """Yield slices as ``[rows, heads, width]``, in the types they are stored in, and whether to use for chance."""
         step = max(1, BLOCK_BYTES // max(row_bytes(self.base, part), row_bytes(self.descendant, other)))
         if part.axis == 0:
@@ -131,7 +131,7 @@ class PairReader:
         narrow, wide = (x, y) if x.element_size() < y.element_size() else (y, x)
         self.alike = "rounded" if narrow.dtype != wide.dtype and torch.equal(wide.to(narrow.dtype), narrow) else None
 
-    def _not_finite(self, part: Part, other: Part, sums: Tensor) -> ModelError:
+    def _not_finite(self, part: WeightSlice, other: WeightSlice, sums: Tensor) -> ModelError:
         shards, name = (self.descendant, other.tensor) if torch.isfinite(sums[0]).all() else (self.base, part.tensor)
         return ModelError(
             f"{name} of {shards.folder} has weights that are not finite",
@@ -141,13 +141,13 @@ class PairReader:
         )
 
 
-def row_bytes(shards: Shards, part: Part) -> int:
+def row_bytes(shards: Shards, part: WeightSlice) -> int:
     """Return the size of one row of a part's tensor."""
     entry = shards.entries[part.tensor]
     return entry.shape[1] * DTYPES[entry.dtype].itemsize
 
 
-def columns(block: Tensor, part: Part) -> Tensor:
+def columns(block: Tensor, part: WeightSlice) -> Tensor:
     """Return the columns of every head as ``[rows, heads, width]``: a view where heads follow one another."""
     first, width, heads = part.starts[0], part.width, len(part.starts)
     if part.starts == tuple(range(first, first + heads * width, width)):

@@ -18,9 +18,10 @@ from jaxtyping import Float
 from truthheads.errors import ShapeError
 from truthheads.lineage.head_matching import match_layers, reordered
 from truthheads.lineage.slice_norms import PairReader, Squares, over_layers
-from truthheads.models.head_weights import PARTS, Checkpoint, LayerParts, open_checkpoint
-from truthheads.results.drift import GQA, MATCHED, Drift
+from truthheads.models.head_weights import WEIGHT_PARTS, Checkpoint, LayerParts, open_checkpoint
+from truthheads.results.drift import GQA, Drift
 from truthheads.stats.figures import Figure, interval
+from truthheads.stats.thresholds import HEAD_MATCH_LEAD, TRIPLE_RIGHT_ANGLE_COSINE
 from truthheads.storage.artifacts import provenance
 
 TRIED_LAYERS = 4
@@ -55,7 +56,7 @@ def weight_drift(base: str, descendant: str, *, progress: Callable[[int, int], N
         "base": mine.describe(),
         "descendant": theirs.describe(),
         "key_value_heads": GQA,
-        "weights": {part: mine.count(part) for part in PARTS},
+        "weights": {part: mine.count(part) for part in WEIGHT_PARTS},
         **provenance(),
     }
     found = _in_place(mine, theirs, theirs.layers, meta, progress)
@@ -63,7 +64,7 @@ def weight_drift(base: str, descendant: str, *, progress: Callable[[int, int], N
         return found
     layers = sorted({round(at) for at in np.linspace(0, len(mine.layers) - 1, TRIED_LAYERS)})
     found = replace(found, meta={**found.meta, "matching": match_layers(mine, theirs, layers)})
-    if found._match()[1].low <= MATCHED:
+    if found._match()[1].low <= HEAD_MATCH_LEAD:
         return found
     matching = match_layers(mine, theirs, list(range(len(mine.layers))))
     orders = [reordered(layer, np.array(heads)) for layer, heads in zip(theirs.layers, matching["heads"], strict=True)]
@@ -81,20 +82,22 @@ def _in_place(
 ) -> Drift:
     """Return the drift between one checkpoint's slices and another's, given in the order in which they are paired."""
     shape = mine.layout.shape
-    parts = {part: torch.full(shape, float("nan")) for part in PARTS}
+    parts = {part: torch.full(shape, float("nan")) for part in WEIGHT_PARTS}
     cosines = {part: values.clone() for part, values in parts.items()}
-    chance = torch.zeros(shape[0], len(PARTS))
+    chance = torch.zeros(shape[0], len(WEIGHT_PARTS))
     digests = hashlib.sha256(), hashlib.sha256()
     alike: set[str | None] = set()
 
     def squares(at: int) -> tuple[list[Squares], str | None]:
         reader = PairReader(mine.shards, theirs.shards)
-        return [reader.squares(mine.layers[at].parts[part], others[at].parts[part]) for part in PARTS], reader.alike
+        return [
+            reader.squares(mine.layers[at].parts[part], others[at].parts[part]) for part in WEIGHT_PARTS
+        ], reader.alike
 
     for number, (found, kind) in enumerate(over_layers(squares, len(mine.layers))):
         layer = mine.layers[number]
         alike.add(kind)
-        for column, (part, sums) in enumerate(zip(PARTS, found, strict=True)):
+        for column, (part, sums) in enumerate(zip(WEIGHT_PARTS, found, strict=True)):
             group = layer.num_heads // len(sums.base)
             drift = torch.where(sums.base > 0, (sums.difference / sums.base).sqrt(), torch.nan)
             both = sums.base + sums.descendant - sums.difference
@@ -112,8 +115,8 @@ def _in_place(
 
 
 def _check_shapes(mine: Checkpoint, theirs: Checkpoint) -> None:
-    same = [part for part in PARTS if mine.shapes(part) == theirs.shapes(part)]
-    if same != list(PARTS):
+    same = [part for part in WEIGHT_PARTS if mine.shapes(part) == theirs.shapes(part)]
+    if same != list(WEIGHT_PARTS):
         raise ShapeError(
             f"{mine.name} and {theirs.name} have attention of different shape",
             expected=mine.in_words(),
@@ -121,10 +124,6 @@ def _check_shapes(mine: Checkpoint, theirs: Checkpoint) -> None:
             fix="no drift is defined; compare their Truth Scores instead: `truthheads score` both on the same "
             "questions, then `truthheads compare`" + (f" (same shape: {', '.join(same)})" if same else ""),
         )
-
-
-RIGHT = 0.2
-"""Cosine below which two changes count as independent; an end's angle has the cosine near ‖its change‖ ÷ ‖both‖."""
 
 
 class Middle(NamedTuple):
@@ -176,7 +175,11 @@ def middle(trio: tuple[str, str, str], drifts: Mapping[tuple[str, str], Drift], 
         sides[pair] = _squares(drifts[pair]) * (1.0 if scale is None else _ratio(drifts[scale]))
     ab, ac, bc = (sides[pair] for pair in ((a, b), (a, c), (b, c)))
     found = tuple(_cosine(x, y, z, seed) for x, y, z in ((ab, ac, bc), (ab, bc, ac), (ac, bc, ab)))
-    right = [name for name, figure in zip(trio, found, strict=True) if figure.high < RIGHT and figure.low > -RIGHT]
+    right = [
+        name
+        for name, figure in zip(trio, found, strict=True)
+        if figure.high < TRIPLE_RIGHT_ANGLE_COSINE and figure.low > -TRIPLE_RIGHT_ANGLE_COSINE
+    ]
     related = all(drifts[pair].verdict()[0] == "inherited" for pair in sides)
     return Middle(trio, found, right[0] if len(right) == 1 and related else None)  # type: ignore[arg-type]
 

@@ -13,11 +13,11 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from truthheads.errors import ActivationError, out_of_memory
-from truthheads.models.image_inputs import WORTH, Pixels, beside, mapped, prepared
+from truthheads.models.image_inputs import MIN_IMAGES_FOR_WORKERS, Pixels, beside, mapped, prepared
 from truthheads.models.load import Model
 from truthheads.models.prompts import Encoded
-from truthheads.storage.distributed import share
-from truthheads.storage.row_store import Parts, RowStore
+from truthheads.storage.distributed import my_share
+from truthheads.storage.row_store import RowShards, RowStore
 
 NEW, OLD = "cache", "past_key_values"
 
@@ -153,7 +153,7 @@ def _ready(model: Model, batches: Sequence[Sequence[Encoded]]) -> Iterator[Batch
     if not any(paths):
         yield from map(Batch, batches)
         return
-    count = None if sum(map(len, paths)) >= WORTH else 0
+    count = None if sum(map(len, paths)) >= MIN_IMAGES_FOR_WORKERS else 0
     pixels = mapped(partial(_prepared, model.processor.image_processor), paths, workers=count)
     for batch, made in zip(batches, pixels, strict=True):
         ready = Batch(batch)
@@ -173,7 +173,7 @@ def _images(batch: Sequence[Encoded]) -> list[str]:
 
 def filled(
     model: Model,
-    store: RowStore | Parts,
+    store: RowStore | RowShards,
     encoded: Sequence[Encoded],
     step: Callable[[Sequence[Encoded]], None],
     *,
@@ -186,10 +186,10 @@ def filled(
     """
     try:
         batches = plan_batches(encoded, batch_tokens=batch_tokens)
-        mine = my_batches(encoded, batches) if isinstance(store, Parts) else set(range(len(batches)))
+        mine = my_batches(encoded, batches) if isinstance(store, RowShards) else set(range(len(batches)))
         done = store.done | set(range(len(batches))) - mine
         run_batches(model, encoded, batches, step, done=done, complete=store.complete, progress=progress)
-        return store.whole(len(batches)) if isinstance(store, Parts) else store
+        return store.whole(len(batches)) if isinstance(store, RowShards) else store
     except BaseException:
         store.close()
         raise
@@ -197,7 +197,7 @@ def filled(
 
 def my_batches(encoded: Sequence[Encoded], batches: Sequence[Sequence[int]]) -> set[int]:
     """Return the batches that are this process's, by the tokens that they cost."""
-    return share([sum(encoded[i].unique_tokens for i in batch) for batch in batches])
+    return my_share([sum(encoded[i].unique_tokens for i in batch) for batch in batches])
 
 
 def _halving(members: Sequence[Encoded], step: Callable[[Sequence[Encoded]], None]) -> None:

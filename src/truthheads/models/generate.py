@@ -33,7 +33,7 @@ class Written(NamedTuple):
     no: list[float] | None
 
 
-class Head:
+class SharedPrefix:
     """What all prompts of a task begin with, computed once; to be made under the gate that is at work.
 
     Args:
@@ -54,7 +54,7 @@ class Head:
         return cache
 
 
-def may_have_head(model: Model) -> bool:
+def can_share_prefix(model: Model) -> bool:
     """Return whether prompts may be continued after padding: not with states, nor with windows counted in places."""
     config = model.network.config.get_text_config()
     windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size", "layer_types")]
@@ -62,7 +62,7 @@ def may_have_head(model: Model) -> bool:
     return shares_prefix(model) and windows[:2] == [None, None] and not local
 
 
-def after_head(model: Model, batch: Sequence[Encoded], head: Head) -> Tails:
+def after_shared_prefix(model: Model, batch: Sequence[Encoded], head: SharedPrefix) -> Tails:
     """Return the tails of a batch, ready to be run, as ``prepare_tails`` does, where a head stands before each prefix.
 
     The places of the cache between the head and a shorter prefix are padding and masked.
@@ -96,13 +96,13 @@ def answer(
     *,
     new_tokens: int = 1,
     words: dict[str, list[int]] | None = None,
-    head: Head | None = None,
+    head: SharedPrefix | None = None,
 ) -> Written:
     """Answer the prompts of a batch, greedily.
 
     Args:
         model: The model; a gate is the caller's.
-        batch: Prompts as :func:`truthheads.evaluation.ask.together` gives them; for more than one new token each alone.
+        batch: Prompts as ``evaluation.ask.group_by_prefix`` gives them; for more than one new token each alone.
         new_tokens: At most so many.
         words: Tokens that say yes and no, to be told their log-probabilities.
         head: What stands before every prompt of the batch and is not among its tokens.
@@ -112,7 +112,7 @@ def answer(
     """
     ends = _ends(model)
     with torch.inference_mode():
-        tails = prepare_tails(model, batch) if head is None else after_head(model, batch, head)
+        tails = prepare_tails(model, batch) if head is None else after_shared_prefix(model, batch, head)
         growing = new_tokens > 1
         logits, cache = _first(model, tails, growing)
         check_finite(logits.logsumexp(-1), batch)

@@ -14,9 +14,9 @@ from truthheads.models.load import inspect
 from truthheads.models.sources import local_folder
 from truthheads.models.weight_files import INDEX, SINGLE, Shards
 
-PARTS = ("q", "k", "v", "o")
+WEIGHT_PARTS = ("q", "k", "v", "o")
 
-ELSEWHERE = re.compile(
+NON_DECODER_PATH = re.compile(
     r"vision|visual|image|audio|speech|tower|talker|2wav|encoder|cross|draft|mtp|resampler|perceiver"
 )
 """Prefixes of what is not the text decoder, asked only where several lists of layers have tensors of one name."""
@@ -70,7 +70,7 @@ groups are GPT-NeoX's interleaving; with a single group they are Falcon's multi-
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class WeightSlice:
     """The slices of one kind in one layer.
 
     Attributes:
@@ -98,7 +98,7 @@ class LayerParts:
 
     index: int
     num_heads: int
-    parts: Mapping[str, Part]
+    parts: Mapping[str, WeightSlice]
 
 
 def locate_parts(shards: Shards, layout: HeadLayout, model_type: str) -> tuple[LayerParts, ...]:
@@ -126,10 +126,10 @@ def locate_parts(shards: Shards, layout: HeadLayout, model_type: str) -> tuple[L
         rows = _two(shards, out)[axis]
         if rows != head.num_heads * head.head_dim:
             raise _misfit(shards, out, f"{head.num_heads} heads of {head.head_dim} along axis {axis}")
-        parts = {"o": Part(out, axis, tuple(range(0, rows, head.head_dim)), head.head_dim)}
+        parts = {"o": WeightSlice(out, axis, tuple(range(0, rows, head.head_dim)), head.head_dim)}
         for stored in _stored(shards, attention, model_type):
             parts |= _slices(shards, f"{attention}.{stored.tensor}.weight", stored, head)
-        result.append(LayerParts(head.index, head.num_heads, {name: parts[name] for name in PARTS}))
+        result.append(LayerParts(head.index, head.num_heads, {name: parts[name] for name in WEIGHT_PARTS}))
     return tuple(result)
 
 
@@ -146,7 +146,7 @@ def decoder_prefix(shards: Shards, layout: HeadLayout) -> str:
         found = ends if found is None else found & ends
     prefixes = sorted(found or ())
     if len(prefixes) > 1:
-        prefixes = [prefix for prefix in prefixes if not ELSEWHERE.search(prefix)] or prefixes
+        prefixes = [prefix for prefix in prefixes if not NON_DECODER_PATH.search(prefix)] or prefixes
     if len(prefixes) != 1:
         raise ArchitectureError(
             f"the text decoder of {shards.folder} was not found among its tensors",
@@ -177,7 +177,7 @@ def _stored(shards: Shards, attention: str, model_type: str) -> tuple[Stored, ..
     )
 
 
-def _slices(shards: Shards, tensor: str, stored: Stored, head: HeadLayer) -> dict[str, Part]:
+def _slices(shards: Shards, tensor: str, stored: Stored, head: HeadLayer) -> dict[str, WeightSlice]:
     axis = 1 if head.transposed else 0
     rows = _two(shards, tensor)[axis]
     num_kv_heads = head.num_heads if stored.blocks == "head" else head.num_kv_heads
@@ -196,7 +196,7 @@ def _slices(shards: Shards, tensor: str, stored: Stored, head: HeadLayer) -> dic
             for _ in range(counts[kind] // blocks):
                 starts[kind].append(offset)
                 offset += wide[kind]
-    return {kind: Part(tensor, axis, tuple(starts[kind]), wide[kind]) for kind in stored.holds}
+    return {kind: WeightSlice(tensor, axis, tuple(starts[kind]), wide[kind]) for kind in stored.holds}
 
 
 def _two(shards: Shards, tensor: str) -> tuple[int, ...]:
@@ -246,7 +246,7 @@ class Checkpoint(NamedTuple):
             "architecture": self.layout.architecture,
             "dtype": self.shards.entries[first["o"].tensor].dtype,
             "layers": [layer.index for layer in self.layers],
-            "tensors": {part: first[part].tensor for part in PARTS},
+            "tensors": {part: first[part].tensor for part in WEIGHT_PARTS},
         }
 
     def shapes(self, part: str) -> list[tuple[int, int, int, int]]:

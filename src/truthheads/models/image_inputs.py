@@ -21,7 +21,7 @@ Item = TypeVar("Item")
 
 Made = TypeVar("Made")
 
-WORTH = 32
+MIN_IMAGES_FOR_WORKERS = 32
 """Fewer items than this are done in this process: starting others would take longer."""
 
 MOST = 8
@@ -60,7 +60,7 @@ def mapped(function: Callable[[Item], Made], items: Sequence[Item], *, workers: 
         TruthHeadsError: Whatever ``function`` raised, as it was.
         ActivationError: A worker was killed.
     """
-    count = (spare_processes() if len(items) >= WORTH else 0) if workers is None else workers
+    count = (spare_processes() if len(items) >= MIN_IMAGES_FOR_WORKERS else 0) if workers is None else workers
     with _quiet_tokenizers():
         loader = DataLoader(_Mapped(function, items), batch_size=None, num_workers=count, collate_fn=_as_is)
         try:
@@ -107,19 +107,19 @@ Pixels = dict[str, np.ndarray]
 """What an image processor returns, by its own names."""
 
 
-def kind_of(model: Model) -> str:
+def model_type(model: Model) -> str:
     """Return the network's type, as its configuration names it."""
     return str(model.network.config.model_type)
 
 
 def shares_with_image(model: Model) -> bool:
     """Return whether a prompt, image included, may be computed once for several answers."""
-    return kind_of(model) not in (*PREFIX_FIRST, *CROSSING)
+    return model_type(model) not in (*PREFIX_FIRST, *CROSSING)
 
 
 def placeholder(model: Model) -> str:
     """Return what stands for an image in a prompt before the processor puts image tokens in its place."""
-    processor, kind = model.processor, kind_of(model)
+    processor, kind = model.processor, model_type(model)
     if kind == "gemma3":
         return str(processor.boi_token)
     if kind in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"):
@@ -165,7 +165,7 @@ def beside(
     Raises:
         DataError: An image cannot be read.
     """
-    kind = kind_of(model)
+    kind = model_type(model)
     place = torch.arange(ids.shape[1], device=ids.device)
     found: dict[str, Tensor] = {}
     if kind in PREFIX_FIRST and starts is not None:
@@ -206,7 +206,7 @@ def _three_axes(model: Model, ids: Tensor, seen: Tensor, image: Tensor, grid: Te
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class ImageTexts:
     """Texts of one question, all about one image.
 
     Attributes:
@@ -228,7 +228,7 @@ class _Tokeniser:
     prefix_first: bool
     special: bool
 
-    def __call__(self, shown: Shown) -> list[list[int]]:
+    def __call__(self, shown: ImageTexts) -> list[list[int]]:
         try:
             image = load_image(shown.image)
         except DataError as error:
@@ -263,7 +263,7 @@ class _Tokeniser:
         return [first[: len(first) - same] + list(ids[kept:]) for ids in answers]
 
 
-def tokens_with_images(model: Model, shown: Sequence[Shown], *, special: bool) -> Iterator[list[list[int]]]:
+def tokens_with_images(model: Model, shown: Sequence[ImageTexts], *, special: bool) -> Iterator[list[list[int]]]:
     """Yield the token ids of each question's texts, in order; images are decoded ahead, in worker processes.
 
     Args:
@@ -274,4 +274,4 @@ def tokens_with_images(model: Model, shown: Sequence[Shown], *, special: bool) -
     Raises:
         DataError: An image cannot be read; its row is named.
     """
-    yield from mapped(_Tokeniser(model.processor, kind_of(model) in PREFIX_FIRST, special), shown)
+    yield from mapped(_Tokeniser(model.processor, model_type(model) in PREFIX_FIRST, special), shown)

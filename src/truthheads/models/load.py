@@ -132,7 +132,7 @@ def stored_quantised(config: PreTrainedConfig) -> str | None:
     return str(getattr(how, "value", how) or "unknown")
 
 
-def check_whole(network: PreTrainedModel, load_in: str) -> None:
+def check_stays_quantised(network: PreTrainedModel, load_in: str) -> None:
     """Raise ModelError where quantised layers were sent where they would not stay quantised."""
     places = set(map(str, (getattr(network, "hf_device_map", None) or {}).values()))
     if "disk" in places or (places - {"cpu"} and "cpu" in places):
@@ -326,7 +326,7 @@ def load(
     if not settings:
         network = network.to(place)
     elif load_in is not None:
-        check_whole(network, load_in)
+        check_stays_quantised(network, load_in)
     network = network.eval().requires_grad_(False)
     processor = read_processor(source, config, trust_remote_code)
     return Model(network, tokenizer, processor, locate_heads(network), name, load_in or stored, _said(adapter))

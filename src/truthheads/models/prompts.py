@@ -8,7 +8,7 @@ from typing import Any
 
 from truthheads.data.questions import Question
 from truthheads.errors import DataError, ModelError
-from truthheads.models.image_inputs import Shown, placeholder, shares_with_image, tokens_with_images
+from truthheads.models.image_inputs import ImageTexts, placeholder, shares_with_image, tokens_with_images
 from truthheads.models.load import Model
 
 TEXTS_AT_ONCE = 512
@@ -96,7 +96,7 @@ def encode(
     ids = iter(_tokens(model, [text for row in plain for text in texts[row]], special=not chat))
     tokens = {row: [next(ids) for _ in texts[row]] for row in plain}
     seeing = [row for row in range(len(questions)) if row not in tokens]
-    shown = [Shown(questions[row].id, str(questions[row].image), tuple(texts[row])) for row in seeing]
+    shown = [ImageTexts(questions[row].id, str(questions[row].image), tuple(texts[row])) for row in seeing]
     tokens |= dict(zip(seeing, tokens_with_images(model, shown, special=not chat), strict=True))
     encoded = []
     for row, question in enumerate(questions):

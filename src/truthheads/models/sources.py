@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from truthheads.errors import ArtifactError, ModelError
 from truthheads.models.gguf_header import GgufHeader
 from truthheads.models.gguf_parts import join, read_parts
-from truthheads.storage.files import aside, file_sha256, write_text
+from truthheads.storage.files import file_sha256, temporary_beside, write_text
 
 SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
@@ -136,7 +136,7 @@ def convert_gguf(path: Path) -> Path:
     if len(parts) == 1:
         return _convert(path, path, parts, target)
     try:
-        with aside(target.parent / "joined.gguf") as whole:
+        with temporary_beside(target.parent / "joined.gguf") as whole:
             join(parts, whole)
             return _convert(path, whole, parts, target)
     except OSError as error:
@@ -227,7 +227,7 @@ def publish(target: Path, write: Any) -> Path:
         ModelError: The cache folder cannot be written to, or the disk is full.
     """
     try:
-        with aside(target) as temporary:
+        with temporary_beside(target) as temporary:
             temporary.mkdir()
             write(temporary)
             try:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from truthheads.models.head_weights import PARTS
+from truthheads.models.head_weights import WEIGHT_PARTS
 from truthheads.reporting.artifacts import Artefacts, Heads, Named
 from truthheads.reporting.wording import chance, figure, number, short_name, signed, task_name
 from truthheads.results.drift import Drift
@@ -153,7 +153,7 @@ def gate_origin(gate: Gate) -> str:
 
 def _drift(one: Named[Drift], arrays: Arrays) -> dict[str, Any]:
     item = one.item
-    parts = [part for part in PARTS if part in item.parts]
+    parts = [part for part in WEIGHT_PARTS if part in item.parts]
     stacked = np.stack([item.parts[part].double().numpy() for part in parts])
     known = np.isfinite(stacked)
     mean = np.where(known.any(0), np.where(known, stacked, 0).sum(0) / np.maximum(known.sum(0), 1), np.nan)

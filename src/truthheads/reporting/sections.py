@@ -85,7 +85,7 @@ class Section:
 
 
 @dataclass(slots=True)
-class Data:
+class PageData:
     """What the page's script draws from; the names are the script's."""
 
     arrays: Arrays = field(default_factory=Arrays)
@@ -101,15 +101,15 @@ class Data:
         return {"arrays": self.arrays.lists, **drawn}
 
 
-def sections(found: Artefacts) -> tuple[list[Section], Data, list[str]]:
+def sections(found: Artefacts) -> tuple[list[Section], PageData, list[str]]:
     """Return the sections for which there is something to show, what their figures are drawn from, and warnings."""
-    data, warnings = Data(), list[str]()
+    data, warnings = PageData(), list[str]()
     made = [_heads(found, data), _lineage(found, data), _evidence(found, warnings), _gates(found), _tuning(found, data)]
     made += [_evaluation(found, data), _provenance(found)]
     return [section for section in made if section is not None], data, warnings
 
 
-def _heads(found: Artefacts, data: Data) -> Section | None:
+def _heads(found: Artefacts, data: PageData) -> Section | None:
     data.maps = panels(found, data.arrays)
     if not data.maps:
         return None
@@ -145,7 +145,7 @@ def _heads(found: Artefacts, data: Data) -> Section | None:
     return section
 
 
-def _lineage(found: Artefacts, data: Data) -> Section | None:
+def _lineage(found: Artefacts, data: PageData) -> Section | None:
     if not found.comparisons:
         return None
     section = Section(
@@ -227,7 +227,7 @@ def _gates(found: Artefacts) -> Section | None:
     )
 
 
-def _tuning(found: Artefacts, data: Data) -> Section | None:
+def _tuning(found: Artefacts, data: PageData) -> Section | None:
     if not found.tunings:
         return None
     section = Section(
@@ -249,7 +249,7 @@ def _tuning(found: Artefacts, data: Data) -> Section | None:
     return section
 
 
-def _evaluation(found: Artefacts, data: Data) -> Section | None:
+def _evaluation(found: Artefacts, data: PageData) -> Section | None:
     if not found.evaluations:
         return None
     section = Section(

@@ -11,12 +11,7 @@ from truthheads.reporting.charts import best_gate, gate_origin, largest_first, l
 from truthheads.reporting.wording import chance, counted, figure, listed, number, signed, task_name
 from truthheads.results.scores import Scores
 from truthheads.results.trace import Trace
-
-FORM = 0.6
-
-ALPHA = 0.05
-
-CHANCE = {"probe": 0.5, "evidence": 0.5, "attribution": 0.0}
+from truthheads.stats.thresholds import CHANCE_SCORE, FORM_PROBE_WARNING_ACCURACY, SIGNIFICANCE_LEVEL
 
 
 def summary(found: Artefacts) -> list[str]:
@@ -56,7 +51,7 @@ def _scores(found: Artefacts) -> str:
     if interval is None:
         text = f"of {counted(total, 'head')} of {model}, {head} has the highest score, {number(value)} {item.unit}"
         return f"{text[0].upper()}{text[1:]}; no samples were kept, so how sure that is cannot be said{others}."
-    middle = CHANCE.get(item.method, 0.5)
+    middle = CHANCE_SCORE.get(item.method, 0.5)
     above = int((np.nan_to_num(interval[0], nan=-np.inf) > middle).sum())
     shown = figure({"value": value, "low": interval[0][best[0]], "high": interval[1][best[0]]})
     meaning = {
@@ -73,7 +68,7 @@ def _scores(found: Artefacts) -> str:
 def _form(meta: Mapping[str, Any]) -> str:
     """Return the warning that the answers' form alone gives them away; nothing where it does not."""
     form = ((meta.get("summary") or {}).get("form") or {}).get("accuracy") or {}
-    if (form.get("value") or 0) <= FORM:
+    if (form.get("value") or 0) <= FORM_PROBE_WARNING_ACCURACY:
         return ""
     share = figure(form)
     return (
@@ -175,7 +170,7 @@ def _claimed(item: Trace) -> tuple[str, str] | None:
         return None
     within, p = tested["within_layer"], tested.get("p_permutation")
     figures = f"(rank correlation within layers {figure(within, 2)}, {chance(p)})"
-    if p is None or p >= ALPHA or not (within["low"] > 0 or within["high"] < 0):
+    if p is None or p >= SIGNIFICANCE_LEVEL or not (within["low"] > 0 or within["high"] < 0):
         return NO_SIGN, figures
     return (FOUND if within["value"] > 0 else REVERSED), figures
 

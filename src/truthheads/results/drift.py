@@ -11,26 +11,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from truthheads.errors import ArtifactError
-from truthheads.models.head_weights import PARTS
+from truthheads.models.head_weights import WEIGHT_PARTS
 from truthheads.stats.figures import Figure, mean_figure
-from truthheads.storage.artifacts import check_whole, load_artifact, save_artifact
+from truthheads.stats.thresholds import (
+    HEAD_MATCH_LEAD,
+    HEAD_MATCH_SIMILARITY,
+    WEIGHT_COSINE_CHANCE_SDS,
+    WEIGHT_COSINE_INHERITED,
+    WEIGHT_COSINE_UNRELATED,
+)
+from truthheads.storage.artifacts import check_tensors, load_artifact, save_artifact
 
 KIND = "drift"
-
-INHERITED = 0.5**0.5
-"""Cosine from which on at least half of a descendant slice's squared norm lies along the base's."""
-
-RELATED = 0.05
-"""Cosine above which weights have something to do with each other; unrelated ones of a real model are within 0.01. In
-tiny models chance reaches further, and the bound is ``CHANCE_DEVIATIONS`` of its standard deviations."""
-
-CHANCE_DEVIATIONS = 6
-
-MATCHED = 0.2
-"""How far matched heads must be more alike than the best pairing without them, for the match to mean anything."""
-
-ALIKE = 0.5
-"""Similarity of matched heads' products that stands for ``INHERITED`` in each of the two factors."""
 
 GQA = "a key-value head's figure is that of every query head of its group"
 
@@ -77,10 +69,10 @@ class Drift:
             seed: Of the resampling of layers; below 3 layers, of heads.
         """
         net = {}
-        for column, part in enumerate(PARTS):
+        for column, part in enumerate(WEIGHT_PARTS):
             chance = self.chance[:, column, None]
             net[part] = (self.cosines[part] - chance) / (1 - chance)
-        return {"all": _figure(list(net.values()), seed), **{part: _figure([net[part]], seed) for part in PARTS}}
+        return {"all": _figure(list(net.values()), seed), **{part: _figure([net[part]], seed) for part in WEIGHT_PARTS}}
 
     def verdict(self) -> tuple[str, str]:
         """Return ``inherited``, ``partly``, ``not related`` or ``can't tell``, and a sentence of evidence.
@@ -97,29 +89,29 @@ class Drift:
         kin = self.kinship()
         whole = kin["all"]
         evidence = f"mean cosine of {size} attention slices {whole} (unrelated weights: 0), relative drift {moved}"
-        if all(figure.low >= INHERITED for figure in kin.values()):
+        if all(figure.low >= WEIGHT_COSINE_INHERITED for figure in kin.values()):
             return "inherited", evidence
         match, gap, places = self._match()
         matched = f"heads matched by what they do, {places}: similarity {match}, {gap} above the next best pairing"
-        if match.low >= ALIKE and gap.low > MATCHED:
+        if match.low >= HEAD_MATCH_SIMILARITY and gap.low > HEAD_MATCH_LEAD:
             return "inherited", f"{matched}; in place: {evidence}"
         related = self._related()
         if whole.low > related:
-            weakest = min(PARTS, key=lambda part: kin[part].value)
+            weakest = min(WEIGHT_PARTS, key=lambda part: kin[part].value)
             return "partly", f"{evidence}; least of all {weakest}, {kin[weakest]}"
-        if gap.low > MATCHED:
+        if gap.low > HEAD_MATCH_LEAD:
             return "partly", f"{matched}; in place: {evidence}"
         if whole.high >= related:
             return "can't tell", f"{evidence}: the interval reaches {related:.2f}, where kinship begins"
-        if gap.high >= MATCHED:
-            return "can't tell", f"{matched}: the interval reaches {MATCHED}; in place: {evidence}"
+        if gap.high >= HEAD_MATCH_LEAD:
+            return "can't tell", f"{matched}: the interval reaches {HEAD_MATCH_LEAD}; in place: {evidence}"
         return "not related", f"{evidence}; {matched}"
 
     def _related(self) -> float:
         """Return where kinship begins: independent weights have a mean cosine of variance 1 ÷ their number."""
-        counts = [self.meta.get("weights", {}).get(part, float("inf")) for part in PARTS]
+        counts = [self.meta.get("weights", {}).get(part, float("inf")) for part in WEIGHT_PARTS]
         deviation = float(sum(1 / count for count in counts) ** 0.5 / len(counts))
-        return max(RELATED, CHANCE_DEVIATIONS * deviation)
+        return max(WEIGHT_COSINE_UNRELATED, WEIGHT_COSINE_CHANCE_SDS * deviation)
 
     def _match(self) -> tuple[Figure, Figure, str]:
         """Return similarity of matched heads, its lead over the next best pairing, and how many changed place."""
@@ -151,16 +143,18 @@ class Drift:
             ArtifactError: The file is missing, damaged, of another kind, or not whole.
         """
         tensors, meta = artifact = load_artifact(Path(path), kind=KIND)
-        axes = dict.fromkeys((*PARTS, *(f"cosine_{part}" for part in PARTS)), "float num_layers num_heads")
+        axes = dict.fromkeys(
+            (*WEIGHT_PARTS, *(f"cosine_{part}" for part in WEIGHT_PARTS)), "float num_layers num_heads"
+        )
         axes["chance"] = "float num_layers parts"
-        check_whole(Path(path), artifact, axes, {"weights": dict, "matching": dict}, command="compare --weights")
+        check_tensors(Path(path), artifact, axes, {"weights": dict, "matching": dict}, command="compare --weights")
         own = {key: value for key, value in meta.items() if key not in ("kind", "format_version")}
         made = cls(
             base=str(own.pop("base_name", "")),
             descendant=str(own.pop("descendant_name", "")),
-            parts={part: tensors[part] for part in PARTS},
+            parts={part: tensors[part] for part in WEIGHT_PARTS},
             meta=own,
-            cosines={part: tensors[f"cosine_{part}"] for part in PARTS},
+            cosines={part: tensors[f"cosine_{part}"] for part in WEIGHT_PARTS},
             chance=tensors["chance"],
         )
         try:

@@ -35,7 +35,7 @@ def check_settings(strength: float, norm: str, floor: float | None) -> None:
         raise GateError("the floor is no floor", expected="a number up to 1, or none", got=str(floor), fix="try 0")
 
 
-def normalised(
+def normalised_scores(
     values: Float[Tensor, "num_layers num_heads"], norm: Norm, standardise: bool
 ) -> Float[Tensor, "num_layers num_heads"]:
     """Return scores under a norm; NaN where there was NaN.
@@ -144,7 +144,7 @@ class Gate:
                 got="NaN for every head",
                 fix="score the model again",
             )
-        normed = normalised(values, norm, standardise)
+        normed = normalised_scores(values, norm, standardise)
         factors = torch.where(known, 1 + strength * normed, 1.0).float()
         below = factors < floor if floor is not None else torch.zeros_like(known)
         return cls(

@@ -18,7 +18,7 @@ from truthheads.errors import ArtifactError
 from truthheads.plots.charts import chart_html, heat_map
 from truthheads.stats.intervals import auroc_spread, layer_ends, mean_ends, probed_ends, spread_of
 from truthheads.stats.overlap import UNKNOWN
-from truthheads.storage.artifacts import check_whole, load_artifact, save_artifact
+from truthheads.storage.artifacts import check_tensors, load_artifact, save_artifact
 
 KIND = "scores"
 
@@ -151,7 +151,7 @@ class Scores:
             return cls.of("probe", values, accuracy=values.float(), meta={"source": path.name})
         artifact = load_artifact(path, kind=KIND)
         there = {name: axes for name, axes in LATER.items() if name in artifact.tensors}
-        check_whole(path, artifact, {**TENSORS, **there}, TOLD, command="score")
+        check_tensors(path, artifact, {**TENSORS, **there}, TOLD, command="score")
         kinds, known = artifact.meta.get("kinds") or [], len(artifact.tensors["kind_values"])
         if len(kinds) != known or not all(isinstance(kind, str) for kind in kinds):
             raise ArtifactError(
@@ -394,7 +394,7 @@ NOT_BINDING = (
 )
 
 
-def summarise(scores: Scores, *, top: int = 10) -> dict[str, Any]:
+def summarise_scores(scores: Scores, *, top: int = 10) -> dict[str, Any]:
     """Return the JSON result of ``truthheads score``.
 
     Args:

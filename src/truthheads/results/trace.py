@@ -15,7 +15,7 @@ from truthheads.errors import ArtifactError, DataError
 from truthheads.plots.charts import chart_html, heat_map
 from truthheads.results.scores import Scores, told_groups
 from truthheads.stats.intervals import mean_ends
-from truthheads.storage.artifacts import check_whole, load_artifact, save_artifact
+from truthheads.storage.artifacts import check_tensors, load_artifact, save_artifact
 
 MEASURES = ("auroc", "lift", "pointing", "sink", "distractor_auroc", "distractor_lift", "distractor_pointing")
 
@@ -207,7 +207,7 @@ class Trace:
                 fix="write it again with `truthheads trace`",
             )
         wanted = [f"{position}.{measure}" for position in positions for measure in MEASURES]
-        check_whole(Path(path), artifact, {**dict.fromkeys(wanted, HEADS), **_KEPT}, TOLD, command="trace")
+        check_tensors(Path(path), artifact, {**dict.fromkeys(wanted, HEADS), **_KEPT}, TOLD, command="trace")
         shape = artifact.tensors["sample"].shape[1:3]
         if shape != (len(positions), len(MEASURES)):
             raise ArtifactError(

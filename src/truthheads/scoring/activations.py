@@ -22,7 +22,7 @@ from truthheads.models.forward import Progress, backbone, filled, final_values, 
 from truthheads.models.hooks import intercepted
 from truthheads.models.load import Model
 from truthheads.models.prompts import Encoded, token_digest
-from truthheads.storage.distributed import share, together
+from truthheads.storage.distributed import barrier, my_share
 from truthheads.storage.files import Lock, check_space, dumps, read_into, unwritable
 from truthheads.storage.launching import ranks
 from truthheads.storage.row_store import Field, RowStore, locked, open_rows, sealed
@@ -241,8 +241,8 @@ def gather(
         if place.rank == 0:
             _check_space(folder, windows, identity, bytes_each)
         if place.several:
-            together()
-        mine = share([int(sizes[one.start : one.stop].sum()) for one in windows]) if apart else range(len(windows))
+            barrier()
+        mine = my_share([int(sizes[one.start : one.stop].sum()) for one in windows]) if apart else range(len(windows))
         for at in sorted(mine):
             one = windows[at]
             told = _part(progress, one, len(questions)) if len(windows) > 1 else progress
@@ -258,7 +258,7 @@ def gather(
                 told(1, 1)
             first = []
         if place.several:
-            together()
+            barrier()
     except BaseException:
         if lock is not None:
             lock.release(remove=False)

@@ -14,9 +14,9 @@ from truthheads.errors import ArtifactError
 from truthheads.models.architectures import HeadLayer, HeadLayout
 from truthheads.results.scores import LARGEST
 from truthheads.scoring.activations import Activations
-from truthheads.scoring.probes import Probe, fold_accuracies, measure
+from truthheads.scoring.probes import Probe, fold_accuracies, probe_metrics
 from truthheads.stats.overlap import Overlap, between, overlap_of
-from truthheads.storage.distributed import leave, share, together
+from truthheads.storage.distributed import barrier, leave, my_share
 from truthheads.storage.files import dumps, replaced
 from truthheads.storage.launching import ranks
 from truthheads.storage.row_store import made_room
@@ -114,8 +114,8 @@ def fit_probes(
         folder = activations.folder / "probes"
         if place.rank == 0:
             made_room(folder, {"made from": dumps(made_from)})
-        together()
-    mine = share([head.num_heads * head.head_dim for head in layout.layers])
+        barrier()
+    mine = my_share([head.num_heads * head.head_dim for head in layout.layers])
     found: dict[int, Layer] = {}
     for number, head in enumerate(layout.layers):
         file = None if folder is None else folder / f"layer-{head.index}.safetensors"
@@ -127,7 +127,7 @@ def fit_probes(
             continue
         with replaced(file) as temporary:
             save_file(layer, temporary)
-    together()
+    barrier()
     if place.rank:
         leave()
     return _assembled(layout, answers, subsets, len(kept), lambda index: found.get(index) or _load(folder, index))
@@ -213,7 +213,7 @@ def fit_block(
         if i:
             accuracy[i] = fold_accuracies(logit, label, subset.fold).mean(0)
             continue
-        metrics = measure(logit, label, subset.fold, answers.question[subset.rows])
+        metrics = probe_metrics(logit, label, subset.fold, answers.question[subset.rows])
         accuracy[0], whole = metrics.accuracy, logit
         overlap = overlap_of(fits.fold_logit, label, subset.fold, answers.group[subset.rows])
         block = {

@@ -7,12 +7,11 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 
-from truthheads.scoring.probes import measure, newton_probe
+from truthheads.scoring.probes import newton_probe, probe_metrics
 from truthheads.stats.figures import Figure
 from truthheads.stats.intervals import share_figure
 from truthheads.stats.overlap import between, overlap_of
-
-WARN_ABOVE = 0.6
+from truthheads.stats.thresholds import FORM_PROBE_WARNING_ACCURACY
 
 FEATURES = (
     "characters",
@@ -43,7 +42,7 @@ class FormProbe(NamedTuple):
     @property
     def warns(self) -> bool:
         """True where scores on this data measure the answers' form at least in part."""
-        return self.accuracy.value > WARN_ABOVE
+        return self.accuracy.value > FORM_PROBE_WARNING_ACCURACY
 
 
 def form_features(text: str) -> list[float]:
@@ -86,7 +85,7 @@ def probe_form(
     logit = fits.logit.numpy()
     right = ((logit[:, 0] > 0) == label).astype(float)
     overlap = overlap_of(fits.fold_logit, label, fold, group)
-    share = float(measure(logit, label, fold, pair).accuracy[0])
+    share = float(probe_metrics(logit, label, fold, pair).accuracy[0])
     accuracy = share_figure(right, group, added=between(overlap.shift, overlap.fold), share=share)
     alone = [_best_threshold(features[:, i], label) for i in range(len(FEATURES))]
     best = int(np.argmax(alone))

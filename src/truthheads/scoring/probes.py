@@ -265,7 +265,7 @@ def _adamw(z: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
 PROBES: dict[str, Probe] = {"newton": newton_probe, "paper": paper_probe}
 
 
-def measure(
+def probe_metrics(
     logit: Float[np.ndarray, "n heads"],
     label: Bool[np.ndarray, " n"],
     fold: Int[np.ndarray, " n"],

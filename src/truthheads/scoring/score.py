@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 
 from truthheads.data.answers import Answers, answers_by_kind, describe_data, digests, kept_samples, list_answers
-from truthheads.data.questions import Question, kind_of
+from truthheads.data.questions import Question, answer_kind
 from truthheads.errors import DataError
 from truthheads.models.devices import pick_batch_tokens
 from truthheads.models.forward import Progress, shares_prefix
@@ -46,7 +46,7 @@ def mean_scores(
 ) -> Scores:
     """Return scores that are means over questions of one number per head, row by row of ``questions``."""
     seed = int(meta["seed"])
-    names = [kind_of(questions[row]) for row in rows]
+    names = [answer_kind(questions[row]) for row in rows]
     kinds = sorted({name for name in names if name is not None})
     halves = [half_of(group, seed=seed + split) for split in range(NUM_SPLITS)]
     pairs = [(sample[half].mean(0), sample[~half].mean(0)) for half in halves if half.any() and not half.all()]

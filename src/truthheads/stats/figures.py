@@ -9,10 +9,9 @@ from scipy.special import ndtr, stdtrit
 from scipy.stats import rankdata
 
 from truthheads.errors import ShapeError
+from truthheads.stats.thresholds import CONFIDENCE_LEVEL
 
 RESAMPLES = 1000
-
-LEVEL = 0.95
 
 DRAWN_AT_ONCE = 1 << 20
 """Numbers of a bootstrap that are in memory at once."""
@@ -105,7 +104,7 @@ def bootstrap_means(
 
 def interval(draws: Float[np.ndarray, "..."]) -> tuple[Any, Any]:
     """Return the lower and upper end of the 95 % percentile interval along the first axis; NaN where a draw is NaN."""
-    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    low, high = np.quantile(draws, [(1 - CONFIDENCE_LEVEL) / 2, (1 + CONFIDENCE_LEVEL) / 2], axis=0)
     return low, high
 
 
@@ -120,7 +119,7 @@ def expanded(draws: Float[np.ndarray, "..."], clusters: Int[np.ndarray, " n"]) -
     if n < 2:
         nothing = np.full(draws.shape[1:], np.nan)
         return nothing, nothing
-    tail = float(ndtr(np.sqrt(n / (n - 1)) * stdtrit(n - 1, (1 - LEVEL) / 2)))
+    tail = float(ndtr(np.sqrt(n / (n - 1)) * stdtrit(n - 1, (1 - CONFIDENCE_LEVEL) / 2)))
     low, high = np.quantile(draws, [tail, 1 - tail], axis=0)
     return low, high
 

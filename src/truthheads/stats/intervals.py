@@ -7,8 +7,9 @@ from jaxtyping import Bool, Float, Int
 from scipy.special import stdtrit
 from scipy.stats import rankdata
 
-from truthheads.stats.figures import LEVEL, Figure, bootstrap_means, expanded
+from truthheads.stats.figures import Figure, bootstrap_means, expanded
 from truthheads.stats.overlap import UNKNOWN, density
+from truthheads.stats.thresholds import CONFIDENCE_LEVEL
 
 PRIOR = 0.1
 """Variance added for one more cluster whose items are all alike: 5 of 5 right then do not mean a variance of 0."""
@@ -82,7 +83,7 @@ def share_ends(
     effect = (spread.variance * count + prior * spread.alike) / (inner + prior)
     smooth = (share * count + 2) / (count + 4)
     effective = count / (effect + added / (smooth * (1 - smooth)))
-    reach = float(stdtrit(DEGREES * spread.clusters, (1 + LEVEL) / 2)) ** 2 / effective
+    reach = float(stdtrit(DEGREES * spread.clusters, (1 + CONFIDENCE_LEVEL) / 2)) ** 2 / effective
     middle = (share + reach / 2) / (1 + reach)
     half = np.sqrt(reach * inner + reach**2 / 4) / (1 + reach)
     # Rounding must not leave the share outside: at 1 the upper end is 1.

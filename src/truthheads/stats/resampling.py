@@ -9,7 +9,8 @@ from jaxtyping import Bool, Float, Int
 from scipy.special import ndtr, stdtrit
 from scipy.stats import binomtest, t
 
-from truthheads.stats.figures import LEVEL, RESAMPLES, Figure
+from truthheads.stats.figures import RESAMPLES, Figure
+from truthheads.stats.thresholds import CONFIDENCE_LEVEL
 
 Sums = Mapping[str, Any]
 """Sums of each feature: one number, or one for each resample."""
@@ -77,7 +78,7 @@ class Draws(NamedTuple):
         defined = self.draws[np.isfinite(self.draws)]
         if not len(defined) or not np.isfinite(self.value) or self.clusters < 2:
             return Figure(self.value, float("nan"), float("nan"))
-        tail = (1 - LEVEL) / 2
+        tail = (1 - CONFIDENCE_LEVEL) / 2
         n = self.clusters
         wider = float(ndtr(np.sqrt(n / (n - 1)) * stdtrit(n - 1, tail)))
         low, high = np.quantile(defined, (wider, 1 - wider))
@@ -96,7 +97,7 @@ def resample(clusters: list[str], *, seed: int, resamples: int = RESAMPLES) -> R
     return Resampling(weights.astype(float), index)
 
 
-def measure(measured: Measured, resampling: Resampling) -> dict[str, Draws]:
+def resample_metrics(measured: Measured, resampling: Resampling) -> dict[str, Draws]:
     """Return every figure with its resamples; NaN where a figure is not defined."""
     weights, index = resampling
     totals, drawn = {}, {}

@@ -92,7 +92,7 @@ def load_artifact(path: Path, *, kind: str) -> Artifact:
     return Artifact(tensors, meta)
 
 
-def check_whole(
+def check_tensors(
     path: Path, artifact: Artifact, axes: Mapping[str, str], told: Mapping[str, type], *, command: str
 ) -> None:
     """Raise ArtifactError where an artefact lacks a tensor, or its tensors or metadata are not of the right form.

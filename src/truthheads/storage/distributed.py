@@ -13,9 +13,9 @@ from typing import Any, NoReturn
 
 import torch
 
-from truthheads.errors import PartDone, TruthHeadsError
+from truthheads.errors import NotFirstRank, TruthHeadsError
 from truthheads.storage.launching import exported, ranks
-from truthheads.storage.watching import GOES_ON, GoneError, Watch, meet
+from truthheads.storage.watching import GOES_ON, PeerLostError, Watch, meet
 
 ARRIVAL = timedelta(minutes=5)
 """How long the first of the processes waits for the last to start."""
@@ -31,7 +31,7 @@ _watch: Watch | None = None
 _group: Any = None
 
 
-def together() -> None:
+def barrier() -> None:
     """Wait until every process is here.
 
     Raises:
@@ -45,7 +45,7 @@ def together() -> None:
         torch.distributed.barrier(_group, device_ids=[int(os.environ.get("LOCAL_RANK", "0"))])
     except RuntimeError as error:
         time.sleep(REPORT_SECONDS)  # a peer that died breaks this off; the watch then ends the process, with its name
-        raise GoneError(
+        raise PeerLostError(
             "waiting for the other processes broke off",
             expected="all processes of the command",
             got=str(error).splitlines()[0],
@@ -76,7 +76,7 @@ def joined() -> Watch:
         said = torch.tensor([meeting.port, meeting.token] if meeting else [0, 0], device=_meeting_place(state))
         torch.distributed.broadcast(said, src=0)
     except (RuntimeError, ValueError) as error:
-        raise GoneError(
+        raise PeerLostError(
             f"rank {place.rank} of {place.world} did not meet the others",
             expected=f"all {place.world} processes within {ARRIVAL.seconds // 60} minutes, with the same MASTER_ADDR "
             "(the machine of rank 0) and a free MASTER_PORT",
@@ -120,7 +120,7 @@ def leave() -> NoReturn:
     """
     if _watch is not None:
         _watch.done()
-    raise PartDone
+    raise NotFirstRank
 
 
 def on_cpus() -> bool:
@@ -138,7 +138,7 @@ def _meeting_place(state: Any) -> torch.device:
     return torch.device("cpu") if state.backend == "gloo" else torch.device(state.device)
 
 
-def share(costs: Sequence[int]) -> set[int]:
+def my_share(costs: Sequence[int]) -> set[int]:
     """Return the numbers of the batches that are this process's: dearest first, each to who has least so far."""
     place = ranks()
     loads = [0] * place.world

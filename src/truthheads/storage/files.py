@@ -122,7 +122,7 @@ _CANNOT = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)
 
 
 @contextlib.contextmanager
-def aside(path: Path) -> Iterator[Path]:
+def temporary_beside(path: Path) -> Iterator[Path]:
     """Yield a name beside ``path`` that nothing has yet; what has not been moved away from there is removed at the end.
 
     Args:
@@ -133,7 +133,7 @@ def aside(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     recover(path)
-    box, lock = _box(path)
+    box, lock = _workspace(path)
     try:
         yield box / f"{NEW}{path.suffix}"
     finally:
@@ -152,7 +152,7 @@ def recover(path: Path) -> None:
         _remove(box, lock, path)
 
 
-def put_in_place(new: Path, path: Path) -> None:
+def replace_folder(new: Path, path: Path) -> None:
     """Give a folder its final name, in one step also where another has it, which then lies aside.
 
     On file systems where two names cannot change places, the old one is moved aside first: a kill just then is mended
@@ -195,7 +195,7 @@ def _change_places(one: Path, other: Path) -> bool:
     return not failed
 
 
-def _box(path: Path) -> tuple[Path, Lock]:
+def _workspace(path: Path) -> tuple[Path, Lock]:
     while True:
         box = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
         with contextlib.suppress(FileNotFoundError):  # taken for abandoned before it was locked: once more
@@ -256,7 +256,7 @@ def replaced(path: Path) -> Iterator[Path]:
         ArtifactError: The folder cannot be written to, or the disk is full.
     """
     try:
-        with aside(path) as temporary:
+        with temporary_beside(path) as temporary:
             yield temporary
             with temporary.open("rb") as written:
                 os.fsync(written.fileno())

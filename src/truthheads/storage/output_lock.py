@@ -28,7 +28,7 @@ R = TypeVar("R")
 
 
 @contextmanager
-def claimed(*paths: Path) -> Iterator[None]:
+def locked_output(*paths: Path) -> Iterator[None]:
     """Keep other commands from writing these files; clear away what a killed one has left beside them.
 
     Of several processes of one command the first holds the names for all.
@@ -50,7 +50,7 @@ def claimed(*paths: Path) -> Iterator[None]:
 
 
 @contextmanager
-def claimed_folder(folder: Path) -> Iterator[None]:
+def locked_folder(folder: Path) -> Iterator[None]:
     """Keep other commands from writing into a folder, which is made where it is missing.
 
     Raises:
@@ -61,7 +61,7 @@ def claimed_folder(folder: Path) -> Iterator[None]:
         yield
 
 
-def claiming(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def lock_output(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Return a decorator: while the function runs, the folder that it is given under ``name`` is claimed."""
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
@@ -69,7 +69,7 @@ def claiming(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
         @functools.wraps(function)
         def run(*args: P.args, **kwargs: P.kwargs) -> R:
-            with claimed_folder(Path(signature.bind(*args, **kwargs).arguments[name])):
+            with locked_folder(Path(signature.bind(*args, **kwargs).arguments[name])):
                 return function(*args, **kwargs)
 
         return run

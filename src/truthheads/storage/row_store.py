@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from truthheads.errors import ArtifactError
-from truthheads.storage.distributed import leave, together
+from truthheads.storage.distributed import barrier, leave
 from truthheads.storage.files import Lock, read_json, replaced, take, unwritable, write_json, write_text
 from truthheads.storage.launching import ranks
 from truthheads.storage.output_lock import in_use
@@ -201,7 +201,7 @@ def first_only(store: RowStore | None) -> RowStore:
     return leave() if store is None else store
 
 
-class Parts:
+class RowShards:
     """As :class:`RowStore`, for several processes: a file for each complete batch; the first puts them together.
 
     Args:
@@ -222,7 +222,7 @@ class Parts:
         made_from = {"identity": identity, "rows": rows}
         if ranks().rank == 0:
             made_room(self.parts, made_from)
-        together()
+        barrier()
         if not plan.is_file():
             raise ArtifactError(
                 f"{folder} is not the same folder for all processes",
@@ -258,7 +258,7 @@ class Parts:
         Raises:
             ArtifactError: A batch is missing.
         """
-        together()
+        barrier()
         if ranks().rank:
             return None
         store = RowStore(self.folder, self.fields, rows=self.rows, identity=self.identity)
@@ -279,7 +279,7 @@ class Parts:
 
 def open_rows(
     folder: Path, fields: Mapping[str, Field], *, rows: int, identity: str, alone: bool = False
-) -> RowStore | Parts:
+) -> RowStore | RowShards:
     """Return where a stage keeps its rows: a store, or parts of one where several processes share its batches.
 
     Either goes on from what the other has left.
@@ -292,7 +292,7 @@ def open_rows(
         alone: This process does all of them.
     """
     if ranks().several and not alone:
-        return Parts(folder, fields, rows=rows, identity=identity)
+        return RowShards(folder, fields, rows=rows, identity=identity)
     store = RowStore(folder, fields, rows=rows, identity=identity)
     parts = folder.with_name(f"{folder.name}.parts")
     if _told(parts / PLAN) == {"identity": identity, "rows": rows}:

@@ -32,7 +32,7 @@ MEETING_SECONDS = 60.0
 GOES_ON = "start the same command again, it goes on from here"
 
 
-class GoneError(TruthHeadsError):
+class PeerLostError(TruthHeadsError):
     """Another process of the same command is not there any more."""
 
 
@@ -144,7 +144,7 @@ class Watch:
         self._tell({"here": self.meetings})
         for peer in self.peers:
             if peer.gone:
-                raise GoneError(
+                raise PeerLostError(
                     f"{self.named(peer)} has ended its part",
                     expected="all processes of the command, up to its end",
                     got="one that is not there any more",
@@ -221,8 +221,8 @@ def own_name() -> str:
     return f"{socket.gethostname()}, process {os.getpid()}"
 
 
-def _did_not_meet(problem: str) -> GoneError:
-    return GoneError(
+def _did_not_meet(problem: str) -> PeerLostError:
+    return PeerLostError(
         problem,
         expected=f"a connection within {MEETING_SECONDS:.0f} seconds, on any free port",
         got="none",

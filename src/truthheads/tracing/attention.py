@@ -18,14 +18,14 @@ from truthheads.errors import ArchitectureError, DataError
 from truthheads.models.forward import backbone, prepare_tails, shares_prefix
 from truthheads.models.load import Model
 from truthheads.models.prompts import Encoded, encode
-from truthheads.tracing.evidence import Located, Places, fitted, locate, place
+from truthheads.tracing.evidence import Located, TokenSpans, find_evidence, fitted, token_spans
 
-See = Callable[[int, Float[Tensor, "batch rows num_heads keys"]], None]
+AttentionRowsCallback = Callable[[int, Float[Tensor, "batch rows num_heads keys"]], None]
 """Called with (layer, weights) at every forward pass; the last key is the last token of the pass."""
 
 
 @contextmanager
-def attending(model: Model, queries: Int[Tensor, "batch rows"], see: See) -> Iterator[None]:
+def capture_attention(model: Model, queries: Int[Tensor, "batch rows"], see: AttentionRowsCallback) -> Iterator[None]:
     """Let ``see`` have the attention weights of some queries inside the block.
 
     Models that call transformers' attention interface are reached through it: the implementation that they ask for is
@@ -300,7 +300,7 @@ def _unseen(model: Model, layers: list[int]) -> ArchitectureError:
 POSITIONS = ("answer", "question", "untruthful")
 """Last token of the truthful answer; of the prompt, from which the answer is predicted; of the untruthful answer."""
 
-Keep = Callable[[int, int, Tensor], None]
+AttentionCallback = Callable[[int, int, Tensor], None]
 """Called with (number in the batch, number of the position, weights ``[num_layers, num_heads, seq]``)."""
 
 
@@ -319,7 +319,7 @@ class Traceable(NamedTuple):
     question: Question
     located: Located
     encoded: Encoded
-    places: tuple[Places, ...]
+    places: tuple[TokenSpans, ...]
 
 
 def traceable(
@@ -333,7 +333,7 @@ def traceable(
     left_out: Counter[str] = Counter()
     chosen: list[tuple[int, Question, Located]] = []
     for number, question in enumerate(questions):
-        located = locate(model, question)
+        located = find_evidence(model, question)
         if question.truthful is None:
             left_out["no truthful answer"] += 1
             continue
@@ -349,7 +349,7 @@ def traceable(
     for (number, one, located), item in zip(chosen, encoded, strict=True):
         answers = zip(one.answers, item.tails, strict=True)
         places = tuple(
-            place(model, one, located, answer.text, (*item.prefix, *tail), chat=chat) for answer, tail in answers
+            token_spans(model, one, located, answer.text, (*item.prefix, *tail), chat=chat) for answer, tail in answers
         )
         if bool(places[0].evidence.any()):
             rows.append(Traceable(number, one, located, replace(item, row=len(rows)), places))
@@ -365,7 +365,9 @@ def traceable(
     return rows, left_out
 
 
-def look(model: Model, batch: Sequence[Encoded], positions: Sequence[str], keep: Keep) -> None:
+def collect_attention(
+    model: Model, batch: Sequence[Encoded], positions: Sequence[str], keep: AttentionCallback
+) -> None:
     """Run one batch and hand over, for each of its questions and positions, the attention of all heads.
 
     Args:
@@ -386,7 +388,7 @@ def look(model: Model, batch: Sequence[Encoded], positions: Sequence[str], keep:
             rows[layer, : len(by_head), :, :, : width - by_head.shape[-1]] = 0  # what a window has dropped
             rows[layer, : len(by_head), :, :, width - by_head.shape[-1] :] = by_head
 
-        with attending(model, queries, see):
+        with capture_attention(model, queries, see):
             backbone(model)(**tails.inputs)
         real = tails.inputs["attention_mask"].bool()
         first = 0

@@ -13,13 +13,14 @@ from torch import Tensor
 from truthheads.data.images import load_image
 from truthheads.data.questions import Question, occurrences
 from truthheads.errors import DataError, ModelError
-from truthheads.models.image_inputs import Shown, placeholder, tokens_with_images
+from truthheads.models.image_inputs import ImageTexts, placeholder, tokens_with_images
 from truthheads.models.load import Model
 from truthheads.models.prompts import answered, framed, shortened, shows_image
+from truthheads.stats.thresholds import BOX_COVERAGE
 from truthheads.tracing.image_patches import token_boxes
 
 
-def measure(
+def evidence_metrics(
     weights: Float[Tensor, "heads seq"],
     query: int,
     *,
@@ -83,10 +84,6 @@ def auroc(inside: Float[Tensor, "heads some"], outside: Float[Tensor, "heads oth
 Source = Literal["spans", "boxes", "occurrences", "none"]
 """Where a row's evidence comes from: its spans, its boxes, or the places where the truthful answer stands."""
 
-COVERED = 0.5
-"""Share of an image token's area inside a box from which on it is evidence; so is the token in a box's middle, whatever
-its share, since a box may be smaller than any token."""
-
 
 class Located(NamedTuple):
     """Evidence and distractor of one question, as character spans in its context.
@@ -103,7 +100,7 @@ class Located(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
+class TokenSpans:
     """The tokens of one question with one answer.
 
     Attributes:
@@ -128,7 +125,7 @@ class Places:
     boxes: Float[Tensor, "tokens 4"] | None
 
 
-def locate(model: Model, question: Question) -> Located:
+def find_evidence(model: Model, question: Question) -> Located:
     """Return a question's evidence; where its row names none, the places where the truthful answer stands.
 
     Raises:
@@ -158,7 +155,7 @@ def fitted(model: Model, question: Question, located: Located, *, chat: bool) ->
         prompt = framed(model, kept, chat=chat)
         texts = [prompt, *(answered(prompt, answer.text) for answer in kept.answers)]
         if shows_image(model, kept):
-            shown = Shown(kept.id, str(kept.image), tuple(texts))
+            shown = ImageTexts(kept.id, str(kept.image), tuple(texts))
             tokens = next(tokens_with_images(model, [shown], special=not chat))
         else:
             tokens = [_tokenised(model, text, special=not chat)[0] for text in texts]
@@ -176,9 +173,9 @@ def fitted(model: Model, question: Question, located: Located, *, chat: bool) ->
     return replace(kept, evidence=evidence), Located(evidence, moved(located.distractor), source)
 
 
-def place(
+def token_spans(
     model: Model, question: Question, located: Located, answer: str, ids: Sequence[int], *, chat: bool = False
-) -> Places:
+) -> TokenSpans:
     """Return where everything stands among the tokens of a question with one answer.
 
     Args:
@@ -217,7 +214,7 @@ def place(
     evidence[pictured] = seen
     context = (marked([(start, end)]) if end > start else torch.zeros_like(image)) | image
     distractor = marked([(a + shift, b + shift) for a, b in located.distractor])
-    return Places(text, tuple(spans), sink, context, evidence & ~sink, distractor & ~sink & ~evidence, image, boxes)
+    return TokenSpans(text, tuple(spans), sink, context, evidence & ~sink, distractor & ~sink & ~evidence, image, boxes)
 
 
 def _tokenised(model: Model, text: str, *, special: bool) -> tuple[list[int], list[tuple[int, int]]]:
@@ -285,7 +282,7 @@ def _context_start(model: Model, question: Question, text: str) -> int:
 
 
 def _image_tokens(model: Model, question: Question, count: int) -> tuple[Tensor, Tensor]:
-    """Return the pixels of each image token, and whether a box makes it evidence (see ``COVERED``)."""
+    """Return the pixels of each image token, and whether a box makes it evidence (see ``BOX_COVERAGE``)."""
     width, height = load_image(str(question.image)).size
     for x0, y0, x1, y1 in question.boxes:
         if x0 < -1 or y0 < -1 or x1 > width + 1 or y1 > height + 1:
@@ -303,7 +300,7 @@ def _image_tokens(model: Model, question: Question, count: int) -> tuple[Tensor,
         down = (boxes[:, 3].clamp(max=y1) - boxes[:, 1].clamp(min=y0)).clamp(min=0)
         x, y = (x0 + x1) / 2, (y0 + y1) / 2
         holds = (boxes[:, 0] <= x) & (x < boxes[:, 2]) & (boxes[:, 1] <= y) & (y < boxes[:, 3])
-        covered |= holds | (across * down / area >= COVERED)
+        covered |= holds | (across * down / area >= BOX_COVERAGE)
     return boxes, covered
 
 

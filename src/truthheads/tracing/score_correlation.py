@@ -14,10 +14,9 @@ from truthheads.lineage.agreement import paired_items, relate
 from truthheads.results.scores import Scores
 from truthheads.results.trace import Trace
 from truthheads.stats.figures import Figure, interval
+from truthheads.stats.thresholds import TOP_HEADS_SHARE
 
 TESTED = ("auroc", "lift", "pointing", "distractor_auroc", "distractor_lift", "distractor_pointing")
-
-BEST = 0.10
 
 RESAMPLES = 200
 
@@ -27,7 +26,7 @@ Draws = Float[np.ndarray, "#draws heads"]
 """An array of heads, or one for each draw."""
 
 
-def claim(trace: Trace, scores: Scores, *, seed: int = 0) -> dict[str, dict[str, Any]]:
+def score_correlations(trace: Trace, scores: Scores, *, seed: int = 0) -> dict[str, dict[str, Any]]:
     """Return, for every position and measure, how the measure goes with Truth Scores over heads.
 
     Args:
@@ -192,7 +191,7 @@ def _correlation(a: Draws, b: Draws) -> Float[np.ndarray, " some"]:
 
 def _advantage(measured: Draws, scores: Draws, layer: Int[np.ndarray, " heads"]) -> Float[np.ndarray, " some"]:
     """Return the mean over the best heads by score of: the measure, less its mean over the layer's other heads."""
-    count = max(1, round(BEST * measured.shape[1]))
+    count = max(1, round(TOP_HEADS_SHARE * measured.shape[1]))
     place = np.argsort(np.argsort(-scores, axis=1, kind="stable"), axis=1)
     best = place < count
     gain = np.full(measured.shape, np.nan)

@@ -25,9 +25,9 @@ from truthheads.stats.figures import mean_figure
 from truthheads.storage.artifacts import provenance
 from truthheads.storage.files import dumps
 from truthheads.storage.row_store import Field, RowStore, first_only, open_rows, work_folder
-from truthheads.tracing.attention import POSITIONS, Traceable, look, query_of, traceable
-from truthheads.tracing.evidence import Places, measure
-from truthheads.tracing.score_correlation import check_shape, claim
+from truthheads.tracing.attention import POSITIONS, Traceable, collect_attention, query_of, traceable
+from truthheads.tracing.evidence import TokenSpans, evidence_metrics
+from truthheads.tracing.score_correlation import check_shape, score_correlations
 
 MAX_SAMPLES = 5_000
 
@@ -41,7 +41,7 @@ class Attention(NamedTuple):
         weights: Attention of each head that was asked for to every token; later tokens get 0.
     """
 
-    places: Places
+    places: TokenSpans
     query: int
     weights: Float[Tensor, "heads seq"]
 
@@ -141,7 +141,7 @@ def trace(
             store.close()
     if scores is None:
         return found
-    tested = claim(found, scores, seed=seed)
+    tested = score_correlations(found, scores, seed=seed)
     source = {key: scores.meta.get(key) for key in ("model", "data", "source") if scores.meta.get(key) is not None}
     return replace(
         found,
@@ -186,7 +186,7 @@ def attention_of(
         weights[at] = found
 
     at = POSITIONS.index(position)
-    look(model, [rows[0].encoded], POSITIONS[: 3 if at == 2 else 2], keep)
+    collect_attention(model, [rows[0].encoded], POSITIONS[: 3 if at == 2 else 2], keep)
     encoded, tail = rows[0].encoded, 1 if at == 2 else 0
     chosen = torch.stack([weights[at][layer, head] for layer, head in heads])
     return Attention(rows[0].places[tail], query_of(encoded, tail, start=at == 1), chosen.cpu())
@@ -226,9 +226,9 @@ def _measured(
                     got="NaN or infinity",
                     fix="try --dtype fp32; if that does not help, the weights or the row are damaged",
                 )
-            found[i, at][:, there] = measure(own, query, **masks).cpu()
+            found[i, at][:, there] = evidence_metrics(own, query, **masks).cpu()
 
-        look(model, batch, positions, keep)
+        collect_attention(model, batch, positions, keep)
         store.write("sample", torch.tensor([item.row for item in batch]), found)
 
     encoded = [row.encoded for row in rows]

@@ -23,6 +23,7 @@ from truthheads.results.gate import Gate, Norm
 from truthheads.results.scores import Scores
 from truthheads.results.tuning import Tuning
 from truthheads.stats.figures import Figure, half_of, mean_figure
+from truthheads.stats.thresholds import GATE_HARM_NATS
 from truthheads.storage.artifacts import provenance
 from truthheads.tuning.learn import Schedule, learn
 
@@ -38,7 +39,7 @@ class Candidate(NamedTuple):
     notes: dict[str, Any]
 
 
-class Judge:
+class CandidateEvaluator:
     """Measures candidates on dev questions and on neutral text that nothing is learned from."""
 
     def __init__(self, model: Model, questions: Sequence[Question], settings: dict[str, Any], neutral: list[list[int]]):
@@ -137,8 +138,6 @@ def why(path: Sequence[dict[str, Any]], chosen: int | None, guard: float) -> str
     )
 
 
-GUARD = 0.02
-
 STRENGTHS = (0.25, 0.5, 1.0, 2.0, 4.5)
 
 NORMS: tuple[Norm, ...] = ("centred", "minmax")
@@ -162,7 +161,7 @@ def tune(
     scores: Scores | None = None,
     target: Gate | None = None,
     neutral: str | Path | None = None,
-    guard: float = GUARD,
+    guard: float = GATE_HARM_NATS,
     site: Site = "z",
     strengths: Sequence[float] = STRENGTHS,
     norms: Sequence[Norm] = NORMS,
@@ -226,7 +225,7 @@ def tune(
         dev, train = _split(questions, dev_share, seed)
     texts = neutral_ids(model, questions, path=Path(neutral) if neutral else None, texts=TEXTS, seed=seed)
     held, taught = texts[: len(texts) // 2], texts[len(texts) // 2 :]
-    judge = Judge(model, dev, settings, held)
+    judge = CandidateEvaluator(model, dev, settings, held)
     if method == "grid":
         assert scores is not None
         candidates = list(_grid(scores, strengths, norms, sites, standardise))
@@ -297,7 +296,7 @@ def _learn(
     train: Sequence[Question],
     taught: list[list[int]],
     start: Gate,
-    judge: Judge,
+    judge: CandidateEvaluator,
     settings: dict[str, Any],
     schedule: Schedule,
     guard: float,

@@ -18,7 +18,7 @@ from truthheads.results.gate import Gate
 from truthheads.results.scores import Scores
 from truthheads.scoring.score import score
 from truthheads.storage.files import read_json, write_text
-from truthheads.storage.output_lock import claiming
+from truthheads.storage.output_lock import lock_output
 from truthheads.synthetic.scenes import make_scenes
 from truthheads.synthetic.text import make_text
 from truthheads.tracing.pictures import draw
@@ -159,7 +159,7 @@ class _Chain:
         self.steps.run("export", {"model": name, "gate": gate}, [out], work)
 
 
-@claiming("folder")
+@lock_output("folder")
 def run_demo(
     folder: Path, *, rows: int = ROWS, seed: int = 0, tell: Tell | None = None, progress: Progress | None = None
 ) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from truthheads.data.cautions import CHOSEN_FROM, cannot_choose
 from truthheads.data.questions import Question, write_questions
 from truthheads.data.readers import read_questions
 from truthheads.errors import DataError, ModelError
-from truthheads.evaluation.ask import Asking
+from truthheads.evaluation.ask import AskOptions
 from truthheads.evaluation.evaluate import evaluate
 from truthheads.evaluation.summary import BETTER
 from truthheads.exporting.export import Format, export
@@ -21,9 +21,10 @@ from truthheads.models.forward import Progress
 from truthheads.models.load import PACKAGES, Loading, Model, load
 from truthheads.reporting.report import write_report
 from truthheads.results.gate import Gate
+from truthheads.stats.thresholds import GROUND_MIN_TEST_GROUPS, GROUND_TEST_SHARE
 from truthheads.storage.artifacts import provenance
 from truthheads.storage.files import read_json, write_json
-from truthheads.storage.output_lock import claiming
+from truthheads.storage.output_lock import lock_output
 from truthheads.tuning.tune import tune
 from truthheads.workflows.make_pairs import make_pairs
 from truthheads.workflows.steps import Steps, Tell
@@ -32,13 +33,8 @@ GATE, RESULT, REPORT = "gate.safetensors", "ground.json", "report.html"
 
 RUN = "learned"
 
-TEST_SHARE = 0.6
-"""Of the groups. Few rows are enough to learn from (160 gave as much as 640, docs/log.md), not for an honest test."""
-
 LEARN_FROM = 400
 """Rows to learn and choose from, at most; the rest is left to the test."""
-
-LEAST_TEST_GROUPS = 20
 
 
 @dataclass(frozen=True)
@@ -62,7 +58,7 @@ class Settings:
     """
 
     guard: float = 0.02
-    test_share: float = TEST_SHARE
+    test_share: float = GROUND_TEST_SHARE
     controls: int = 3
     neutral: Path | None = None
     base_gate: Path | None = None
@@ -76,7 +72,7 @@ class Settings:
     seed: int = 0
 
 
-@claiming("out")
+@lock_output("out")
 def ground(
     model: str,
     data: str | Path,
@@ -114,7 +110,7 @@ def ground(
     how = settings or Settings()
     folder = Path(out)
     steps = Steps(folder, tell)
-    network = _Lazy(lambda: load(model, **loading))
+    network = _LazyModel(lambda: load(model, **loading))
     load_in = loading.get("load_in")
     to, exported = _export_as(model, folder, load_in)
     rows = read_questions(Path(data), limit=how.limit, skip_bad_rows=how.skip_bad_rows, images=how.images, halves=True)
@@ -197,7 +193,7 @@ def _export_as(model: str, folder: Path, load_in: str | None) -> tuple[Format, P
     return "adapter", folder / "adapter"
 
 
-class _Lazy:
+class _LazyModel:
     """A model that is loaded when a step first needs it: a run with nothing left to do needs none."""
 
     def __init__(self, loading: Callable[[], Model]) -> None:
@@ -209,7 +205,7 @@ class _Lazy:
         return self.model
 
 
-def _paired(rows: Sequence[Question], model: _Lazy, seed: int, progress: Progress | None) -> list[Question]:
+def _paired(rows: Sequence[Question], model: _LazyModel, seed: int, progress: Progress | None) -> list[Question]:
     """Return rows with both answers, in their order; what is missing is made."""
     halves = [row for row in rows if len(row.answers) != 2]
     if not halves:
@@ -224,10 +220,14 @@ def _split(rows: Sequence[Question], how: Settings, dev: Path, test: Path) -> No
     members = np.random.default_rng(how.seed).permutation(np.unique(groups))
     share = max(how.test_share, 1 - LEARN_FROM / len(rows)) if rows else how.test_share
     count = round(share * len(members))
-    if not 0 < how.test_share < 1 or count < LEAST_TEST_GROUPS or len(members) - count < LEAST_TEST_GROUPS / 2:
+    if (
+        not 0 < how.test_share < 1
+        or count < GROUND_MIN_TEST_GROUPS
+        or len(members) - count < GROUND_MIN_TEST_GROUPS / 2
+    ):
         raise DataError(
             "there are too few questions to learn from and to test on",
-            expected=f"{LEAST_TEST_GROUPS} groups to test on and {LEAST_TEST_GROUPS // 2} to learn from, or more",
+            expected=f"{GROUND_MIN_TEST_GROUPS} groups or more to test on, {GROUND_MIN_TEST_GROUPS // 2} to learn from",
             got=f"{len(members)} groups, test share {how.test_share:g}",
             fix="give more rows; rows about one text share a group, so give more texts",
         )
@@ -262,7 +262,7 @@ def _test(model: Model, test: Path, gate: Path, out: Path, how: Settings, progre
         out=out,
         gates={RUN: Gate.load(gate)},
         controls=how.controls,
-        asking=Asking(images=how.images, chat=how.chat, truncate=how.truncate, seed=how.seed),
+        asking=AskOptions(images=how.images, chat=how.chat, truncate=how.truncate, seed=how.seed),
         neutral=how.neutral,
         batch_tokens=how.batch_tokens,
         seed=how.seed,

@@ -11,7 +11,7 @@ import torch
 from truthheads.data.answers import describe_data, list_answers
 from truthheads.data.cautions import data_cautions
 from truthheads.data.numerals import in_digits, is_number
-from truthheads.data.questions import Question, normalised, occurrences
+from truthheads.data.questions import Question, normalised_text, occurrences
 from truthheads.data.same_answers import same_answer
 from truthheads.errors import DataError
 from truthheads.models.forward import Progress
@@ -178,7 +178,7 @@ def fits(answer: str, question: Question) -> bool:
 
 def differs(answer: str, truthful: str) -> bool:
     """Return whether neither answer contains the other, in one case, without punctuation and with numbers in digits."""
-    a, b = (f" {normalised(in_digits(text))} " for text in (answer, truthful))
+    a, b = (f" {normalised_text(in_digits(text))} " for text in (answer, truthful))
     return bool(a.strip()) and a not in b and b not in a
 
 
@@ -191,7 +191,7 @@ def _differs_from_all(answer: str, question: Question) -> bool:
 def answer_type(text: str) -> str:
     """Return ``yes-no``, ``number``, ``date``, ``name`` or ``phrase``."""
     words = text.strip().split()
-    if normalised(text) in ("yes", "no"):
+    if normalised_text(text) in ("yes", "no"):
         return "yes-no"
     plain = [re.sub(r"\W", "", word).casefold() for word in words]
     if any(word in MONTHS for word in plain) or re.fullmatch(r"1\d{3}|20\d{2}", text.strip(" .")):
@@ -220,7 +220,7 @@ def _swapped(question: Question, pool: Sequence[str], generator: np.random.Gener
     """Return (kind, answer): one of the nearest in form, of other rows and the same context; None without any."""
     truthful = str(question.truthful).strip()
     if answer_type(truthful) == "yes-no":
-        other = "no" if normalised(truthful) == "yes" else "yes"
+        other = "no" if normalised_text(truthful) == "yes" else "yes"
         return "swap-row", other.capitalize() if truthful[:1].isupper() else other
     kind = answer_type(truthful)
     sources = [("swap-row", text) for text in pool] + [("swap-context", text) for text in spans_of(question.context)]

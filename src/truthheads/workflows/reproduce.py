@@ -13,7 +13,7 @@ from PIL import Image
 from truthheads.data.questions import write_questions
 from truthheads.data.readers import read_questions
 from truthheads.errors import DataError
-from truthheads.evaluation.ask import Asking
+from truthheads.evaluation.ask import AskOptions
 from truthheads.evaluation.evaluate import GUARD_TEXTS, evaluate
 from truthheads.lineage.compare import compare
 from truthheads.models.forward import Progress
@@ -23,7 +23,7 @@ from truthheads.results.scores import Scores
 from truthheads.scoring.score import score
 from truthheads.storage.artifacts import provenance
 from truthheads.storage.files import read_json, replaced, write_json
-from truthheads.storage.output_lock import claimed_folder
+from truthheads.storage.output_lock import locked_folder
 from truthheads.synthetic.scenes import make_scenes
 from truthheads.synthetic.text import make_text
 from truthheads.workflows.plan import embedded, model_place, needs
@@ -71,7 +71,7 @@ RESULT = "reproduction.json"
 
 
 @dataclass(frozen=True)
-class Places:
+class ReproduceOptions:
     """Where a reproduction reads and writes.
 
     Attributes:
@@ -90,7 +90,7 @@ class Places:
 
 
 def reproduce(
-    recipe: Recipe, places: Places, *, tell: Tell | None = None, progress: Progress | None = None
+    recipe: Recipe, places: ReproduceOptions, *, tell: Tell | None = None, progress: Progress | None = None
 ) -> dict[str, Any]:
     """Run a recipe; what is done is not done again.
 
@@ -109,11 +109,13 @@ def reproduce(
         ShapeError: A model is not of the shape that the recipe says.
     """
     _check(recipe, places)
-    with claimed_folder(places.out):
+    with locked_folder(places.out):
         return _reproduced(recipe, places, tell, progress)
 
 
-def _reproduced(recipe: Recipe, places: Places, tell: Tell | None, progress: Progress | None) -> dict[str, Any]:
+def _reproduced(
+    recipe: Recipe, places: ReproduceOptions, tell: Tell | None, progress: Progress | None
+) -> dict[str, Any]:
     chain = _Chain(recipe, places, Steps(places.out, tell), progress)
     for one in recipe.scores:
         chain.score(one)
@@ -137,7 +139,7 @@ def _reproduced(recipe: Recipe, places: Places, tell: Tell | None, progress: Pro
     return result
 
 
-def _check(recipe: Recipe, places: Places) -> None:
+def _check(recipe: Recipe, places: ReproduceOptions) -> None:
     """Raise DataError that names everything missing, before anything is computed."""
     missing = [
         one
@@ -160,7 +162,7 @@ def _fetchable(one: Any) -> bool:
 
 
 class _Chain:
-    def __init__(self, recipe: Recipe, places: Places, steps: Steps, progress: Progress | None) -> None:
+    def __init__(self, recipe: Recipe, places: ReproduceOptions, steps: Steps, progress: Progress | None) -> None:
         self.places, self.steps, self.progress = places, steps, progress
         self.models = {model.key: model for model in recipe.models}
         self.data = {one.key: one for one in recipe.data}
@@ -281,7 +283,7 @@ class _Chain:
         files = [file for key in test.data for file in self._benchmark(test, key)]
         gates = {name: self.gate_file(name) for name in test.gates}
         given = {"model": self.name_of(test.model), **{str(at): path for at, path in enumerate(files)}, **gates}
-        asking = Asking(
+        asking = AskOptions(
             images=self.images(test.data[0]),
             instruction=test.instruction,
             new_tokens=test.new_tokens,
