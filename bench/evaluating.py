@@ -12,10 +12,12 @@ import torch
 import truthheads as th
 from bench.inputs import NQSWAP, smollm2
 from bench.timing import Outcome, in_turns, over
-from truthheads.benchmarks.chair import PROMPT
+from truthheads.benchmarks.base import AskOptions
+from truthheads.benchmarks.chair import PROMPT, ChairOptions
+from truthheads.benchmarks.halueval import HALUEVAL, HaluEvalOptions
 from truthheads.data.images import load_image
 from truthheads.data.questions import Question
-from truthheads.evaluation.ask import AskOptions, make_job
+from truthheads.evaluation.ask import prepare_benchmark
 from truthheads.evaluation.evaluate import evaluate
 from truthheads.models.load import Model
 from truthheads.models.prompts import framed
@@ -39,7 +41,7 @@ def run(*, quick: bool) -> list[Outcome]:
         pope = list(made.pope.values())
         outcomes.append(_yes_no("pope", seeing, pope, None, _looking(seeing, pope), turns))
         batched, alone = in_turns(
-            lambda: _evaluated(seeing, "chair", [made.captions], AskOptions(caps=(CAPTION,))),
+            lambda: _evaluated(seeing, "chair", [made.captions], ChairOptions(caps=(CAPTION,))),
             lambda: _described(seeing, made.images),
             turns=turns,
         )
@@ -68,7 +70,7 @@ def _evaluated(model: Model, task: str, data: Sequence[Path], how: AskOptions) -
 def _by_tokens(data: Path, rows: int) -> Callable[[], None]:
     """Return a loop over the same prompts, token for token."""
     model = smollm2()
-    job = make_job(model, "halueval", [data], AskOptions(limit=rows))
+    job = prepare_benchmark(model, HALUEVAL, [data], HaluEvalOptions(limit=rows))
     prompts = [[*job.head, *item.prefix, *tail] for item in job.encoded for tail in item.tails]
 
     def loop() -> None:

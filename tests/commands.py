@@ -38,9 +38,9 @@ COMMANDS = {
     "checkpoint": Command(("export", "model", "--gate", "gate.safetensors", "--to", "checkpoint"), "checkpoint"),
     "sharded": Command(("export", "sharded", "--gate", "gate.safetensors", "--to", "checkpoint"), "checkpoint"),
     "gguf": Command(("export", "model.gguf", "--gate", "gate.safetensors", "--to", "gguf"), "gated.gguf"),
-    "pairs": Command(("evaluate", *RUN, "--task", "pairs", *JUDGE), "pairs"),
+    "pairs": Command(("evaluate", "pairs", *RUN, *JUDGE), "pairs"),
     "halueval": Command(
-        ("evaluate", "leaning", "--data", "qa.jsonl", "--task", "halueval", "--instruction", "say.txt", *LIGHT, *LEAN),
+        ("evaluate", "halueval", "leaning", "--data", "qa.jsonl", "--instruction", "say.txt", *LIGHT, *LEAN),
         "halueval",
     ),
     "trace": Command(("trace", *RUN), "t.safetensors"),

@@ -26,7 +26,7 @@ from truthheads.benchmarks.pope import read_answers, read_pope
 from truthheads.data.images import load_image
 from truthheads.data.readers import read_questions
 from truthheads.errors import ArtifactError, DataError, ModelError, TruthHeadsError
-from truthheads.evaluation.external import score_answers, score_captions
+from truthheads.evaluation.external import score_answers
 from truthheads.evaluation.predictions import read_predictions
 from truthheads.evaluation.summary import rescore, summarise_runs
 from truthheads.exporting.gguf import export_gguf
@@ -207,13 +207,13 @@ def answered(path: Path) -> None:
 def answers_scored(path: Path) -> None:
     asked = path.with_name("pope.json")
     asked.write_bytes(jsonl(POPE))
-    score_answers([path], [asked], out=path.parent / "scored")
+    score_answers("pope", [path], [asked], out=path.parent / "scored")
 
 
 def captions_scored(path: Path) -> None:
     known = path.with_name("truth.json")
     known.write_text(json.dumps(OBJECTS))
-    score_captions(path, [known], out=path.parent / "scored")
+    score_answers("chair", [path], [known], out=path.parent / "scored")
 
 
 def line(task: str, run: str, at: int, **more: Any) -> dict[str, Any]:

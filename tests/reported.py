@@ -172,5 +172,5 @@ def evaluation(*, gain: float, names: Sequence[str] = ("own",), rows: int = 200)
                     "parsed": {"strict": said},
                 }
             )
-    settings = {"command": "truthheads evaluate base --task pope", "data": {"files": [{"sha256": "12" * 32}]}}
+    settings = {"command": "truthheads evaluate pope base", "data": {"files": [{"sha256": "12" * 32}]}}
     return summarise_runs(lines, settings=settings)  # type: ignore[arg-type]

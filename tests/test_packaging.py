@@ -206,3 +206,11 @@ def test_commands_work_from_the_wheel(clean: Path, tmp_path: Path) -> None:
     row.config().save_pretrained(tmp_path / "llama")
     told = json.loads(run(clean, tmp_path, "truthheads", "inspect", "llama", "--json"))
     assert (told["num_layers"], told["num_heads"], told["head_dim"]) == (row.num_layers, row.num_heads, row.head_dim)
+
+
+def test_the_group_of_entry_points_is_the_one_that_the_loader_asks() -> None:
+    """``truthheads.models`` is a promise to other packages and no module's name: it stays when modules move."""
+    from truthheads.models.sources import RESOLVERS
+
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["entry-points"]
+    assert RESOLVERS == "truthheads.models" and list(declared) == [RESOLVERS]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from truthheads.benchmarks.halueval import read_halueval
 from truthheads.benchmarks.pope import describe_pope, pope_notes, read_answers, read_pope, split_of
 from truthheads.benchmarks.yes_no import (
-    POPE,
+    POPE_PARSERS,
     best_threshold,
     calibrated,
     measure_yesno,
@@ -67,7 +67,7 @@ def lines_of(rows: Sequence[tuple[str, str]], **fixed: Any) -> list[Row]:
     return [
         {
             "gold": gold, "group": str(at), "prompt": str(at), "split": "",
-            "parsed": {name: parse(text) for name, parse in POPE.items()}, **fixed,
+            "parsed": {name: parse(text) for name, parse in POPE_PARSERS.items()}, **fixed,
         }
         for at, (gold, text) in enumerate(rows)
     ]  # fmt: skip

@@ -88,8 +88,8 @@ def refused(*words: object) -> str:
 
 def commands(group: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
     yield words, group
-    for name, command in getattr(group, "commands", {}).items():
-        yield from commands(command, (*words, name))
+    for name in group.list_commands(None) if hasattr(group, "list_commands") else ():
+        yield from commands(group.get_command(None, name), (*words, name))
 
 
 COMMANDS = dict(commands(typer.main.get_command(app)))
@@ -97,6 +97,8 @@ COMMANDS = dict(commands(typer.main.get_command(app)))
 
 def test_the_commands_are_there() -> None:
     assert {(), ("inspect",), ("score",), ("data",), ("data", "make")} <= COMMANDS.keys()
+    assert {("evaluate", "pope"), ("evaluate", "answers", "chair"), ("evaluate", "rescore")} <= COMMANDS.keys()
+    assert ("evaluate", "answers", "pairs") not in COMMANDS
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
@@ -112,7 +114,7 @@ def test_every_command_explains_itself(words: tuple[str, ...]) -> None:
 LOADED = """
 import json, sys
 {first}
-sys.argv = ["truthheads", "--help"]
+sys.argv = ["truthheads", *{words}, "--help"]
 from truthheads.cli import main
 try:
     main()
@@ -121,20 +123,20 @@ except SystemExit as stopped:
 """
 
 
-def loaded_by_help(first: str = "") -> list[Any]:
-    done = subprocess.run(
-        [sys.executable, "-c", LOADED.format(first=first)], capture_output=True, text=True, check=True
-    )
+def loaded_by_help(*words: str, first: str = "") -> list[Any]:
+    code = LOADED.format(first=first, words=list(words))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     found: list[Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
-def test_help_waits_for_neither_torch_nor_transformers() -> None:
-    assert loaded_by_help() == [0]
+@pytest.mark.parametrize("words", [(), ("evaluate",), ("evaluate", "chair"), ("evaluate", "answers")])
+def test_help_waits_for_neither_torch_nor_transformers(words: tuple[str, ...]) -> None:
+    assert loaded_by_help(*words) == [0]
 
 
 def test_that_guard_can_fail() -> None:
-    assert "transformers" in loaded_by_help("import transformers")
+    assert "transformers" in loaded_by_help(first="import transformers")
 
 
 def test_module_entry_and_version() -> None:

@@ -12,6 +12,7 @@ import torch
 
 import truthheads as th
 from leaning import KNOWS, LEANS, save_leaning, write_rows
+from truthheads.benchmarks.chair import ChairOptions
 from truthheads.benchmarks.conflict import best_f1, conflict_notes, conflicts, exact_match, measure_conflict
 from truthheads.benchmarks.pope import read_pope
 from truthheads.benchmarks.yes_no import measure_yesno
@@ -19,7 +20,6 @@ from truthheads.data.questions import Question, write_questions
 from truthheads.data.readers import read_questions
 from truthheads.errors import ArtifactError, DataError, GateError, ModelError, ShapeError
 from truthheads.evaluation.ask import (
-    AskOptions,
     TokenizedItem,
     ask_questions,
     ask_texts,
@@ -475,7 +475,7 @@ def test_what_does_not_fit_is_refused(model: "Model", qa: Path, tmp_path: Path) 
     assert not (tmp_path / "e").exists()
     evaluate(model, "halueval", qa, out=tmp_path / "e", gates={"g": gate()}, guard_texts=0)
     with pytest.raises(ArtifactError, match="another evaluation") as caught:
-        evaluate(model, "halueval", qa, out=tmp_path / "e", asking=AskOptions(knowledge=False), gates={"g": gate(1)})
+        evaluate(model, "halueval", qa, out=tmp_path / "e", asking={"knowledge": False}, gates={"g": gate(1)})
     assert "gate g" in caught.value.got and "knowledge" in caught.value.got
 
 
@@ -530,7 +530,7 @@ def test_images_are_asked_about_together_and_described(tmp_path: Path) -> None:
     ((ids, image),) = ask_questions(model, [asked])
     alone = answer(model, [Encoded(0, (), (ids,), (1,), image)], words=yes_no_tokens(model))
     assert alone.yes == pytest.approx([one["yes"]], abs=1e-4)
-    described = evaluate(model, "chair", files.captions, out=tmp_path / "chair", asking=AskOptions(caps=(4, 24)))
+    described = evaluate(model, "chair", files.captions, out=tmp_path / "chair", asking=ChairOptions(caps=(4, 24)))
     metrics = described["runs"][0]["metrics"]
     assert described["rows"] == 4 and described["settings"]["caps"] == [4, 24]
     assert metrics["words_per_caption"]["value"] < metrics["words_per_caption_at_24"]["value"]

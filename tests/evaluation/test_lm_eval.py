@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from planted import save_planted
+from truthheads.benchmarks.base import AskOptions
 from truthheads.errors import DataError
-from truthheads.evaluation.ask import AskOptions
 from truthheads.evaluation.evaluate import evaluate
 from truthheads.evaluation.lm_eval import line_of
 from truthheads.evaluation.predictions import NAME, read_predictions

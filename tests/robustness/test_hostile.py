@@ -23,7 +23,8 @@ from typer.testing import CliRunner
 
 from reported import evaluation, fill, tuning
 from simulated import simulated
-from truthheads.benchmarks.rows import read_value
+from truthheads.benchmarks.chair import chair_images
+from truthheads.benchmarks.rows import placed_image, read_value
 from truthheads.cli import app, console
 from truthheads.data import tables
 from truthheads.data.images import load_image
@@ -31,7 +32,6 @@ from truthheads.data.questions import write_questions
 from truthheads.data.readers import read_questions
 from truthheads.data.tables import read_rows
 from truthheads.errors import DataError
-from truthheads.evaluation.ask import AskOptions, _chair_images, _placed
 from truthheads.exporting.card import Base, write_card
 from truthheads.lineage.compare import compare
 from truthheads.plots.charts import save_chart
@@ -106,14 +106,14 @@ def test_a_path_that_leads_elsewhere_is_refused(tmp_path: Path, elsewhere: Path,
     message = refused(lambda: read_questions(data))
     assert "q.jsonl:line 2: field 'image'" in message and "--images" in message
     assert [question.question for question in read_questions(data, skip_bad_rows=True)] == ["0?"]
-    for task in (lambda: _placed(name, [data], AskOptions()), lambda: _chair(data, name)):
+    for task in (lambda: placed_image(name, data, None), lambda: _chair(data, name)):
         assert "--images" in refused(task)
 
 
 def _chair(data: Path, name: str) -> list[Path]:
     scenes = data.with_name("scenes.jsonl")
     scenes.write_text(json.dumps({"image": name, "objects": []}) + "\n")
-    return _chair_images([scenes], data.parent, AskOptions())
+    return chair_images(scenes, None)
 
 
 def test_paths_inside_the_folders_work_relative_and_absolute(tmp_path: Path, elsewhere: Path) -> None:

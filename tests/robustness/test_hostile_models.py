@@ -118,7 +118,7 @@ def commands(model: str, files: dict[str, str], out: Path) -> list[list[str]]:
         ["score", model, "--data", files["q"], "--out", str(out / "s.safetensors")],
         ["trace", model, "--data", files["q"], "--out", str(out / "t.safetensors")],
         ["tune", model, "--data", files["q"], "--out", str(out / "g.safetensors")],
-        ["evaluate", model, "--task", "conflict", "--data", files["q"], "--out", str(out / "e")],
+        ["evaluate", "conflict", model, "--data", files["q"], "--out", str(out / "e")],
         ["ground", model, "--data", files["half"], "--out", str(out / "ground")],
         ["export", model, "--gate", files["gate"], "--to", "adapter", "--out", str(out / "a")],
         ["export", model, "--gate", files["gate"], "--to", "checkpoint", "--out", str(out / "c")],
@@ -144,7 +144,7 @@ def test_a_known_architecture_runs_by_its_own_class_beside_such_code(
     done = [commands(str(folder), files, tmp_path)[at] for at in (0, 1, 4, 7)]
     for command in [
         *done,
-        ["evaluate", str(folder), "--task", "pairs", "--data", files["q"], "--out", str(tmp_path / "b")],
+        ["evaluate", "pairs", str(folder), "--data", files["q"], "--out", str(tmp_path / "b")],
     ]:
         result = CliRunner().invoke(app, command, input="y\n" * 9)
         assert not canary.exists(), command

@@ -324,7 +324,7 @@ def test_an_ascii_locale_gives_the_same_bytes_also_with_other_letters_in_names_a
             ("score", "model", "--data", "réponses.jsonl", "--dtype", "fp32", "--truncate", "--out", "é.safetensors"),
             ("gate", "é.safetensors", "--out", "ß.safetensors", "--json"),
             ("export", "model", "--gate", "ß.safetensors", "--to", "adapter", "--out", "übersetzt", "--json"),
-            ("evaluate", "model", "--task", "pairs", "--data", "réponses.jsonl", *judge, "--out", "après", "--json"),
+            ("evaluate", "pairs", "model", "--data", "réponses.jsonl", *judge, "--out", "après", "--json"),
             ("report", ".", "--out", "page €.html"),
         ):
             given = [word if not (place / str(word)).exists() else place / str(word) for word in words]
@@ -405,7 +405,7 @@ def test_results_that_may_only_be_read_are_refused_in_two_lines(helper: Nursery,
     before = contents(tmp_path)
     with read_only(folder):
         assert "could not be written" in refused(finish(helper, place, "pairs", tmp_path, plain=True))
-        rescored = helper.run("evaluate", "--rescore", folder, folder=place, plain=True)
+        rescored = helper.run("evaluate", "rescore", folder, folder=place, plain=True)
         assert "could not be written" in refused(rescored)
     (folder / "predictions.jsonl").chmod(0o444)
     assert "could not be written" in refused(finish(helper, place, "pairs", tmp_path, plain=True))

@@ -219,7 +219,7 @@ def finished(started: subprocess.Popen[str]) -> str:
 
 
 def test_two_processes_write_the_bytes_of_one(setting: Path) -> None:
-    evaluate = ["evaluate", "model", "--task", "pairs", "--gate", "gate.safetensors", "--controls", "1"]
+    evaluate = ["evaluate", "pairs", "model", "--gate", "gate.safetensors", "--controls", "1"]
     evaluate += ["--guard-texts", "4"]
     alone = [
         command(setting, 1, ["score", "model"], "scores-1.safetensors"),

@@ -2,15 +2,38 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from truthheads.benchmarks.coco_objects import Mention, Vocabulary
-from truthheads.benchmarks.rows import benchmark_rows, read_value, text_of
+from truthheads.benchmarks.base import (
+    Answer,
+    AnswerOptions,
+    AnswersElsewhere,
+    AnswersRead,
+    Benchmark,
+    Item,
+    Items,
+    PredictionLine,
+    QuestionOptions,
+    begin_line,
+    help_text,
+)
+from truthheads.benchmarks.coco_objects import (
+    Lemmatizer,
+    Mention,
+    Vocabulary,
+    matcher,
+    own_vocabulary,
+    read_vocabulary,
+)
+from truthheads.benchmarks.rows import benchmark_rows, digest, placed_image, read_value, text_of
+from truthheads.data.questions import Question
 from truthheads.errors import DataError
 from truthheads.stats.resampling import Measured, Metric
+from truthheads.storage.files import file_sha256
 
 PROMPT = "Please describe this image in detail."
 
@@ -224,3 +247,154 @@ def chair_settings(vocabulary: Vocabulary, lemmatizer: str) -> dict[str, Any]:
         "lemmatizer": lemmatizer,
         "cut_sentence": "counted; figures ending in _whole leave the sentence out that the cap has cut off",
     }
+
+
+@dataclass(frozen=True)
+class ChairWords(AnswerOptions):
+    """How objects are found in captions.
+
+    Attributes:
+        synonyms: Words in the official format; None: the package's own.
+        lemmatizer: ``forms``: our table. ``nltk``: the official procedure, bug for bug.
+    """
+
+    synonyms: Path | None = field(
+        default=None, metadata=help_text("File of words in the official format (default: this package's own).")
+    )
+    lemmatizer: Lemmatizer = field(
+        default="forms", metadata=help_text("How words are found: forms (our table) or nltk (as published).")
+    )
+
+
+@dataclass(frozen=True)
+class ChairOptions(ChairWords, QuestionOptions):
+    """How captions are asked for.
+
+    Attributes:
+        instruction: The prompt; None: ``Please describe this image in detail.``
+        caps: New tokens at which a caption is cut and scored; the lowest is the main one.
+    """
+
+    instruction: str | None = field(
+        default=None,
+        metadata=help_text("File with the prompt (default: describe the image in detail).", text_file=True),
+    )
+    caps: tuple[int, ...] = field(default=CAPS, metadata=help_text("New tokens at which captions are cut and scored."))
+
+    @property
+    def new_tokens(self) -> int:
+        """Greedy tokens of each caption: the highest cap."""
+        return max(self.caps)
+
+
+class ChairTools(NamedTuple):
+    """What captions are read with."""
+
+    caps: tuple[int, ...]
+    mentions: Callable[[str], list[Mention]]
+
+
+def _ground_truth(
+    data: Sequence[Path], how: ChairWords
+) -> tuple[Vocabulary, Callable[[str], list[Mention]], dict[str, list[str]]]:
+    vocabulary = read_vocabulary(how.synonyms) if how.synonyms is not None else own_vocabulary()
+    mentions = matcher(vocabulary, how.lemmatizer)
+    truth = read_truth(data, mentions)
+    check_vocabulary(truth, vocabulary, data[0])
+    return vocabulary, mentions, truth
+
+
+def chair_images(path: Path, images: Path | None) -> list[Path]:
+    """Return the images to be described: those that a file of scenes names, else all in the folder."""
+    if path.suffix == ".jsonl":
+        names = [text_of(path, row, "image", "image_id") for row in benchmark_rows(path)]
+        return [Path(placed_image(name, path, images)) for name in names]
+    suffixes = (".jpg", ".jpeg", ".png", ".webp")
+    folder = images if images is not None else path.parent
+    return sorted(each for each in folder.iterdir() if each.suffix.lower() in suffixes) if folder.is_dir() else []
+
+
+def read_items(data: Sequence[Path], how: ChairOptions) -> Items:
+    """Return the images as prompts."""
+    vocabulary, mentions, truth = _ground_truth(data, how)
+    images = chair_images(data[0], how.images)[: how.limit]
+    keys = [image_key(path.name) for path in images]
+    check_images(how.images if how.images is not None else data[0].parent, keys, truth)
+    prompt = (how.instruction or PROMPT).strip()
+    items = [
+        Item(
+            Question(path.name, "", prompt, None, None, image=str(path), group=path.name),
+            path.name,
+            [begin_line(key, key, digest(prompt, key), truth[key])],
+        )
+        for path, key in zip(images, keys, strict=True)
+    ]
+    settings = {
+        "data": [{"path": str(path)} for path in data],
+        "prompt": prompt,
+        "caps": list(how.caps),
+        "image_ids": keys,
+        **chair_settings(vocabulary, how.lemmatizer),
+    }
+    return Items(items, settings, tools=ChairTools(how.caps, mentions))
+
+
+def parse(line: PredictionLine, answer: Answer, tools: ChairTools) -> PredictionLine:
+    """Return a line with the caption as it is at each cap."""
+    captions = {
+        str(cap): parse_caption(answer.text_at(cap).strip(), answer.finished_at(cap), tools.mentions)
+        for cap in tools.caps
+    }
+    return {**line, "answer": answer.text.strip(), "finished": answer.finished, "captions": captions}
+
+
+def read_captioned(answers: Sequence[Path], data: Sequence[Path], how: ChairWords) -> AnswersRead:
+    """Return the lines of captions that were made elsewhere."""
+    if len(answers) != 1:
+        raise DataError(
+            "captions come in one file",
+            expected="one file with a caption for each image",
+            got=f"{len(answers)} files",
+            fix="put them into one file, or score them one at a time",
+        )
+    vocabulary, mentions, truth = _ground_truth(data, how)
+    found = read_captions(answers[0], truth, limit=how.limit)
+    lines: list[PredictionLine] = [
+        {
+            "id": caption.image,
+            "group": caption.image,
+            "prompt": None,
+            "answer": caption.text,
+            "captions": {"given": parse_caption(caption.text, caption.finished, mentions)},
+            "gold": truth[caption.image],
+        }
+        for caption in found
+    ]
+    settings = {
+        "data": [{"path": str(path), "sha256": file_sha256(path)} for path in data],
+        "captions": [{"path": str(path), "sha256": file_sha256(path)} for path in answers],
+        **chair_settings(vocabulary, how.lemmatizer),
+        "prompt": None,
+        "caps": ["given"],
+        "image_ids": [caption.image for caption in found],
+    }
+    return AnswersRead(lines, settings)
+
+
+CHAIR = Benchmark(
+    name="chair",
+    label="CHAIR",
+    about="CHAIR: how many of the objects that captions name are not in the image?",
+    asks="text",
+    options=ChairOptions,
+    read=read_items,
+    parse=parse,
+    measure=measure_chair,
+    primary="chair_i",
+    lower_is_better=True,
+    shown_beside=("recall", "words_per_caption"),
+    several_files=True,
+    shows_images=True,
+    scene_files=("captions.jsonl",),
+    elsewhere=AnswersElsewhere("Captions: rows of image_id and caption.", ChairWords, read_captioned),
+)

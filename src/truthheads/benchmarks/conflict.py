@@ -4,14 +4,26 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from truthheads.benchmarks.base import (
+    Answer,
+    Benchmark,
+    Item,
+    Items,
+    PredictionLine,
+    QuestionOptions,
+    begin_line,
+    help_text,
+)
+from truthheads.benchmarks.rows import digest
 from truthheads.data.numerals import in_digits
 from truthheads.data.questions import Question
+from truthheads.data.readers import read_questions
 from truthheads.errors import DataError
 from truthheads.stats.resampling import Measured, ratio
 
@@ -150,3 +162,48 @@ def measure_conflict(lines: Sequence[Mapping[str, Any]], *, seed: int = 0) -> Me
     metrics = {name: ratio(name, "n") for name in features if name != "n"}
     right = features["em_context"] > 0
     return Measured(features, [str(line["group"]) for line in lines], metrics, "em_context", right=right)
+
+
+@dataclass(frozen=True)
+class ConflictOptions(QuestionOptions):
+    """How conflicts are asked.
+
+    Attributes:
+        new_tokens: Greedy tokens of each answer.
+    """
+
+    new_tokens: int = field(default=NEW_TOKENS, metadata=help_text("Greedy tokens of each answer."))
+
+
+def read_items(data: Sequence[Path], how: ConflictOptions) -> Items:
+    """Return the conflicts of a file as prompts."""
+    from truthheads.data.answers import describe_data  # it imports torch, which --help does not wait for
+
+    questions = read_questions(data[0], limit=how.limit, images=how.images)
+    items, found = [], conflicts(questions, data[0])
+    for one in found:
+        key = digest(one.question.context, one.question.question)
+        gold = {"context": list(one.context), "memory": list(one.memory)}
+        line = begin_line(one.question.id, one.question.group, key, gold)
+        items.append(Item(one.question, one.question.id, [line]))
+    settings = {"data": describe_data(questions), "new_tokens": how.new_tokens}
+    return Items(items, settings, notes=[*questions.cautions, *conflict_notes(found)], contexts=questions)
+
+
+def parse(line: PredictionLine, answer: Answer, _: Any) -> PredictionLine:
+    """Return a line with what was written."""
+    return {**line, "answer": answer.text, "finished": answer.finished}
+
+
+CONFLICT = Benchmark(
+    name="conflict",
+    label="conflict",
+    about="Conflicts: the context says one thing and memory another; whose answer does the model write?",
+    asks="text",
+    options=ConflictOptions,
+    read=read_items,
+    parse=parse,
+    measure=measure_conflict,
+    primary="em_context",
+    shown_beside=("em_memory",),
+)

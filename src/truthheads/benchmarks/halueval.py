@@ -1,16 +1,18 @@
 """HaluEval recognition: does the answer that is shown contain a hallucination? Yes or no."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from truthheads.benchmarks.base import AskOptions, Benchmark, Item, Items, begin_line, help_text
 from truthheads.benchmarks.rows import benchmark_rows, context_of, digest, text_of
+from truthheads.benchmarks.yes_no import HALUEVAL_PARSERS, measure_yesno, parse_with
 from truthheads.data.questions import normalised_text
 from truthheads.data.tables import Row
 from truthheads.errors import DataError
 
-HaluEvalOptions = Literal["both", "one"]
+ShownAnswers = Literal["both", "one"]
 
 
 class HaluEvalFormat(NamedTuple):
@@ -82,7 +84,7 @@ def read_halueval(
     *,
     instruction: str | None = None,
     knowledge: bool = True,
-    shown: HaluEvalOptions = "both",
+    shown: ShownAnswers = "both",
     limit: int | None = None,
     seed: int = 0,
 ) -> tuple[str, list[Judged]]:
@@ -211,3 +213,56 @@ def describe_judged(part: str, judged: Sequence[Judged]) -> dict[str, Any]:
         "yes_items": sum(item.gold == "yes" for item in judged),
         "sha256": digest(*sorted(f"{item.id}\x1e{item.key}" for item in judged)),
     }
+
+
+@dataclass(frozen=True)
+class HaluEvalOptions(AskOptions):
+    """How HaluEval is asked.
+
+    Attributes:
+        instruction: The benchmark's own few-shot instruction; None: our own wording.
+        knowledge: Show the knowledge where a part has it.
+        shown: ``both`` answers of a row, or ``one``.
+        new_tokens: Greedy tokens of each answer; 1 is a single forward pass.
+    """
+
+    instruction: str | None = field(
+        default=None, metadata=help_text("File with the benchmark's own instruction.", text_file=True)
+    )
+    knowledge: bool = field(default=True, metadata=help_text("Show the knowledge where the data has it."))
+    shown: ShownAnswers = field(
+        default="both", metadata=help_text("Show both answers of a row, or one that the seed chooses.")
+    )
+    new_tokens: int = field(default=1, metadata=help_text("Greedy tokens of each answer (1: a single forward pass)."))
+
+
+def read_items(data: Sequence[Path], how: HaluEvalOptions) -> Items:
+    """Return the answers to be judged as prompts."""
+    part, judged = read_halueval(
+        data[0], instruction=how.instruction, knowledge=how.knowledge, shown=how.shown, limit=how.limit, seed=how.seed
+    )
+    return Items(
+        [Item(one.prompt, one.opening, [begin_line(one.id, one.group, one.key, one.gold)]) for one in judged],
+        {
+            "data": {"path": str(data[0]), **describe_judged(part, judged)},
+            "shown": how.shown,
+            "knowledge": how.knowledge,
+            "instruction": how.instruction or "our own wording",
+            "new_tokens": how.new_tokens,
+            "parsers": list(HALUEVAL_PARSERS),
+        },
+    )
+
+
+HALUEVAL = Benchmark(
+    name="halueval",
+    label="HaluEval",
+    about="HaluEval: does the answer that is shown contain a hallucination, yes or no?",
+    asks="yes_no",
+    options=HaluEvalOptions,
+    read=read_items,
+    parse=parse_with(HALUEVAL_PARSERS),
+    measure=measure_yesno,
+    primary="accuracy",
+    shown_beside=("yes_rate",),
+)

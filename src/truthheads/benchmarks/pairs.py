@@ -1,10 +1,14 @@
 """Pairs: is the truthful answer the more likely one?"""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from truthheads.benchmarks.base import Answer, Benchmark, Item, Items, PredictionLine, QuestionOptions, begin_line
+from truthheads.benchmarks.rows import digest
+from truthheads.data.readers import read_questions
 from truthheads.stats.resampling import Measured, ratio
 
 
@@ -31,3 +35,34 @@ def measure_pairs(lines: Sequence[Mapping[str, Any]], *, seed: int = 0) -> Measu
     }
     groups = [str(line["group"]) for line in lines]
     return Measured(features, groups, metrics, "pair_accuracy", right=margin > 0)
+
+
+def read_items(data: Sequence[Path], how: QuestionOptions) -> Items:
+    """Return the questions of a file, each with its two answers."""
+    from truthheads.data.answers import describe_data  # it imports torch, which --help does not wait for
+
+    questions = read_questions(data[0], limit=how.limit, images=how.images)
+    items = [
+        Item(q, q.id, [begin_line(q.id, q.group, digest(q.context, q.question, Path(q.image or "").name), q.truthful)])
+        for q in questions
+    ]
+    return Items(items, {"data": describe_data(questions)}, notes=questions.cautions, contexts=questions)
+
+
+def parse(line: PredictionLine, answer: Answer, _: Any) -> PredictionLine:
+    """Return a line with the log-probabilities of both answers."""
+    return {**line, "logp": list(answer.logp)}
+
+
+PAIRS = Benchmark(
+    name="pairs",
+    label="answer pairs",
+    about="Answer pairs: is the truthful answer the more likely one?",
+    asks="pair_logprobs",
+    options=QuestionOptions,
+    read=read_items,
+    parse=parse,
+    measure=measure_pairs,
+    primary="pair_accuracy",
+    shown_beside=("margin",),
+)

@@ -3,12 +3,26 @@
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from truthheads.benchmarks.rows import benchmark_rows, digest, text_of
+from truthheads.benchmarks.base import (
+    AnswerOptions,
+    AnswersElsewhere,
+    AnswersRead,
+    Benchmark,
+    Item,
+    Items,
+    PredictionLine,
+    QuestionOptions,
+    begin_line,
+    help_text,
+)
+from truthheads.benchmarks.rows import benchmark_rows, digest, placed_image, text_of
+from truthheads.benchmarks.yes_no import POPE_PARSERS, measure_yesno, parse_with
+from truthheads.data.questions import Question
 from truthheads.errors import DataError
 from truthheads.storage.files import file_sha256
 
@@ -204,3 +218,79 @@ def _same(path: Path, place: str, fields: dict[str, Any], question: PopeQuestion
 
 def _folded(text: str) -> str:
     return re.sub(r"\s+", " ", text.strip()).casefold()
+
+
+@dataclass(frozen=True)
+class PopeOptions(QuestionOptions):
+    """How POPE is asked.
+
+    Attributes:
+        instruction: Text put after each question.
+        new_tokens: Greedy tokens of each answer; 1 is a single forward pass.
+    """
+
+    instruction: str | None = field(
+        default=None, metadata=help_text("File with a text to put after each question.", text_file=True)
+    )
+    new_tokens: int = field(default=1, metadata=help_text("Greedy tokens of each answer (1: a single forward pass)."))
+
+
+def read_items(data: Sequence[Path], how: PopeOptions) -> Items:
+    """Return the questions as prompts; one that stands in several splits is asked once."""
+    questions = read_pope(data, limit=how.limit)
+    ending = f"\n{how.instruction.strip()}" if how.instruction else ""
+    lines: dict[str, list[PredictionLine]] = {}
+    for one in questions:
+        line = begin_line(one.id, Path(one.image).name, digest(one.key, ending), one.gold, one.split)
+        lines.setdefault(one.key, []).append(line)
+    described = describe_pope(data, questions)
+    items = []
+    for key, one in {one.key: one for one in questions}.items():
+        image = placed_image(one.image, data[0], how.images)
+        asked = Question(one.id, "", one.text + ending, None, None, image=image, group=one.image)
+        items.append(Item(asked, one.image, lines[key]))
+    settings = {
+        "data": described,
+        "instruction": how.instruction,
+        "new_tokens": how.new_tokens,
+        "parsers": list(POPE_PARSERS),
+    }
+    return Items(items, settings, pope_notes(described))
+
+
+def read_answered(answers: Sequence[Path], data: Sequence[Path], how: AnswerOptions) -> AnswersRead:
+    """Return the lines of answers that were made elsewhere."""
+    questions = read_pope(data, limit=how.limit)
+    texts = read_answers(answers, questions)
+    lines: list[PredictionLine] = [
+        {
+            **begin_line(question.id, Path(question.image).name, question.key, question.gold, question.split),
+            "answer": text,
+            "yes": None,
+            "no": None,
+            "parsed": {name: parse(text) for name, parse in POPE_PARSERS.items()},
+        }
+        for question, text in zip(questions, texts, strict=True)
+    ]
+    described = describe_pope(data, questions)
+    told = [{"path": str(path), "sha256": file_sha256(path)} for path in answers]
+    settings = {"data": described, "answers": told, "parsers": list(POPE_PARSERS), "limit": how.limit}
+    return AnswersRead(lines, settings, pope_notes(described))
+
+
+POPE = Benchmark(
+    name="pope",
+    label="POPE",
+    about="POPE: is there such an object in the image, yes or no? Give --data once for each split.",
+    asks="yes_no",
+    options=PopeOptions,
+    read=read_items,
+    parse=parse_with(POPE_PARSERS),
+    measure=measure_yesno,
+    primary="accuracy",
+    shown_beside=("yes_rate",),
+    several_files=True,
+    shows_images=True,
+    scene_files=tuple(f"pope_{split}.jsonl" for split in SPLITS),
+    elsewhere=AnswersElsewhere("Answers to POPE: rows of question_id and answer.", AnswerOptions, read_answered),
+)

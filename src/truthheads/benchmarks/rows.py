@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from truthheads.data.images import image_path
 from truthheads.data.passages import join_passages
+from truthheads.data.readers import IMAGE_PATH_RULE
 from truthheads.data.tables import Row, read_rows
 from truthheads.errors import DataError
 from truthheads.storage.files import SURROGATE
@@ -135,3 +137,25 @@ def context_of(path: Path, row: Row, name: str) -> str:
 def digest(*parts: str) -> str:
     """Return a hexadecimal digest of texts in their order."""
     return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:24]
+
+
+def placed_image(name: str, path: Path, images: Path | None) -> str:
+    """Return where an image lies that a file names.
+
+    Args:
+        name: As in the file.
+        path: The file.
+        images: Folder that image paths start from; None: the file's own.
+
+    Raises:
+        DataError: It lies where no file may send us.
+    """
+    try:
+        return image_path(name, beside=path.parent, images=images)
+    except ValueError as error:
+        raise DataError(
+            f"{path}: the image {name!r} lies elsewhere",
+            expected=IMAGE_PATH_RULE,
+            got=str(error),
+            fix="give the folder of the images as --images, or mend the row",
+        ) from error

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy.special import ndtri
 
+from truthheads.benchmarks.base import Answer, PredictionLine
 from truthheads.benchmarks.rows import digest
 from truthheads.stats.resampling import Curve, Measured, Metric, Sums
 
@@ -80,13 +81,25 @@ def original_halueval(text: str) -> Verdict | None:
     return None if yes == no else "yes" if yes else "no"
 
 
-POPE: dict[str, Parser] = {"strict": strict, "released": released, "original": original_pope}
+POPE_PARSERS: dict[str, Parser] = {"strict": strict, "released": released, "original": original_pope}
 
-HALUEVAL: dict[str, Parser] = {"strict": strict, "released": released_halueval, "original": original_halueval}
+HALUEVAL_PARSERS: dict[str, Parser] = {"strict": strict, "released": released_halueval, "original": original_halueval}
 
 YesNoAnswer = Mapping[str, Any]
 
 LOGITS = "logits"
+
+
+def parse_with(parsers: Mapping[str, Parser]) -> Callable[[PredictionLine, Answer, Any], PredictionLine]:
+    """Return what fills in a yes/no line: the text, both log-probabilities, and how each parser reads the answer."""
+
+    def parse(line: PredictionLine, answer: Answer, _: Any) -> PredictionLine:
+        assert answer.yes is not None and answer.no is not None
+        said = {name: reads(answer.text) for name, reads in parsers.items()}
+        parsed = {LOGITS: "yes" if answer.yes > answer.no else "no", **said}
+        return {**line, "answer": answer.text, "yes": answer.yes, "no": answer.no, "parsed": parsed}
+
+    return parse
 
 
 def f1(precision: Any, recall: Any) -> Any:
@@ -172,7 +185,7 @@ def measure_yesno(lines: Sequence[YesNoAnswer], *, seed: int = 0) -> Measured:
     first: dict[tuple[str, str], int] = {}
     once = np.array([first.setdefault((line["prompt"], line["gold"]), at) == at for at, line in enumerate(lines)])
     logits = bool(lines) and all(line.get("yes") is not None for line in lines)
-    readings = [name for name in (LOGITS, *POPE) if name in lines[0]["parsed"] and (logits or name != LOGITS)]
+    readings = [name for name in (LOGITS, *POPE_PARSERS) if name in lines[0]["parsed"] and (logits or name != LOGITS)]
     main = readings[0]
     features: dict[str, Float[np.ndarray, " items"]] = {
         "n": once * 1.0, "yes": gold * once, "no": ~gold * once, "all": np.ones(len(lines)), "all:yes": gold * 1.0,

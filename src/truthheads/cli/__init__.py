@@ -53,7 +53,7 @@ app.command("tune")(tune.tune)
 
 app.command("export")(export.export)
 
-app.command("evaluate")(evaluate.evaluate)
+app.add_typer(evaluate.app, name="evaluate")
 
 app.command("ground")(ground.ground)
 

@@ -1,153 +1,270 @@
-"""``truthheads evaluate``: a benchmark with its intervals, its controls and a plain sentence."""
+"""``truthheads evaluate``: a benchmark with its intervals, its controls and a plain sentence.
 
-from enum import StrEnum
+There is one sub-command for each line of ``registry.BENCHMARKS``, made from its record when it is asked for.
+"""
+
+import inspect
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
+from typer.core import TyperCommand, TyperGroup
 
 from truthheads.cli import console
 from truthheads.cli.console import guarded, multi_process
-from truthheads.cli.options import BatchTokens, How, Json, Limit, loads_model
+from truthheads.cli.options import LOADING, BatchTokens, Json, ModelName
+from truthheads.storage.launching import ranks
 
-BESIDE = {
-    "halueval": ("yes_rate",),
-    "pope": ("yes_rate",),
-    "chair": ("recall", "words_per_caption"),
-    "conflict": ("em_memory",),
-    "pairs": ("margin",),
+if TYPE_CHECKING:
+    from truthheads.benchmarks.base import AnswerOptions, Benchmark
+
+ANSWERS, RESCORE = "answers", "rescore"
+
+OneFile = Annotated[list[Path], typer.Option(help="The benchmark's file.")]
+
+Files = Annotated[list[Path], typer.Option(help="The benchmark's file; repeat the option for several.")]
+
+NoFiles = Annotated[
+    list[Path] | None, typer.Option(help="Folder of task files, or a .jsonl of rows in place of the task's own.")
+]
+
+OutFolder = Annotated[Path, typer.Option(help="Folder for predictions.jsonl and summary.json.")]
+
+HarnessTask = Annotated[str, typer.Argument(metavar="NAME", help="The task's name in lm-evaluation-harness.")]
+
+AnswerFiles = Annotated[list[Path], typer.Argument(metavar="ANSWERS...", help="Files of answers.", show_default=False)]
+
+COMMON: dict[str, tuple[Any, Any]] = {
+    "out": (OutFolder, Path("evaluation")),
+    "gate": (Annotated[list[Path] | None, typer.Option(help="Gate file; repeat the option for several.")], None),
+    "controls": (
+        Annotated[
+            int,
+            typer.Option(min=0, help="Number of shuffled and of random control gates (one constant gate is added)."),
+        ],
+        0,
+    ),
+    "neutral": (
+        Annotated[
+            Path | None, typer.Option(help="Unrelated text for the harm figures: paragraphs, or .jsonl with text.")
+        ],
+        None,
+    ),
+    "guard_texts": (Annotated[int, typer.Option(min=0, help="Number of unrelated texts; 0 measures no harm.")], 32),
+    "batch_tokens": (BatchTokens, None),
 }
-"""What a gate's effect on the primary figure has to be read beside: its effects on these."""
+"""The options of every benchmark that runs a model."""
+
+Parameters = dict[str, tuple[Any, Any]]
 
 
-class Lemmas(StrEnum):
-    """How words of captions are found."""
+class EvaluateGroup(TyperGroup):
+    """A sub-command for each benchmark, made when it is asked for, and the two that run no model."""
 
-    forms = "forms"
-    nltk = "nltk"
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names of all sub-commands."""
+        from truthheads.benchmarks.registry import BENCHMARKS
+
+        return [*BENCHMARKS, *super().list_commands(ctx)]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return a sub-command, or None."""
+        from truthheads.benchmarks.registry import BENCHMARKS
+
+        if cmd_name not in BENCHMARKS:
+            return super().get_command(ctx, cmd_name)
+        return guarded(lambda: _command(cmd_name, *_asked(_record(cmd_name))))()
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Take the old form of a command line as the new one."""
+        return super().parse_args(ctx, guarded(_new_form)(args))
 
 
-class ShownAnswers(StrEnum):
-    """Which answers of a HaluEval row are shown."""
+class AnswersGroup(TyperGroup):
+    """A sub-command for each benchmark that takes answers made elsewhere."""
 
-    both = "both"
-    one = "one"
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names of these benchmarks."""
+        from truthheads.benchmarks.registry import records
+
+        return [name for name, record in records().items() if record.elsewhere is not None]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return a sub-command, or None."""
+        from truthheads.benchmarks.registry import BENCHMARKS
+
+        record = guarded(_record)(cmd_name) if cmd_name in BENCHMARKS else None
+        if record is None or record.elsewhere is None:
+            return None
+        return _command(cmd_name, *_answered(record))
 
 
+app = typer.Typer(
+    cls=EvaluateGroup,
+    no_args_is_help=True,
+    help="Run a benchmark on a model, ungated and gated, or score what was made elsewhere.",
+)
+
+app.add_typer(
+    typer.Typer(
+        cls=AnswersGroup,
+        no_args_is_help=True,
+        help="Score answers that were made elsewhere; no model runs.",
+        callback=None,
+    ),
+    name=ANSWERS,
+)
+
+
+def _record(name: str) -> "Benchmark":
+    from truthheads.benchmarks.registry import record_of
+
+    return record_of(name)
+
+
+def _command(name: str, run: Callable[..., None], parameters: Parameters, about: str) -> TyperCommand:
+    """Return a command whose options are these parameters."""
+
+    def command(**given: Any) -> None:
+        run(**given)
+
+    own = [
+        inspect.Parameter(one, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+        for one, (kind, default) in parameters.items()
+    ]
+    command.__signature__ = inspect.Signature(own)  # type: ignore[attr-defined]
+    command.__annotations__ = {one.name: one.annotation for one in own}
+    made = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    made.command(name, help=about)(guarded(multi_process(command)))
+    found = typer.main.get_command(made)
+    assert isinstance(found, TyperCommand)
+    return found
+
+
+def _own_options(options: "type[AnswerOptions]") -> Parameters:
+    """Return a benchmark's options as those of a command."""
+    found: Parameters = {}
+    for one in fields(options):
+        kind: Any = one.type
+        default = one.default
+        least: dict[str, Any] = {"min": 0} if one.name == "seed" else {"min": 1} if kind in (int, int | None) else {}
+        if one.metadata["text_file"]:
+            kind = Path | None
+        elif isinstance(default, tuple):
+            kind, default = str, ",".join(map(str, default))
+        found[one.name] = (Annotated[kind, typer.Option(help=one.metadata["help"], **least)], default)
+    return found
+
+
+def _options_given(options: "type[AnswerOptions]", given: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of a benchmark's options from those of a command; they are taken out of ``given``."""
+    found = {}
+    for one in fields(options):
+        value = given.pop(one.name)
+        if one.metadata["text_file"]:
+            value = read_instruction(value)
+        elif isinstance(one.default, tuple):
+            value = read_numbers(one.name, value)
+        found[one.name] = value
+    return found
+
+
+def _data(record: "Benchmark") -> tuple[Any, Any]:
+    if not record.needs_files:
+        return NoFiles, None
+    return Files if record.several_files else OneFile, inspect.Parameter.empty
+
+
+def _asked(record: "Benchmark") -> tuple[Callable[..., None], Parameters, str]:
+    """Return what asks a model, its parameters and its help."""
+    harness = record.asks == "harness"
+    first: Parameters = {"name": (HarnessTask, inspect.Parameter.empty)} if harness else {}
+    parameters = {
+        **first,
+        "model": (ModelName, inspect.Parameter.empty),
+        "data": _data(record),
+        **COMMON,
+        **_own_options(record.options),
+        **LOADING,
+        "json": (Json, False),
+    }
+
+    def run(*, model: str, data: list[Path] | None, out: Path, json: bool, name: str = "", **given: Any) -> None:
+        from truthheads.evaluation.evaluate import evaluate
+        from truthheads.models.load import load
+        from truthheads.storage.files import check_target
+
+        asking = record.options(**_options_given(record.options, given))
+        how = {one: given.pop(one) for one in LOADING}
+        check_target(out / "predictions.jsonl")
+        gates = read_gates(given.pop("gate") or [])
+        task = f"{record.name}:{name}" if harness else record.name
+        loaded = load(model, **how)
+        with console.progress_bar(f"{task}: tokens read") as progress:
+            summary = evaluate(
+                loaded,
+                task,
+                data or [],
+                out=out,
+                gates=gates,
+                asking=asking,
+                seed=asking.seed,
+                progress=progress,
+                **given,
+            )
+        _tell(summary, out, json)
+
+    return run, parameters, record.about
+
+
+def _answered(record: "Benchmark") -> tuple[Callable[..., None], Parameters, str]:
+    """Return what scores answers made elsewhere, its parameters and its help."""
+    elsewhere = record.elsewhere
+    assert elsewhere is not None
+    parameters: Parameters = {
+        "answers": (AnswerFiles, inspect.Parameter.empty),
+        "data": _data(record),
+        "out": (OutFolder, Path("evaluation")),
+        **_own_options(elsewhere.options),
+        "json": (Json, False),
+    }
+
+    def run(*, answers: list[Path], data: list[Path], out: Path, json: bool, **given: Any) -> None:
+        from truthheads.evaluation.external import score_answers
+        from truthheads.storage.files import check_target
+
+        how = elsewhere.options(**_options_given(elsewhere.options, given))
+        check_target(out / "predictions.jsonl")
+        _tell(score_answers(record.name, answers, data, out=out, how=how, seed=how.seed), out, json)
+
+    return run, parameters, elsewhere.about
+
+
+@app.command(RESCORE)
 @guarded
-@multi_process
-@loads_model
-def evaluate(
-    model: Annotated[
-        str | None, typer.Argument(metavar="[MODEL]", help="As for every command; none with --answers, --captions.")
+def rescore(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The --out of an earlier evaluation.")],
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Random seed of the intervals (default: that of the evaluation).")
     ] = None,
-    task: Annotated[
-        str | None, typer.Option(help="halueval, pope, chair, pairs, conflict, or lm-eval:NAME of that harness.")
-    ] = None,
-    data: Annotated[
-        list[Path] | None, typer.Option(help="The benchmark's file; for POPE's splits and COCO's JSON again and again.")
-    ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for predictions.jsonl and summary.json.")] = Path("evaluation"),
-    gate: Annotated[list[Path] | None, typer.Option(help="A gate; again and again for several.")] = None,
-    controls: Annotated[
-        int, typer.Option(min=0, help="For each gate so many shuffled and random gates, and a constant one.")
-    ] = 0,
-    answers: Annotated[
-        list[Path] | None, typer.Option(help="pope: score these answers (question_id, answer) instead of a model.")
-    ] = None,
-    captions: Annotated[
-        Path | None, typer.Option(help="chair: score these captions (image_id, caption) instead of a model.")
-    ] = None,
-    rescore: Annotated[
-        Path | None, typer.Option(help="Compute every figure of this folder again from its predictions.")
-    ] = None,
-    images: Annotated[Path | None, typer.Option(help="Folder that image paths start from; else the file's.")] = None,
-    instruction: Annotated[
-        Path | None,
-        typer.Option(help="halueval: the benchmark's instruction. pope: after the question. chair: the prompt."),
-    ] = None,
-    knowledge: Annotated[bool, typer.Option(help="halueval: show the knowledge.")] = True,
-    shown: Annotated[ShownAnswers, typer.Option(help="halueval: both answers, or one by seed.")] = ShownAnswers.both,
-    new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Greedy tokens: 1 for yes/no (a single pass), 16 for conflict.")
-    ] = None,
-    caps: Annotated[str, typer.Option(help="chair: new tokens at which captions are cut and scored.")] = "64,512",
-    synonyms: Annotated[Path | None, typer.Option(help="chair: words in the official format.")] = None,
-    lemmatizer: Annotated[
-        Lemmas, typer.Option(help="chair: forms: our table. nltk: the official procedure, bug for bug.")
-    ] = Lemmas.forms,
-    neutral: Annotated[
-        Path | None, typer.Option(help="Text that a gate must leave alone: paragraphs, or .jsonl with text.")
-    ] = None,
-    guard_texts: Annotated[int, typer.Option(min=0, help="Neutral texts; 0 leaves the guard out.")] = 32,
-    chat: Annotated[bool, typer.Option("--chat", help="Wrap the prompt in the tokenizer's chat template.")] = False,
-    truncate: Annotated[bool, typer.Option("--truncate", help="Drop the start of contexts that are too long.")] = False,
-    limit: Limit = None,
-    batch_tokens: BatchTokens = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of controls, intervals and what is shown.")] = None,
-    *,
-    how: How,
     json: Json = False,
 ) -> None:
-    """Run a benchmark on a model, ungated and gated, or score what was made elsewhere."""
-    from truthheads.evaluation.external import score_answers, score_captions
+    """Compute every figure of a folder again from its predictions."""
     from truthheads.evaluation.summary import rescore as again
-    from truthheads.storage.files import check_target, dumps
 
-    given = {"answers": answers, "captions": captions, "rescore": rescore}
-    _check_choice(model, task, data, {name: value for name, value in given.items() if value})
-    files, number = data or [], seed or 0
-    if rescore is not None:
-        out = rescore
-        summary = again(rescore, seed=seed)
-    else:
-        check_target(out / "predictions.jsonl")
-        if answers:
-            summary = score_answers(answers, files, out=out, limit=limit, seed=number)
-        elif captions is not None:
-            summary = score_captions(
-                captions, files, out=out, synonyms=synonyms, lemmatizer=lemmatizer.value, limit=limit, seed=number
-            )
-        else:
-            from truthheads.evaluation.ask import AskOptions
-            from truthheads.evaluation.evaluate import evaluate as run
-            from truthheads.models.load import load
+    _tell(again(folder, seed=seed), folder, json)
 
-            asking = AskOptions(
-                images=images,
-                instruction=read_instruction(instruction),
-                knowledge=knowledge,
-                shown=shown.value,
-                new_tokens=new_tokens,
-                caps=read_caps(caps),
-                synonyms=synonyms,
-                lemmatizer=lemmatizer.value,
-                chat=chat,
-                truncate=truncate,
-                limit=limit,
-                seed=number,
-            )
-            gates = read_gates(gate or [])
-            loaded = load(str(model), **how)
-            with console.progress_bar(f"{task}: tokens read") as progress:
-                summary = run(
-                    loaded,
-                    str(task),
-                    files,
-                    out=out,
-                    gates=gates,
-                    controls=controls,
-                    asking=asking,
-                    neutral=neutral,
-                    guard_texts=guard_texts,
-                    batch_tokens=batch_tokens,
-                    seed=number,
-                    progress=progress,
-                )
+
+def _tell(summary: dict[str, Any], out: Path, json: bool) -> None:
     for note in summary["notes"]:
         console.err.print(f"note: {escape(note)}")
     if json:
+        from truthheads.storage.files import dumps
+
         typer.echo(dumps(summary))
         return
     show(summary)
@@ -155,30 +272,43 @@ def evaluate(
     console.written(out / "summary.json")
 
 
-def _check_choice(model: str | None, task: str | None, data: list[Path] | None, given: dict[str, Any]) -> None:
-    """Raise TruthHeadsError where the options do not say one thing to do."""
+def _new_form(args: Sequence[str]) -> list[str]:
+    """Return the words behind ``evaluate`` with the benchmark first; 0.1.0 had it as ``--task``. To go after 0.2."""
     from truthheads.errors import TruthHeadsError
 
-    wanted = {"answers": "pope", "captions": "chair"}
-    name = next(iter(given), None)
-    whole = name == "rescore" or (task is not None and (bool(data) or task.startswith("lm-eval:")))
-    fits = name not in wanted or task == wanted[name]
-    if len(given) > 1 or (model is None) != bool(given) or not whole or not fits:
+    named: dict[str, list[str]] = {"--task": [], "--rescore": [], "--answers": [], "--captions": []}
+    rest, words = [], iter(args)
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name in named:
+            named[name].append(value if equals else next(words, ""))
+        else:
+            rest.append(word)
+    (task, folder), made = (
+        (named[name][-1:] for name in ("--task", "--rescore")),
+        named["--answers"] + named["--captions"],
+    )
+    if not task and not folder:
+        return list(args)
+    if (task and folder) or (named["--captions"] and task != ["chair"]) or (named["--answers"] and task != ["pope"]):
         raise TruthHeadsError(
             "it is not clear what to evaluate",
-            expected="MODEL --task --data; or --task pope --answers --data; or --task chair --captions --data; "
-            "or --rescore",
-            got=" ".join(
-                [
-                    *([f"MODEL {model}"] if model else []),
-                    *([f"--task {task}"] if task else []),
-                    *(["--data"] if data else []),
-                    *(f"--{each}" for each in given),
-                ]
-            )
-            or "nothing",
-            fix="give one of these",
+            expected="a benchmark and a model, `answers` with a benchmark, or `rescore` with a folder",
+            got=f"evaluate {' '.join(args)}",
+            fix="see `truthheads evaluate --help`",
         )
+    if folder:
+        kept = [one for at, one in enumerate(rest) if one.split("=")[0] != "--out" and rest[at - 1 : at] != ["--out"]]
+        new = [RESCORE, *folder, *kept]  # it never wrote elsewhere
+    elif made:
+        new = [ANSWERS, *task, *rest, "--", *made]
+    else:
+        new = [*filter(None, task[0].partition(":")[::2]), *rest]
+    if ranks().rank == 0:
+        console.err.print(
+            f"note: this form of evaluate will go; type: truthheads evaluate {escape(shlex.join(new))}", style="dim"
+        )
+    return new
 
 
 def read_instruction(path: Path | None) -> str | None:
@@ -199,8 +329,12 @@ def read_instruction(path: Path | None) -> str | None:
         ) from error
 
 
-def read_caps(text: str) -> tuple[int, ...]:
-    """Return comma-separated numbers of tokens.
+def read_numbers(name: str, text: str) -> tuple[int, ...]:
+    """Return comma-separated whole numbers above 0.
+
+    Args:
+        name: Of the option.
+        text: What was given.
 
     Raises:
         DataError: One of them is no whole number above 0, or stands there twice.
@@ -209,7 +343,12 @@ def read_caps(text: str) -> tuple[int, ...]:
 
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not parts or not all(part.isdecimal() and int(part) > 0 for part in parts) or len(set(parts)) < len(parts):
-        raise DataError("--caps cannot be read", expected="numbers of tokens, such as 64,512", got=text, fix="mend it")
+        raise DataError(
+            f"--{name} cannot be read",
+            expected="whole numbers above 0 with commas between, such as 64,512, none of them twice",
+            got=text,
+            fix=f"correct --{name}",
+        )
     return tuple(map(int, parts))
 
 
@@ -231,6 +370,8 @@ def read_gates(paths: list[Path]) -> dict[str, Any]:
 
 def show(summary: dict[str, Any]) -> None:
     """Print the ungated figures, and what each gate did."""
+    from truthheads.benchmarks.registry import benchmark
+
     plain, *others = summary["runs"]
     primary = summary["primary"]
     names = list(plain["metrics"])
@@ -238,8 +379,7 @@ def show(summary: dict[str, Any]) -> None:
     console.out.print(console.grid(f"{summary['task']}, {summary['rows']} rows, ungated", ["", "95 %"], rows))
     gates = [run for run in others if run["kind"] == "gate"]
     if gates:
-        shown = ("yes_rate",) if "auroc" in plain["metrics"] else ()
-        beside = BESIDE.get(summary["task"], shown)
+        beside = tuple(name for name in benchmark(summary["task"]).shown_beside if name in plain["metrics"])
         columns = ["effect", "p", "beaten", *beside, "perplexity"]
         rows = [_row(run, primary, beside) for run in gates]
         console.out.print(

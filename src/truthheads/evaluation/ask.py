@@ -1,33 +1,21 @@
 """From a benchmark's items to token ids, and from what the model returns to predictions."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from truthheads.benchmarks.base import PredictionLine
-from truthheads.benchmarks.chair import (
-    CAPS,
-    PROMPT,
-    chair_settings,
-    check_images,
-    check_vocabulary,
-    image_key,
-    parse_caption,
-    read_truth,
+from truthheads.benchmarks.base import (
+    Answer,
+    AskOptions,
+    Benchmark,
+    Item,
+    Items,
+    PredictionLine,
+    QuestionOptions,
 )
-from truthheads.benchmarks.coco_objects import Lemmatizer, matcher, own_vocabulary, read_vocabulary
-from truthheads.benchmarks.conflict import NEW_TOKENS, conflict_notes, conflicts
-from truthheads.benchmarks.halueval import HaluEvalOptions, describe_judged, read_halueval
-from truthheads.benchmarks.pope import describe_pope, pope_notes, read_pope
-from truthheads.benchmarks.registry import TASKS
-from truthheads.benchmarks.rows import benchmark_rows, digest, text_of
-from truthheads.benchmarks.yes_no import HALUEVAL, POPE, Parser
-from truthheads.data.answers import describe_data
-from truthheads.data.images import image_path
 from truthheads.data.questions import Question
-from truthheads.data.readers import IMAGE_PATH_RULE, read_questions
 from truthheads.errors import DataError, ModelError
 from truthheads.models.answer_logprobs import check_pairs
 from truthheads.models.forward import shares_prefix
@@ -204,39 +192,6 @@ Finish = Callable[[PredictionLine, Any, int], PredictionLine]
 
 
 @dataclass(frozen=True, slots=True)
-class AskOptions:
-    """How a benchmark is put before a model.
-
-    Attributes:
-        images: Folder that image paths start from; None: the data file's own.
-        instruction: Text that a benchmark's own instruction replaces ours with; see each task.
-        knowledge: halueval: show the knowledge.
-        shown: halueval: ``both`` answers of a row, or ``one``.
-        new_tokens: Greedy tokens of each answer; None: 1 for yes/no (one forward pass), 16 for conflict.
-        caps: chair: new tokens at which a caption is cut and scored; the first is the main one.
-        synonyms: chair: words in the official format.
-        lemmatizer: chair: how words are found.
-        chat: Use the tokenizer's chat template.
-        truncate: Drop the start of contexts that are too long.
-        limit: Rows of each file, at most.
-        seed: Of what is shown.
-    """
-
-    images: Path | None = None
-    instruction: str | None = None
-    knowledge: bool = True
-    shown: HaluEvalOptions = "both"
-    new_tokens: int | None = None
-    caps: tuple[int, ...] = CAPS
-    synonyms: Path | None = None
-    lemmatizer: Lemmatizer = "forms"
-    chat: bool = False
-    truncate: bool = False
-    limit: int | None = None
-    seed: int = 0
-
-
-@dataclass(frozen=True, slots=True)
 class PreparedBenchmark:
     """One benchmark, ready to be run as often as there are gates.
 
@@ -265,95 +220,83 @@ class PreparedBenchmark:
     head: tuple[int, ...] = ()
 
 
-def make_job(model: Model, task: str, data: Sequence[Path], how: AskOptions) -> PreparedBenchmark:
+def prepare_benchmark(model: Model, record: Benchmark, data: Sequence[Path], how: AskOptions) -> PreparedBenchmark:
     """Read a benchmark and put it into token ids.
 
     Raises:
-        DataError: The task is not known, or a file cannot be used.
+        DataError: A file cannot be used.
         ModelError: The model cannot be asked this.
     """
-    makers = {"halueval": _halueval, "pope": _pope, "chair": _chair, "pairs": _pairs, "conflict": _conflict}
-    if task not in makers:
+    if len(data) != 1 and not (record.several_files and data):
         raise DataError(
-            f"task {task!r} is not known", expected=", ".join(TASKS), got=repr(task), fix="choose one of them"
+            f"{record.name} takes {'one --data or more' if record.several_files else 'one --data'}",
+            expected="one file or more" if record.several_files else "one file",
+            got=str(len(data)),
+            fix="give --data" if record.several_files else "give one at a time",
         )
-    if len(data) != 1 and task not in ("pope", "chair"):
-        raise DataError(f"{task} takes one --data", expected="one file", got=str(len(data)), fix="give one at a time")
-    return makers[task](model, list(data), how)
+    assert record.read is not None
+    found = record.read(list(data), how)
+    if record.asks == "pair_logprobs":
+        return _pairs(model, record, found, how)
+    return _written(model, record, found, how)
 
 
-def _yes_no(
-    model: Model,
-    task: str,
-    asked: list[TokenizedItem],
-    parsers: Mapping[str, Parser],
-    how: AskOptions,
-    said: dict[str, Any],
-) -> PreparedBenchmark:
-    new_tokens = how.new_tokens or 1
-    head, asked = split_shared_prefix(model, asked)
-    groups = group_by_prefix(model, asked, alone=new_tokens > 1)
-    words = yes_no_tokens(model)
+def _written(model: Model, record: Benchmark, found: Items, how: AskOptions) -> PreparedBenchmark:
+    """Prepare prompts whose answers begin with yes or no, or are read as text."""
+    parse, tools, words, settings = record.parse, found.tools, None, found.settings
+    head: tuple[int, ...] = ()
+    assert parse is not None
+    asked = [
+        TokenizedItem(ids, image, item.share, _begun(record, item))
+        for (ids, image), item in zip(_prompts(model, record, found.items, how), found.items, strict=True)
+    ]
+    alone = record.asks == "text" or how.new_tokens > 1
+    if record.asks == "yes_no":
+        head, asked = split_shared_prefix(model, asked)
+    groups = group_by_prefix(model, asked, alone=alone)
+    if record.asks == "yes_no":
+        words = yes_no_tokens(model)
+        vocabulary = model.tokenizer.convert_ids_to_tokens
+        tokens = {word: list(map(str, vocabulary(numbers))) for word, numbers in words.items()}
+        settings = {**settings, "yes_no_tokens": tokens}
+
+    def decode(tokens: Sequence[int]) -> str:
+        return str(model.tokenizer.decode(list(tokens), skip_special_tokens=True))
 
     def finish(line: PredictionLine, written: Written, row: int) -> PredictionLine:
-        assert written.yes is not None and written.no is not None
-        text, yes, no = _text(model, written.tokens[row]), written.yes[row], written.no[row]
-        parsed = {"logits": "yes" if yes > no else "no", **{name: parse(text) for name, parse in parsers.items()}}
-        return {**line, "answer": text, "yes": yes, "no": no, "parsed": parsed}
+        yes = None if written.yes is None else written.yes[row]
+        no = None if written.no is None else written.no[row]
+        return parse(line, Answer(written.tokens[row], decode, written.finished[row], yes, no), tools)
 
-    vocabulary = model.tokenizer.convert_ids_to_tokens
-    tokens = {word: list(map(str, vocabulary(numbers))) for word, numbers in words.items()}
-    settings = {**said, "new_tokens": new_tokens, "yes_no_tokens": tokens, "parsers": list(parsers)}
-    lines = [[one.lines for one in members] for _, members in groups]
     return PreparedBenchmark(
-        task, [encoded for encoded, _ in groups], lines, finish, new_tokens, words, settings, head=head
+        record.name,
+        [encoded for encoded, _ in groups],
+        [[one.lines for one in members] for _, members in groups],
+        finish,
+        how.new_tokens,
+        words,
+        settings,
+        list(found.notes),
+        found.contexts,
+        head,
     )
 
 
-def _text(model: Model, tokens: Sequence[int]) -> str:
-    return str(model.tokenizer.decode(list(tokens), skip_special_tokens=True))
+def _begun(record: Benchmark, item: Item) -> list[PredictionLine]:
+    return [{"task": record.name, **line} for line in item.lines]
 
 
-def _halueval(model: Model, data: list[Path], how: AskOptions) -> PreparedBenchmark:
-    part, judged = read_halueval(
-        data[0], instruction=how.instruction, knowledge=how.knowledge, shown=how.shown, limit=how.limit, seed=how.seed
-    )
-    rows = ask_texts(model, [item.prompt for item in judged], chat=how.chat)
-    asked = [
-        TokenizedItem(ids, None, item.opening, [_begun("halueval", item.id, item.group, item.key, item.gold)])
-        for ids, item in zip(rows, judged, strict=True)
-    ]
-    said: dict[str, Any] = {"data": {"path": str(data[0]), **describe_judged(part, judged)}, "shown": how.shown}
-    said |= {"knowledge": how.knowledge, "instruction": how.instruction or "our own wording"}
-    return _yes_no(model, "halueval", asked, HALUEVAL, how, said)
-
-
-def _begun(task: str, name: str, group: str, key: str, gold: Any, split: str = "") -> PredictionLine:
-    return {"task": task, "id": name, "split": split, "group": group, "prompt": key, "gold": gold}
-
-
-def _pope(model: Model, data: list[Path], how: AskOptions) -> PreparedBenchmark:
-    items = read_pope(data, limit=how.limit)
-    ending = f"\n{how.instruction.strip()}" if how.instruction else ""
-    first = list({item.key: item for item in items}.values())
-    questions = [
-        Question(item.id, "", item.text + ending, None, None, image=_placed(item.image, data, how), group=item.image)
-        for item in first
-    ]
-    _needs_images(model, questions)
-    rows = ask_questions(model, questions, chat=how.chat, truncate=how.truncate)
-    lines: dict[str, list[PredictionLine]] = {}
-    for item in items:
-        name = Path(item.image).name
-        line = _begun("pope", item.id, name, digest(item.key, ending), item.gold, item.split)
-        lines.setdefault(item.key, []).append(line)
-    asked = [
-        TokenizedItem(ids, image, item.image, lines[item.key]) for (ids, image), item in zip(rows, first, strict=True)
-    ]
-    described = describe_pope(data, items)
-    job = _yes_no(model, "pope", asked, POPE, how, {"data": described, "instruction": how.instruction})
-    job.notes.extend(pope_notes(described))
-    return job
+def _prompts(
+    model: Model, record: Benchmark, items: Sequence[Item], how: AskOptions
+) -> list[tuple[tuple[int, ...], str | None]]:
+    """Return each item's prompt as token ids, and its image."""
+    questions = [item.prompt for item in items if isinstance(item.prompt, Question)]
+    if record.shows_images:
+        _needs_images(model, questions)
+    if len(questions) == len(items):
+        truncate = isinstance(how, QuestionOptions) and how.truncate
+        return ask_questions(model, questions, chat=how.chat, truncate=truncate)
+    return [(ids, None) for ids in ask_texts(model, [str(item.prompt) for item in items], chat=how.chat)]
 
 
 def _needs_images(model: Model, questions: Sequence[Question]) -> None:
@@ -368,116 +311,19 @@ def _needs_images(model: Model, questions: Sequence[Question]) -> None:
         )
 
 
-def _chair(model: Model, data: list[Path], how: AskOptions) -> PreparedBenchmark:
-    vocabulary = read_vocabulary(how.synonyms) if how.synonyms is not None else own_vocabulary()
-    mentions = matcher(vocabulary, how.lemmatizer)
-    truth = read_truth(data, mentions)
-    check_vocabulary(truth, vocabulary, data[0])
-    folder = how.images if how.images is not None else data[0].parent
-    images = _chair_images(data, folder, how)[: how.limit]
-    check_images(folder, [image_key(path.name) for path in images], truth)
-    prompt = (how.instruction or PROMPT).strip()
-    questions = [Question(path.name, "", prompt, None, None, image=str(path), group=path.name) for path in images]
-    _needs_images(model, questions)
-    rows = ask_questions(model, questions, chat=how.chat, truncate=how.truncate)
-    asked = [
-        TokenizedItem(ids, image, q.id, [_begun("chair", key, key, digest(prompt, key), truth[key])])
-        for (ids, image), q in zip(rows, questions, strict=True)
-        for key in [image_key(q.id)]
-    ]
-    groups = group_by_prefix(model, asked, alone=True)
-
-    def finish(line: PredictionLine, written: Written, row: int) -> PredictionLine:
-        tokens, ended = written.tokens[row], written.finished[row]
-        captions = {
-            str(cap): parse_caption(_text(model, tokens[:cap]).strip(), ended and len(tokens) < cap, mentions)
-            for cap in how.caps
-        }
-        return {**line, "answer": _text(model, tokens).strip(), "finished": ended, "captions": captions}
-
-    settings = {
-        "data": [{"path": str(path)} for path in data],
-        "prompt": prompt,
-        "caps": list(how.caps),
-        "image_ids": [image_key(path.name) for path in images],
-        **chair_settings(vocabulary, how.lemmatizer),
-    }
-    lines = [[one.lines for one in members] for _, members in groups]
-    return PreparedBenchmark("chair", [encoded for encoded, _ in groups], lines, finish, max(how.caps), None, settings)
-
-
-def _placed(name: str, data: list[Path], how: AskOptions) -> str:
-    """Return where an image lies that a file names; DataError where no file may send us there."""
-    try:
-        return image_path(name, beside=data[0].parent, images=how.images)
-    except ValueError as error:
-        raise DataError(
-            f"{data[0]}: the image {name!r} lies elsewhere",
-            expected=IMAGE_PATH_RULE,
-            got=str(error),
-            fix="give the folder of the images as --images, or mend the row",
-        ) from error
-
-
-def _chair_images(data: list[Path], folder: Path, how: AskOptions) -> list[Path]:
-    """Return the images to be described: those that a file of scenes names, else all in the folder."""
-    if (path := data[0]).suffix == ".jsonl":
-        names = [text_of(path, row, "image", "image_id") for row in benchmark_rows(path)]
-        return [Path(_placed(name, data, how)) for name in names]
-    suffixes = (".jpg", ".jpeg", ".png", ".webp")
-    return sorted(each for each in folder.iterdir() if each.suffix.lower() in suffixes) if folder.is_dir() else []
-
-
-def _pairs(model: Model, data: list[Path], how: AskOptions) -> PreparedBenchmark:
-    questions = read_questions(data[0], limit=how.limit, images=how.images)
-    check_pairs(questions, purpose="--task pairs")
-    encoded = encode(model, questions, chat=how.chat, truncate=how.truncate, share_prefix=shares_prefix(model))
+def _pairs(model: Model, record: Benchmark, found: Items, how: AskOptions) -> PreparedBenchmark:
+    """Prepare questions with two answers each, whose log-probabilities are asked."""
+    parse, tools = record.parse, found.tools
+    assert parse is not None
+    questions = [item.prompt for item in found.items if isinstance(item.prompt, Question)]
+    check_pairs(questions, purpose=record.name)
+    truncate = isinstance(how, QuestionOptions) and how.truncate
+    encoded = encode(model, questions, chat=how.chat, truncate=truncate, share_prefix=shares_prefix(model))
 
     def finish(line: PredictionLine, logp: list[list[float]], row: int) -> PredictionLine:
-        return {**line, "logp": logp[row]}
+        return parse(line, Answer(logp=logp[row]), tools)
 
-    lines = [
-        [[_begun("pairs", q.id, q.group, digest(q.context, q.question, Path(q.image or "").name), q.truthful)]]
-        for q in questions
-    ]
+    lines = [[_begun(record, item)] for item in found.items]
     return PreparedBenchmark(
-        "pairs", encoded, lines, finish, 0, None, {"data": describe_data(questions)}, questions.cautions, questions
+        record.name, encoded, lines, finish, 0, None, found.settings, list(found.notes), found.contexts
     )
-
-
-def _conflict(model: Model, data: list[Path], how: AskOptions) -> PreparedBenchmark:
-    questions = read_questions(data[0], limit=how.limit, images=how.images)
-    found = conflicts(questions, data[0])
-    asked = [
-        TokenizedItem(ids, image, one.question.id, [_conflict_line(one.question, one.context, one.memory)])
-        for (ids, image), one in zip(
-            ask_questions(model, questions, chat=how.chat, truncate=how.truncate), found, strict=True
-        )
-    ]
-    groups = group_by_prefix(model, asked, alone=True)
-
-    def finish(line: PredictionLine, written: Written, row: int) -> PredictionLine:
-        return {**line, "answer": _text(model, written.tokens[row]), "finished": written.finished[row]}
-
-    new_tokens = how.new_tokens or NEW_TOKENS
-    settings = {"data": describe_data(questions), "new_tokens": new_tokens}
-    lines = [[one.lines for one in members] for _, members in groups]
-    job = PreparedBenchmark(
-        "conflict",
-        [encoded for encoded, _ in groups],
-        lines,
-        finish,
-        new_tokens,
-        None,
-        settings,
-        questions.cautions,
-        questions,
-    )
-    job.notes.extend(conflict_notes(found))
-    return job
-
-
-def _conflict_line(question: Question, context: Sequence[str], memory: Sequence[str]) -> PredictionLine:
-    key = digest(question.context, question.question)
-    gold = {"context": list(context), "memory": list(memory)}
-    return _begun("conflict", question.id, question.group, key, gold)

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from truthheads.benchmarks.base import PredictionLine
-from truthheads.benchmarks.registry import LM_EVAL_PREFIX
+from truthheads.benchmarks.base import AskOptions, PredictionLine
+from truthheads.benchmarks.registry import benchmark
 from truthheads.errors import ArtifactError, GateError
-from truthheads.evaluation.ask import AskOptions, PreparedBenchmark, make_job
+from truthheads.evaluation.ask import PreparedBenchmark, prepare_benchmark
 from truthheads.evaluation.lm_eval import Harness
 from truthheads.evaluation.predictions import NAME, Journal, Key, files_of, gathered, key_of
 from truthheads.evaluation.summary import summarise_runs
@@ -51,7 +51,7 @@ def evaluate(
     out: str | Path,
     gates: Mapping[str, Gate] | Sequence[Gate] = (),
     controls: int = 0,
-    asking: AskOptions | None = None,
+    asking: AskOptions | Mapping[str, Any] | None = None,
     neutral: Path | None = None,
     guard_texts: int = GUARD_TEXTS,
     batch_tokens: int | None = None,
@@ -66,12 +66,14 @@ def evaluate(
 
     Args:
         model: The model.
-        task: ``halueval``, ``pope``, ``chair``, ``pairs`` or ``conflict``; ``lm-eval:NAME`` for one of that harness.
+        task: A benchmark of ``registry.BENCHMARKS`` (``halueval``, ``pope``, ``chair``, ``pairs``, ``conflict``), or
+            ``lm-eval:NAME`` for a task of that harness.
         data: The benchmark's file; for POPE one for each split. For lm-eval folders of task files, or a file of rows.
         out: Folder for ``predictions.jsonl``, ``run.json`` and ``summary.json``.
         gates: By name, or in a list (``gate-1`` …).
         controls: For each gate so many shuffled and so many random gates, and one constant gate; 0: none.
-        asking: How the benchmark is put before the model.
+        asking: How the benchmark is put before the model: its options by name, such as ``{"limit": 100}``, or as the
+            dataclass that its record names.
         neutral: Neutral text for the guard; None: contexts of the data and the model's own samples.
         guard_texts: Texts of the guard; 0 leaves it out. Without gates there is none.
         batch_tokens: Padded tokens in a batch, at most; None: by device.
@@ -82,21 +84,23 @@ def evaluate(
         What ``summary.json`` holds.
 
     Raises:
-        DataError: A file cannot be used.
+        DataError: The task is not known, or a file cannot be used.
+        TruthHeadsError: ``asking`` names an option that the benchmark does not have.
         GateError: A gate belongs to another model's shape, or two share a name.
         ArtifactError: The folder holds the predictions of another evaluation, is in use, or cannot be written to.
     """
-    asking = asking or AskOptions(seed=seed)
+    record = benchmark(task)
+    how = record.ask_options(asking, seed=seed)
     folder = Path(out)
     paths = [Path(data)] if isinstance(data, str | Path) else [Path(path) for path in data]
     named = dict(gates) if isinstance(gates, Mapping) else {f"gate-{at}": gate for at, gate in enumerate(gates, 1)}
     _check_gates(model, named)
     limit = batch_tokens or pick_batch_tokens(model.device)
     harness, job = None, None
-    if task.startswith(LM_EVAL_PREFIX):
-        harness = Harness(model, task, paths, limit=asking.limit, batch=HARNESS_BATCH, chat=asking.chat)
+    if record.asks == "harness":
+        harness = Harness(model, task, paths, limit=how.limit, batch=HARNESS_BATCH, chat=how.chat)
     else:
-        job = make_job(model, task, paths, asking)
+        job = prepare_benchmark(model, record, paths, how)
     runs = with_controls(named, controls, seed=seed)
     texts: list[list[int]] = []
     if named and guard_texts:
@@ -108,7 +112,7 @@ def evaluate(
         "files": [{"path": str(path), "sha256": file_sha256(path)} for path in paths if path.is_file()],
         "gates": {name: {"digest": gate.digest, "site": gate.site} for name, gate in named.items()},
         "controls": controls,
-        "chat": asking.chat,
+        "chat": how.chat,
         "batch_tokens": limit,
         "guard_texts": len(texts),
         "seed": seed,

@@ -4,111 +4,52 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from truthheads.benchmarks.base import PredictionLine
-from truthheads.benchmarks.chair import chair_settings, check_vocabulary, parse_caption, read_captions, read_truth
-from truthheads.benchmarks.coco_objects import Lemmatizer, matcher, own_vocabulary, read_vocabulary
-from truthheads.benchmarks.pope import describe_pope, pope_notes, read_answers, read_pope
-from truthheads.benchmarks.yes_no import POPE
+from truthheads.benchmarks.base import AnswerOptions, PredictionLine
+from truthheads.benchmarks.registry import benchmark
+from truthheads.errors import DataError
 from truthheads.evaluation.predictions import NAME
 from truthheads.evaluation.summary import summarise_runs
 from truthheads.results.evaluation import PLAIN, SETTINGS, SUMMARY
 from truthheads.storage.artifacts import provenance
-from truthheads.storage.files import dumps, file_sha256, replaced, write_json
+from truthheads.storage.files import dumps, replaced, write_json
 from truthheads.storage.output_lock import lock_output
 
 
 def score_answers(
-    answers: Sequence[Path], data: Sequence[Path], *, out: Path, limit: int | None = None, seed: int = 0
-) -> dict[str, Any]:
-    """Score yes/no answers to POPE questions; write ``predictions.jsonl`` and ``summary.json``.
-
-    Args:
-        answers: Files of ``question_id``, ``answer``.
-        data: POPE files, one a split.
-        out: Folder for the result.
-        limit: Questions of each file, at most.
-        seed: Of the intervals.
-
-    Raises:
-        DataError: A file cannot be used, or answers and questions do not belong together.
-        ArtifactError: The folder cannot be written to.
-    """
-    questions = read_pope(data, limit=limit)
-    texts = read_answers(answers, questions)
-    lines: list[PredictionLine] = [
-        {
-            "task": "pope",
-            "run": PLAIN,
-            "id": question.id,
-            "split": question.split,
-            "group": Path(question.image).name,
-            "prompt": question.key,
-            "answer": text,
-            "yes": None,
-            "no": None,
-            "parsed": {name: parse(text) for name, parse in POPE.items()},
-            "gold": question.gold,
-        }
-        for question, text in zip(questions, texts, strict=True)
-    ]
-    described = describe_pope(data, questions)
-    settings = {"data": described, "answers": _files(answers), "parsers": list(POPE), "limit": limit}
-    return write_results(out, lines, settings, pope_notes(described), seed)
-
-
-def score_captions(
-    captions: Path,
+    task: str,
+    answers: Sequence[Path],
     data: Sequence[Path],
     *,
     out: Path,
-    synonyms: Path | None = None,
-    lemmatizer: Lemmatizer = "forms",
-    limit: int | None = None,
+    how: AnswerOptions | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Score captions by CHAIR; write ``predictions.jsonl`` and ``summary.json``.
+    """Score answers that were made elsewhere; write ``predictions.jsonl`` and ``summary.json``.
 
     Args:
-        captions: Rows of ``image_id``, ``caption``; ``finished`` (optional) says that no cap has cut it off.
-        data: Ground truth; see :func:`truthheads.benchmarks.chair.read_truth`.
+        task: A benchmark that takes them: its record has ``elsewhere``.
+        answers: Their files.
+        data: The benchmark's files.
         out: Folder for the result.
-        synonyms: Words in the official format; None: the package's own.
-        lemmatizer: ``nltk`` for the official procedure, bug for bug.
-        limit: Captions, at most.
+        how: The options that ``elsewhere`` names; None: their defaults.
         seed: Of the intervals.
 
     Raises:
-        DataError: A file cannot be used, or an image has no ground truth.
-        TruthHeadsError: NLTK is not there.
+        DataError: The benchmark takes no such answers, a file cannot be used, or the two do not belong together.
+        TruthHeadsError: NLTK is asked for and not there.
         ArtifactError: The folder cannot be written to.
     """
-    vocabulary = read_vocabulary(synonyms) if synonyms is not None else own_vocabulary()
-    mentions = matcher(vocabulary, lemmatizer)
-    truth = read_truth(data, mentions)
-    check_vocabulary(truth, vocabulary, data[0])
-    found = read_captions(captions, truth, limit=limit)
-    lines: list[PredictionLine] = [
-        {
-            "task": "chair",
-            "run": PLAIN,
-            "id": caption.image,
-            "group": caption.image,
-            "prompt": None,
-            "answer": caption.text,
-            "captions": {"given": parse_caption(caption.text, caption.finished, mentions)},
-            "gold": truth[caption.image],
-        }
-        for caption in found
-    ]
-    settings = {
-        "data": _files(data),
-        "captions": _files([captions]),
-        **chair_settings(vocabulary, lemmatizer),
-        "prompt": None,
-        "caps": ["given"],
-        "image_ids": [caption.image for caption in found],
-    }
-    return write_results(out, lines, settings, [], seed)
+    record = benchmark(task)
+    if record.elsewhere is None:
+        raise DataError(
+            f"{task} takes no answers that were made elsewhere",
+            expected="a benchmark that says how to read them",
+            got=task,
+            fix="evaluate a model instead: `truthheads evaluate " + task + " MODEL --data FILE`",
+        )
+    found = record.elsewhere.read(list(answers), list(data), how or record.elsewhere.options(seed=seed))
+    lines: list[PredictionLine] = [{"task": record.name, "run": PLAIN, **line} for line in found.lines]
+    return write_results(out, lines, found.settings, found.notes, seed)
 
 
 @lock_output("out")
@@ -124,7 +65,3 @@ def write_results(
     write_json(out / SETTINGS, {"settings": settings, "notes": list(notes)})
     write_json(out / SUMMARY, summary)
     return summary
-
-
-def _files(paths: Sequence[Path]) -> list[dict[str, str]]:
-    return [{"path": str(path), "sha256": file_sha256(path)} for path in paths]

@@ -8,42 +8,12 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from truthheads.benchmarks.base import PredictionLine
-from truthheads.benchmarks.registry import LM_EVAL_PREFIX
 from truthheads.errors import DataError, ModelError, TruthHeadsError
 from truthheads.evaluation.predictions import Journal
 from truthheads.models.load import Model
 from truthheads.results.gate import Gate
-from truthheads.stats.resampling import Measured, ratio
 from truthheads.storage.files import dumps
-
-LEADING = ("acc", "exact_match", "acc_norm", "f1")
-"""Metrics that a verdict is about, the first that a task has; else the first in alphabetical order."""
-
-
-def measure_means(lines: Sequence[Mapping[str, Any]], *, seed: int = 0) -> Measured:
-    """Return the means of every metric that all items have.
-
-    Args:
-        lines: Predictions of one run: ``metrics`` and ``group``.
-        seed: Not used; every task has it.
-    """
-    del seed
-    names = sorted(set.intersection(*(set(line["metrics"]) for line in lines)))
-    features = {name: np.array([float(line["metrics"][name]) for line in lines]) for name in names}
-    primary = next((name for name in LEADING if name in names), names[0])
-    values = features[primary]
-    whole = bool(np.isin(values, (0.0, 1.0)).all())
-    metrics = {name: ratio(name, "items") for name in names}
-    return Measured(
-        {**features, "items": np.ones(len(lines))},
-        [str(line["group"]) for line in lines],
-        metrics,
-        primary,
-        right=values > 0 if whole else None,
-    )
 
 
 class Harness:
@@ -84,7 +54,7 @@ class Harness:
                 fix="pip install 'truthheads[lm-eval]'",
             ) from error
         self.model, self.task, self.limit, self.chat = model, task, limit, chat
-        self.name = task.removeprefix(LM_EVAL_PREFIX)
+        self.name = task.partition(":")[2]
         rows = [path for path in data if path.is_file()]
         absent = [str(path) for path in data if not path.exists()]
         if absent or len(rows) > 1:

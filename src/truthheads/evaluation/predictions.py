@@ -131,7 +131,7 @@ class Journal:
             if size is not None:
                 self._cut(size)  # the part of it that found room
             raise unwritable(self.path, error) from error
-        # What is summarised is what a later --rescore reads: floats through JSON and back are the same floats.
+        # What is summarised is what a later `evaluate rescore` reads: floats through JSON and back are the same floats.
         read = [json.loads(line) for line in text.splitlines()]
         self.lines += read
         self.known += read

@@ -1,20 +1,17 @@
 """From predictions to ``summary.json``: figures, differences to the untouched run, tests, verdicts."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from truthheads.benchmarks.base import PredictionLine
-from truthheads.benchmarks.chair import measure_chair
-from truthheads.benchmarks.conflict import measure_conflict
-from truthheads.benchmarks.pairs import measure_pairs
-from truthheads.benchmarks.registry import LM_EVAL_PREFIX
-from truthheads.benchmarks.yes_no import measure_yesno, two_golds
-from truthheads.errors import DataError
-from truthheads.evaluation.lm_eval import measure_means
+from truthheads.benchmarks.registry import BENCHMARKS, benchmark
+from truthheads.benchmarks.yes_no import two_golds
+from truthheads.errors import DataError, TruthHeadsError
 from truthheads.evaluation.predictions import NAME, key_of, read_predictions
 from truthheads.results.evaluation import GUARD, PLAIN, SETTINGS, SUMMARY
 from truthheads.stats.figures import Figure, mean_figure
@@ -123,15 +120,6 @@ def effect_verdict(compared: Compared, p: float) -> str:
     return BETTER
 
 
-MEASURES: dict[str, Callable[..., Measured]] = {
-    "halueval": measure_yesno,
-    "pope": measure_yesno,
-    "chair": measure_chair,
-    "pairs": measure_pairs,
-    "conflict": measure_conflict,
-}
-
-
 def summarise_runs(
     lines: Sequence[PredictionLine],
     *,
@@ -159,13 +147,13 @@ def summarise_runs(
     for line in lines:
         if line["task"] != GUARD:
             runs.setdefault(line["run"], {})[key_of(line)[2:]] = line
-    known = all(task in MEASURES or task.startswith(LM_EVAL_PREFIX) for task in tasks)
-    if len(tasks) != 1 or not known or PLAIN not in runs:
+    strange = sorted(task for task in tasks if task.partition(":")[0] not in BENCHMARKS)
+    if len(tasks) != 1 or strange or PLAIN not in runs:
         raise DataError(
             "the predictions cannot be summarised",
-            expected=f"one task of {', '.join(MEASURES)}, with an ungated run called {PLAIN!r}",
+            expected=f"one task of {', '.join(BENCHMARKS)}, with an ungated run called {PLAIN!r}",
             got=f"tasks {sorted(tasks)}, runs {sorted(runs)}",
-            fix="evaluate again with another --out",
+            fix=f"add {strange[0]} to registry.BENCHMARKS" if strange else "evaluate again with another --out",
         )
     (task,) = tasks
     plain = runs.pop(PLAIN)
@@ -217,10 +205,17 @@ def _disputed(lines: Sequence[PredictionLine]) -> list[str]:
 def _measured(
     task: str, found: Mapping[tuple[str, str], PredictionLine], keys: Sequence[tuple[str, str]], seed: int
 ) -> Measured:
-    lines = [found[key] for key in keys]
-    if task.startswith(LM_EVAL_PREFIX):
-        return (measure_yesno if all("parsed" in line for line in lines) else measure_means)(lines, seed=seed)
-    return MEASURES[task](lines, seed=seed)
+    record = benchmark(task)
+    measured = record.measure([found[key] for key in keys], seed=seed)
+    primary = record.primary or measured.primary
+    if primary not in measured.metrics and primary not in measured.curves:
+        raise TruthHeadsError(
+            f"the benchmark {record.name} does not measure its primary figure",
+            expected=f"{primary} among its figures",
+            got=", ".join([*measured.metrics, *measured.curves]),
+            fix="correct primary or measure in its record",
+        )
+    return replace(measured, primary=primary, sign=-1 if record.lower_is_better else 1)
 
 
 def _entry(name: str, compared: Mapping[str, Compared], adjusted: Mapping[str, float], seed: int) -> dict[str, Any]:

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from truthheads.benchmarks.registry import label, lower_is_better
 from truthheads.models.head_weights import WEIGHT_PARTS
 from truthheads.reporting.artifacts import Artefacts, Heads, Named
-from truthheads.reporting.wording import chance, figure, number, short_name, signed, task_name
+from truthheads.reporting.wording import chance, figure, number, short_name, signed
 from truthheads.results.drift import Drift
 from truthheads.results.gate import Gate
 from truthheads.results.scores import Scores
@@ -248,7 +249,7 @@ def effect_bars(summary: Mapping[str, Any]) -> dict[str, Any] | None:
             words = f"{run['name']}: {signed(effect)}, {run.get('verdict')}"
             quiet = run.get("kind") == "control"
             rows.append({"name": run["name"], **_ends(effect), "mark": None, "quiet": quiet, "words": words})
-    unit = f"change in {primary.replace('_', ' ')}, {task_name(str(summary['task']))}"
+    unit = f"change in {primary.replace('_', ' ')}, {label(str(summary['task']))}"
     return {"rows": rows, "unit": unit, "mark": None} if rows else None
 
 
@@ -273,10 +274,5 @@ def best_gate(summary: Mapping[str, Any]) -> Mapping[str, Any] | None:
     runs: Sequence[Mapping[str, Any]] = [
         run for run in summary["runs"] if run.get("kind") == "gate" and (run.get("effect") or {}).get(primary)
     ]
-    sign = -1 if lower_is_better(str(primary)) else 1
+    sign = -1 if lower_is_better(str(summary["task"])) else 1
     return max(runs, key=lambda run: sign * (run["effect"][primary]["value"] or 0), default=None)
-
-
-def lower_is_better(primary: str) -> bool:
-    """Return whether less of a figure is better: the share of hallucinated objects."""
-    return primary.startswith("chair_")

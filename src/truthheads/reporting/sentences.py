@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 
+from truthheads.benchmarks.registry import label, lower_is_better
 from truthheads.data.cautions import CHOSEN_FROM, ranked_from
 from truthheads.reporting.artifacts import Artefacts, Named
-from truthheads.reporting.charts import best_gate, gate_origin, largest_first, lower_is_better, made_of
-from truthheads.reporting.wording import chance, counted, figure, listed, number, signed, task_name
+from truthheads.reporting.charts import best_gate, gate_origin, largest_first, made_of
+from truthheads.reporting.wording import chance, counted, figure, listed, number, signed
 from truthheads.results.scores import Scores
 from truthheads.results.trace import Trace
 from truthheads.stats.thresholds import CHANCE_SCORE, FORM_PROBE_WARNING_ACCURACY, SIGNIFICANCE_LEVEL
@@ -217,11 +218,11 @@ def judged(summary: Mapping[str, Any]) -> str:
     """Return what an evaluation says of its gates, as a sentence without its full stop."""
     best, primary = best_gate(summary), str(summary["primary"])
     name = primary.replace("_", " ")
-    begun = f"On {task_name(str(summary['task']))} ({summary['rows']} rows)"
+    begun = f"On {label(str(summary['task']))} ({summary['rows']} rows)"
     if best is None:
         plain = figure(summary["runs"][0]["metrics"].get(primary))
         return f"{begun} the ungated model reaches {name} {plain}; no gate was run to compare"
-    name += " (less is better)" if lower_is_better(primary) else ""
+    name += " (less is better)" if lower_is_better(str(summary["task"])) else ""
     gates = [run for run in summary["runs"] if run.get("kind") == "gate"]
     better = [str(run["name"]) for run in gates if str(run.get("verdict")).startswith("better")]
     worse = [str(run["name"]) for run in gates if run.get("verdict") == "worse"]

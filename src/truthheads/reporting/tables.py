@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from truthheads.benchmarks.registry import label, lower_is_better
 from truthheads.reporting.artifacts import Artefacts, Named
-from truthheads.reporting.charts import gate_origin, lower_is_better, made_of
-from truthheads.reporting.wording import chance, figure, number, signed, task_name
+from truthheads.reporting.charts import gate_origin, made_of
+from truthheads.reporting.wording import chance, figure, number, signed
 from truthheads.results.scores import Scores
 
 TOP = 10
@@ -147,7 +148,7 @@ def results(one: Named[dict[str, Any]]) -> list[Table]:
     """Return an evaluation: gates first, then their controls, then every other figure of each gate."""
     summary = one.item
     primary, runs = str(summary["primary"]), summary["runs"]
-    name = primary.replace("_", " ") + (" (less is better)" if lower_is_better(primary) else "")
+    name = primary.replace("_", " ") + (" (less is better)" if lower_is_better(str(summary["task"])) else "")
     rows = []
     for run in runs:
         controls = run.get("controls") or {}
@@ -157,10 +158,10 @@ def results(one: Named[dict[str, Any]]) -> list[Table]:
         if p is None:
             p = (run.get("p") or {}).get("paired")
         value, effect = figure(run["metrics"].get(primary)), signed((run.get("effect") or {}).get(primary))
-        label = "no gate" if run["name"] == "none" else str(run["name"])
+        called = "no gate" if run["name"] == "none" else str(run["name"])
         rows.append(
             [
-                label,
+                called,
                 value,
                 effect,
                 chance(p),
@@ -171,7 +172,7 @@ def results(one: Named[dict[str, Any]]) -> list[Table]:
         )
     columns = ["run", name, "change [95 %]", "by chance", "controls beaten", "harm (nats a token)", "verdict"]
     quiet = frozenset(at for at, run in enumerate(runs) if run.get("kind") == "control")
-    title = f"{task_name(str(summary['task']))}, {summary['rows']} rows: {one.name}"
+    title = f"{label(str(summary['task']))}, {summary['rows']} rows: {one.name}"
     shown = [run for run in runs if run.get("kind") != "control"]
     names = sorted({metric for run in shown for metric in run["metrics"]})
     every = [[metric.replace("_", " ")] + [_both(run, metric) for run in shown] for metric in names]

@@ -48,12 +48,6 @@ def counted(count: int, name: str) -> str:
     return f"{count} {name}" if count == 1 else f"{count} {name}s"
 
 
-def task_name(task: str) -> str:
-    """Return a benchmark's name as it is written."""
-    known = {"pope": "POPE", "halueval": "HaluEval", "chair": "CHAIR", "pairs": "answer pairs", "conflict": "conflict"}
-    return known.get(task, task)
-
-
 def short_name(name: str) -> str:
     """Return the last part of what is a path; a hub id such as ``owner/name`` stays whole."""
     parts = [part for part in name.replace("\\", "/").split("/") if part]

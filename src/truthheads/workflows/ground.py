@@ -11,7 +11,6 @@ from truthheads.data.cautions import CHOSEN_FROM, cannot_choose
 from truthheads.data.questions import Question, write_questions
 from truthheads.data.readers import read_questions
 from truthheads.errors import DataError, ModelError
-from truthheads.evaluation.ask import AskOptions
 from truthheads.evaluation.evaluate import evaluate
 from truthheads.evaluation.summary import BETTER
 from truthheads.exporting.export import Format, export
@@ -262,7 +261,7 @@ def _test(model: Model, test: Path, gate: Path, out: Path, how: Settings, progre
         out=out,
         gates={RUN: Gate.load(gate)},
         controls=how.controls,
-        asking=AskOptions(images=how.images, chat=how.chat, truncate=how.truncate, seed=how.seed),
+        asking={"images": how.images, "chat": how.chat, "truncate": how.truncate, "seed": how.seed},
         neutral=how.neutral,
         batch_tokens=how.batch_tokens,
         seed=how.seed,

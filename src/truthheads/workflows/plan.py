@@ -137,7 +137,7 @@ def _rest(
 
 def _written(test: EvaluationPart) -> int:
     """Return the tokens written for an item, weighed as what they cost: one at a time is about ten times as dear."""
-    return 10 * (max(test.caps) if test.task == "chair" else (test.new_tokens or 1))
+    return 10 * max(test.options().new_tokens, 1)
 
 
 def _seconds(model: ModelPart, tokens: float) -> float:

@@ -4,13 +4,16 @@ A recipe is a TOML file: models, data, then scores, comparisons, gates and evalu
 """
 
 import tomllib
+from dataclasses import fields
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from truthheads.errors import DataError
+from truthheads.benchmarks.base import AskOptions
+from truthheads.benchmarks.registry import benchmark
+from truthheads.errors import DataError, TruthHeadsError
 
 Text = Literal["text", "scenes"]
 
@@ -93,7 +96,7 @@ class EvaluationPart(_Part):
 
     name: str
     model: str
-    task: Literal["halueval", "pope", "chair", "pairs", "conflict"]
+    task: str
     data: list[str] = Field(min_length=1)
     gates: list[str] = Field(default_factory=list)
     controls: int = 3
@@ -102,6 +105,27 @@ class EvaluationPart(_Part):
     caps: list[int] = Field(default_factory=lambda: [64])
     chat: bool = False
     paper: dict[str, dict[str, float]] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _is_asked(self) -> "EvaluationPart":
+        try:
+            record = benchmark(self.task)
+            self.options()
+        except TruthHeadsError as error:
+            raise ValueError(f"evaluation {self.name}: {error.problem}; expected {error.expected}") from error
+        if record.asks == "harness":
+            raise ValueError(f"evaluation {self.name}: {self.task} is run by its harness, not from a recipe")
+        return self
+
+    def options(self, *, images: Path | None = None, limit: int | None = None) -> AskOptions:
+        """Return how the benchmark is asked: what this part says, else the benchmark's own defaults."""
+        record = benchmark(self.task)
+        known = {one.name for one in fields(record.options)}
+        told = {name: getattr(self, name) for name in ("instruction", "new_tokens", "caps", "chat")}
+        given = {name: told[name] for name in told if name in self.model_fields_set and told[name] is not None}
+        given |= {"caps": tuple(self.caps)} if "caps" in known | given.keys() else {}
+        given |= {"images": images} if "images" in known else {}  # a folder is the data's: not every benchmark looks
+        return record.ask_options({**given, "limit": limit})
 
 
 class Recipe(_Part):

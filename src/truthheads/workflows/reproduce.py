@@ -10,10 +10,10 @@ from typing import Any
 
 from PIL import Image
 
+from truthheads.benchmarks.registry import benchmark
 from truthheads.data.questions import write_questions
 from truthheads.data.readers import read_questions
 from truthheads.errors import DataError
-from truthheads.evaluation.ask import AskOptions
 from truthheads.evaluation.evaluate import GUARD_TEXTS, evaluate
 from truthheads.lineage.compare import compare
 from truthheads.models.forward import Progress
@@ -283,14 +283,7 @@ class _Chain:
         files = [file for key in test.data for file in self._benchmark(test, key)]
         gates = {name: self.gate_file(name) for name in test.gates}
         given = {"model": self.name_of(test.model), **{str(at): path for at, path in enumerate(files)}, **gates}
-        asking = AskOptions(
-            images=self.images(test.data[0]),
-            instruction=test.instruction,
-            new_tokens=test.new_tokens,
-            caps=tuple(test.caps),
-            chat=test.chat,
-            limit=self.places.rows,
-        )
+        asking = test.options(images=self.images(test.data[0]), limit=self.places.rows)
 
         rows = self.places.rows
         guard_texts = GUARD_TEXTS if rows is None else max(4, min(GUARD_TEXTS, rows // 2))  # a trial is to be short
@@ -316,8 +309,7 @@ class _Chain:
         source = self.source(key)
         if self.data[key].generate != "scenes":
             return [source]
-        names = {"pope": [f"pope_{split}.jsonl" for split in ("random", "popular", "adversarial")]}
-        return [source.parent / name for name in names.get(test.task, ["captions.jsonl"])]
+        return [source.parent / name for name in benchmark(test.task).scene_files]
 
 
 def _fetch(url: str, path: Path) -> None:
