@@ -36,7 +36,7 @@ class Way(NamedTuple):
 ONE = Way("one process", (sys.executable, "-m", "truthheads"), 2)
 TWO = Way(
     "two processes",
-    (sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "-m", "truthheads"),
+    (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "truthheads"),
     1,
 )
 

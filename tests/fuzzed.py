@@ -588,12 +588,19 @@ def targets(folder: Path) -> list[Target]:
     ]
     arrays = [json.dumps([row]).encode() for row in QUESTIONS] + [json.dumps({"rows": [PAIR]}).encode()]
     summaries = [json.loads(json.dumps(summarise_runs(rows))) for rows in PREDICTIONS[:2]]  # type: ignore[arg-type]
-    picture = (
-        "<title>x: what the 1 best and 1 worst heads by AUROC look at</title><h1>t</h1><section><h2>q</h2>"
-        '<p class="note">n</p><figure><figcaption>L0H1<small>s</small></figcaption><svg viewbox="0 0 3 4">'
-        '<rect class="cell" x="0" y="0" width="1" height="1" fill-opacity="0.2"><title>0.1</title></rect></svg>'
-        '<div class="text">a <span class="e q" style="--w:0.5" title="0.5">b</span></div></figure></section>'
-    )
+    piece = {"text": "b", "marks": "e q", "shade": 0.5, "weight": 0.5}
+    cell = {"x": 0, "y": 0, "width": 1, "height": 1, "shade": 0.2, "weight": 0.1}
+    panel = {"head": "L0H1", "note": "s", "pieces": [{"text": "a "}, piece], "cells": [cell]}
+    shown = {
+        "title": "q",
+        "note": "n",
+        "panels": [panel],
+        "image": "",
+        "width": 3,
+        "height": 4,
+        "boxes": [[0, 0, 1, 1]],
+    }
+    drawn = {"title": "t", "pictures": [shown], "version": 1}
     return [
         Target("questions .jsonl by bytes", 1000, by_bytes(lines), questions, "q.jsonl"),
         Target("questions .jsonl by fields", 1200, by_rows(QUESTIONS), questions, "q.jsonl"),
@@ -682,7 +689,7 @@ def targets(folder: Path) -> list[Target]:
         Target("report: gate", 60, gate, reported, "report/g.safetensors", ArtifactError),
         Target("report: drift", 50, drift, reported, "report/d.safetensors", ArtifactError),
         Target("report: array", 60, array, reported, "report/a.npy", ArtifactError),
-        Target("report: pictures", 60, by_bytes([picture.encode()]), reported, "report/p.html", ArtifactError),
+        Target("report: pictures", 60, by_value([drawn]), reported, "report/p.pictures.json", ArtifactError),
     ]
 
 

@@ -14,10 +14,11 @@ from truthheads.evaluation.summary import summarise_runs
 from truthheads.lineage.compare import compare
 from truthheads.results.drift import Drift
 from truthheads.results.gate import Gate
+from truthheads.results.pictures import AttentionPictures
 from truthheads.results.scores import Scores
 from truthheads.results.trace import MEASURES, Trace
 from truthheads.storage.files import write_json
-from truthheads.tracing.pictures import Drawing, page
+from truthheads.tracing.pictures import Drawing, prepare, write_pictures
 from truthheads.tracing.score_correlation import score_correlations
 
 BEST = (6, 4)
@@ -42,7 +43,7 @@ def fill(folder: Path, *, model: str = "base", rows: int = 150) -> Path:
     Gate.from_scores(base, strength=2.0).save(folder / "gates" / "own.safetensors")
     trace(base, model).save(folder / "trace.safetensors")
     drift(model).save(folder / "drift-base-descendant.safetensors")
-    (folder / "pictures.html").write_text(pictures(folder, model), encoding="utf-8")
+    write_pictures(folder / "pictures.html", pictures(folder, model))
     write_json(folder / "tuning.json", tuning())
     write_json(folder / "pope" / "summary.json", evaluation(gain=0.3))
     return folder
@@ -103,8 +104,8 @@ def drift(model: str) -> Drift:
     return Drift(model, "tuned", parts, {"seed": 0}, cosines, torch.zeros(LAYERS, 4))
 
 
-def pictures(folder: Path, model: str) -> str:
-    """Return a page of one row in words and one with an image, the best head beside the worst."""
+def pictures(folder: Path, model: str) -> AttentionPictures:
+    """Return pictures of one row in words and one with an image, the best head beside the worst."""
     text = f"Context:\n{EVIL} lives in Rome.\nAnswer: Rome"
     spans = [(0, 8), (9, 34), (35, 40), (41, 43), (44, 49), (50, 57), (58, 62)]
     marks = np.zeros((3, len(spans)), bool)
@@ -121,7 +122,7 @@ def pictures(folder: Path, model: str) -> str:
     seen = replace(
         words, title="What colour?", image=str(picture), cells=cells, pixels=shown, boxes=[(0.0, 0.0, 16.0, 16.0)]
     )
-    return page(f"{model}: what the 1 best and 1 worst heads by Truth Score look at", [words, seen])
+    return prepare(f"{model}: what the 1 best and 1 worst heads by Truth Score look at", [words, seen])
 
 
 def tuning(chosen: int | None = 0) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from reported import BEST, EVIL, drift, evaluation, fill, scores, tuning
 from truthheads.cli import app
 from truthheads.errors import ArtifactError
 from truthheads.reporting.artifacts import find
-from truthheads.reporting.charts import Arrays
+from truthheads.reporting.charts import Arrays, panels
 from truthheads.reporting.report import _inside_script, report, write_report
 from truthheads.reporting.wording import chance, figure, listed, number, short_name, signed
 from truthheads.results.drift import Drift
@@ -59,6 +60,9 @@ class Tags(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.words += "" if self.raw else data
+
+
+CELL = ("x", "y", "width", "height", "shade", "weight")
 
 
 def data_of(page: str) -> dict[str, Any]:
@@ -189,46 +193,93 @@ def test_the_page_asks_nothing_of_any_network(whole: Path, tmp_path: Path) -> No
     assert rules is not None and rules.startswith("default-src 'none'") and "script-src 'sha256-" in rules
 
 
+@pytest.mark.parametrize(("method", "centre"), [("probe", 0.5), ("evidence", 0.5), ("attribution", 0.0)])
+def test_scores_have_one_centre_on_the_report_and_in_their_own_chart(
+    method: str, centre: float, tmp_path: Path
+) -> None:
+    replace(scores("base", 40)[0], method=method).save(tmp_path / "scores.safetensors")
+    (panel,) = panels(find(tmp_path), Arrays())
+    assert panel["views"][0]["middle"] == centre
+    chart = Scores.load(tmp_path / "scores.safetensors").chart().to_dict()
+    shown = chart["hconcat"][0] if "hconcat" in chart else chart
+    assert shown["encoding"]["color"]["scale"]["domainMid"] == centre
+
+
 def test_pictures_come_back_as_they_were_drawn(whole: Path) -> None:
-    (page,) = find(whole).pictures
-    words, seen = page.item
+    (read,) = find(whole).pictures
+    assert read.item.title.endswith("what the 1 best and 1 worst heads by Truth Score look at")
+    words, seen = read.item.pictures
     assert (words.title, words.note, words.image) == ("Where?", "row 1", "")
     best, worst = words.panels
     assert (best.head, worst.head) == (HEAD, "L0H0") and best.note.startswith("Truth Score 0.98")
-    text = "".join(piece[0] for piece in best.pieces)
-    assert text == f"Context:\n{EVIL} lives in Rome.\nAnswer: Rome"
-    rome = next(piece for piece in best.pieces if piece[0] == "Rome." or piece[1] == "e")
-    assert rome[1:] == ("e", "0.750", "60.00%")
-    assert seen.image.startswith("data:image/jpeg;base64,") and (seen.width, seen.height) == ("32", "32")
-    kinds = [shape[0] for shape in seen.panels[0].shapes]
-    assert kinds == ["cell", "cell", "box"] and seen.panels[0].shapes[2][1:5] == ("0.0", "0.0", "16.0", "16.0")
+    assert "".join(piece.text for piece in best.pieces) == f"Context:\n{EVIL} lives in Rome.\nAnswer: Rome"
+    rome = next(piece for piece in best.pieces if piece.marks == "e")
+    assert (rome.shade, rome.weight) == (0.75, 0.6)
+    assert seen.image.startswith("data:image/jpeg;base64,") and (seen.width, seen.height) == (32, 32)
+    assert len(seen.panels[0].cells) == 2 and seen.boxes == ((0.0, 0.0, 16.0, 16.0),)
 
 
-def test_a_page_made_to_deceive_brings_nothing_but_text(tmp_path: Path) -> None:
-    (tmp_path / "evil.html").write_text(
-        "<title>x: what the 1 best and 1 worst heads by AUROC look at</title><h1>x</h1><section><h2>row</h2><figure>"
-        '<figcaption>L0H0</figcaption><svg viewBox="0 0 9 9"><image href="https://example.org/a.png"/>'
-        '<rect class="cell" x="1&quot;onload=&quot;a" y="0" width="5" height="5" fill-opacity="url(x)"/></svg>'
-        '<div class="text"><span class="e onclick" style="--w:url(//x)" title="1%">word</span>'
-        "<script>steal()</script></div></figure></section>",
-        encoding="utf-8",
-    )
+def test_pictures_are_on_the_report_as_on_their_own_page(whole: Path, tmp_path: Path) -> None:
+    report_page = report(whole, tmp_path / "p.html").read_text(encoding="utf-8")
+    own = (whole / "pictures.html").read_text(encoding="utf-8")
+    for pattern in (
+        r'<rect class="cell" [^>]*><title>[^<]*</title>',
+        r'<rect class="box" [^>/]*',
+        r'style="--w:[^>]*>[^<]*',
+    ):
+        drawn = re.findall(pattern, own)
+        assert drawn and re.findall(pattern, report_page) == drawn, pattern
+
+
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        (("image",), "https://example.org/a.png"),
+        (("width",), "9 onload=x"),
+        (("panels", 0, "cells", 0, "shade"), "url(//x)"),
+        (("panels", 0, "pieces", 0, "marks"), 'e" onclick="x'),
+        (("boxes",), [[0, 0, 1]]),
+        (("title",), None),
+    ],
+)
+def test_pictures_made_to_deceive_are_left_out(where: tuple[str | int, ...], value: object, tmp_path: Path) -> None:
+    piece, cell = {"text": "word", "marks": "e", "shade": 0.5, "weight": 0.5}, dict.fromkeys(CELL, 1)
+    panel = {"head": "L0H0", "note": "", "pieces": [piece], "cells": [cell]}
+    picture: dict[str, Any] = {"title": "row", "note": "", "panels": [panel], "image": "", "width": 9, "height": 9}
+    for folder in ("good", "bad"):
+        (tmp_path / folder).mkdir()
+        write_json(tmp_path / folder / "x.pictures.json", {"title": "t", "pictures": [picture], "version": 1})
+        inner: Any = picture
+        for key in where[:-1]:
+            inner = inner[key]
+        inner[where[-1]] = value
+    assert len(find(tmp_path / "good").pictures) == 1
+    with pytest.raises(ArtifactError, match="nothing to report") as caught:
+        report(tmp_path / "bad", tmp_path / "p.html")
+    assert "x.pictures.json was left out: expected the pictures that truthheads trace" in caught.value.got
+    assert ".".join(map(str, where)) in caught.value.got
+
+
+def test_text_of_pictures_is_shown_as_text(tmp_path: Path) -> None:
+    panel = {"head": '"><script>steal()</script>', "note": "<b>", "pieces": [{"text": "<script>word"}], "cells": []}
+    picture = {"title": "<i>row", "note": "<u>", "panels": [panel]}
+    write_json(tmp_path / "x.pictures.json", {"title": "<s>t", "pictures": [picture], "version": 1})
     page = report(tmp_path, tmp_path / "p.html").read_text(encoding="utf-8")
-    assert "example.org" not in page and "onload" not in page and "url(" not in page
-    assert [tag for tag, _ in Tags(page).tags].count("script") == 2 and "word" in Tags(page).words
+    assert [tag for tag, _ in Tags(page).tags].count("script") == 2 and "<script>word" in Tags(page).words
 
 
 def test_broken_artefacts_are_named_and_the_rest_is_shown(folder: Path, tmp_path: Path) -> None:
     whole = (folder / "base.safetensors").read_bytes()
     (folder / "torn.safetensors").write_bytes(whole[: len(whole) // 2])
     (folder / "tuning.json").write_text('{"path": [', encoding="utf-8")
+    (folder / "torn.pictures.json").write_text('{"title": "x", "pictures": [', encoding="utf-8")
     (folder / "half.json").write_text('{"meta": {"command": "truthheads compare a b"}, "pairs"', encoding="utf-8")
     Drift.save(drift("base"), folder / "odd.safetensors")
     (folder / "empty.npy").write_bytes(b"")
     found = write_report(folder, tmp_path / "p.html")
-    for name in ("torn.safetensors", "tuning.json", "half.json", "empty.npy"):
+    for name in ("torn.safetensors", "tuning.json", "torn.pictures.json", "half.json", "empty.npy"):
         assert sum(warning.startswith(name) for warning in found.warnings) == 1, name
-    assert len(found.warnings) == 4 and found.artefacts["scores"] == 3 and "tuning" not in found.artefacts
+    assert len(found.warnings) == 5 and found.artefacts["scores"] == 3 and "tuning" not in found.artefacts
     words = Tags((tmp_path / "p.html").read_text(encoding="utf-8")).words
     assert all(warning in words for warning in found.warnings)
 

@@ -4,6 +4,8 @@ import csv
 import io
 import json
 import os
+import resource
+import signal
 import socket
 import subprocess
 import sys
@@ -23,9 +25,8 @@ from hypothesis import strategies as st
 
 from hub_server import hub
 from planted import planted_model, planted_questions, save_planted
-from truthheads.data.questions import Question, QuestionRows, write_questions
+from truthheads.data.questions import Question, QuestionRows, RowsOnDisk, write_questions
 from truthheads.data.readers import read_questions
-from truthheads.data.spool import Spool
 from truthheads.data.tables import HubData, address, parse_hub
 from truthheads.errors import ArtifactError, DataError, NotFirstRank
 from truthheads.models.architectures import locate_heads
@@ -83,25 +84,75 @@ def test_rows_on_disk_are_the_rows_that_were_given(drawn: list[dict[str, Any]], 
     assert rows != [*given_rows, Question("more", "", "", None, None)]
 
 
-def test_a_spool_reads_over_its_own_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("truthheads.data.spool.BUFFER", 40)
-    spool = Spool()
-    records = [["x" * (7 * at % 90), at] for at in range(50)]
-    for record in records:
-        spool.append(record)
-    assert list(spool.read(0, 50)) == records and list(spool.read(13, 14)) == [records[13]]
-    spool.append(["later"])
-    assert list(spool.read(49, 51)) == [records[49], ["later"]]
+def asked(at: int, text: str = "x") -> Question:
+    return Question(str(at), text, "what?", "yes", None)
 
 
-def test_a_full_temporary_folder_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    spool = Spool()
-    spool._file = full = os.open("/dev/full", os.O_RDWR)
-    spool.append(["x"])
-    with pytest.raises(ArtifactError, match="could not be kept") as caught:
-        list(spool.read(0, 1))
-    assert "No space left" in caught.value.got and "TMPDIR" in caught.value.fix
-    os.close(full)
+def test_rows_can_be_added_after_others_were_read_and_while_they_are() -> None:
+    rows = RowsOnDisk()
+    given_rows = [asked(at, "x" * (997 * at % 90_001)) for at in range(200)]
+    for row in given_rows[:150]:
+        rows.append(row)
+    assert list(rows.read(0, 150)) == given_rows[:150] and list(rows.read(13, 14)) == [given_rows[13]]
+    reading = rows.read(140, 150)
+    assert next(reading) == given_rows[140]
+    for row in given_rows[150:]:
+        rows.append(row)
+    assert list(reading) == given_rows[141:150]
+    assert list(rows.read(149, 200)) == given_rows[149:] and len(rows) == 200
+
+
+def test_half_a_character_and_a_zero_byte_come_back_from_disk() -> None:
+    rows = RowsOnDisk()
+    odd = asked(0, "half \ud800 of a pair, \x00, \U0001f600")
+    rows.append(odd)
+    assert list(rows.read(0, 1)) == [odd]
+
+
+def test_a_full_temporary_folder_is_an_error() -> None:
+    rows = RowsOnDisk()
+    rows._rows.execute("PRAGMA max_page_count = 64")  # what SQLite then says is what it says on a full disk
+    with pytest.raises(ArtifactError, match="could not be kept in the temporary folder") as caught:
+        for at in range(100):
+            rows.append(asked(at, "x" * 10_000))
+    assert "full" in caught.value.got and "TMPDIR" in caught.value.fix
+
+
+def test_a_temporary_file_that_cannot_grow_is_an_error() -> None:
+    rows = RowsOnDisk()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(ArtifactError, match="could not be kept in the temporary folder"):
+            for at in range(1000):
+                rows.append(asked(at, "x" * 10_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+KILLED = """
+import os, signal, sys
+from truthheads.data.questions import Question, RowsOnDisk
+rows = RowsOnDisk()
+for at in range(1000):
+    rows.append(Question(str(at), "x" * 10_000, "what?", "yes", None))
+sizes = []
+for number in range(3, 100):
+    try:
+        sizes.append(os.fstat(number).st_size)
+    except OSError:
+        pass
+print(sum(size > 5_000_000 for size in sizes), os.listdir(os.environ["TMPDIR"]), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_killed_process_leaves_nothing_in_the_temporary_folder(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED], capture_output=True, text=True, env={**os.environ, "TMPDIR": str(tmp_path)}
+    )
+    assert (done.returncode, done.stdout) == (-signal.SIGKILL, "1 []\n"), done.stderr  # on the disk, without a name
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_every_format_gives_the_same_rows_from_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,7 +277,7 @@ def test_several_processes_deal_windows_where_there_are_many(
     monkeypatch.setattr(activations, "WINDOWS_EACH", 3)
     whole = score(planted, rows, batch_tokens=200)
     for place in ("truthheads.storage.distributed", "truthheads.scoring.activations", "truthheads.scoring.fit"):
-        monkeypatch.setattr(f"{place}.together", lambda: None)
+        monkeypatch.setattr(f"{place}.barrier", lambda: None)
     monkeypatch.setenv("WORLD_SIZE", "2")
     # One after the other, where they would wait for each other: the second one's share of the rows, the first one's,
     # then the probes. What lacks a part is an error, never a result.

@@ -1,11 +1,13 @@
 """Several processes of one command: the same bytes as one, and nothing lost when one of them dies."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import pytest
@@ -13,21 +15,22 @@ import torch
 
 from planted import planted_questions, save_planted
 from truthheads.data.questions import write_questions
-from truthheads.errors import ArtifactError
+from truthheads.errors import ArtifactError, TruthHeadsError
 from truthheads.evaluation.predictions import NAME, Journal, files_of, gathered, key_of
 from truthheads.results.gate import Gate
-from truthheads.storage.distributed import my_share, on_cpus
-from truthheads.storage.launching import ranks
+from truthheads.storage.distributed import check_launched, my_share, on_cpus, ranks
 from truthheads.storage.row_store import Field, RowShards, RowStore, open_rows
 
 FIELDS = {"value": Field((2,), torch.float32)}
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2"]
 
 
 def place(monkeypatch: pytest.MonkeyPatch, rank: int, world: int) -> None:
     monkeypatch.setenv("RANK", str(rank))
     monkeypatch.setenv("WORLD_SIZE", str(world))
-    monkeypatch.setattr("truthheads.storage.distributed.barrier", lambda: None)
+    for module in ("storage.distributed", "storage.row_store", "evaluation.predictions"):
+        monkeypatch.setattr(f"truthheads.{module}.barrier", lambda: None)
 
 
 def test_every_batch_is_somebodys_and_loads_are_even(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +139,6 @@ def test_predictions_of_one_and_of_several_go_on_from_each_other(
     for rank, world in ((1, 2), (0, 1)):
         place(monkeypatch, rank, world)
         assert Journal(path).done == {key_of(lines[at]) for at in (0, 1, 2, 3, 5, 6, 7)}
-    monkeypatch.setattr("truthheads.evaluation.predictions.together", lambda: None)
     Journal(path).add([lines[4]])
     whole = gathered(path, [key_of(each) for each in lines])
     assert whole.path.read_bytes() == alone.path.read_bytes() and whole.lines == alone.lines
@@ -197,13 +199,20 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(
-    folder: Path, processes: int, words: Sequence[str], out: str, *, data: str = "rows.jsonl", tokens: int = 200
+    folder: Path,
+    words: Sequence[str],
+    out: str,
+    *,
+    launcher: Sequence[str] = (sys.executable,),
+    data: str = "rows.jsonl",
+    tokens: int = 200,
 ) -> subprocess.Popen[str]:
-    launcher = [*LAUNCH, str(processes), "-m"] if processes > 1 else [sys.executable, "-m"]
     shared = ["--data", data, "--dtype", "fp32", "--batch-tokens", str(tokens), "--out", out]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"):
+        environment.pop(name, None)
     return subprocess.Popen(
-        [*launcher, "truthheads", *words, *shared],
+        [*launcher, "-m", "truthheads", *words, *shared],
         cwd=folder,
         env=environment,
         stdout=subprocess.PIPE,
@@ -221,16 +230,12 @@ def finished(started: subprocess.Popen[str]) -> str:
 def test_two_processes_write_the_bytes_of_one(setting: Path) -> None:
     evaluate = ["evaluate", "pairs", "model", "--gate", "gate.safetensors", "--controls", "1"]
     evaluate += ["--guard-texts", "4"]
-    alone = [
-        command(setting, 1, ["score", "model"], "scores-1.safetensors"),
-        command(setting, 1, evaluate, "evaluation-1"),
-    ]
-    for each in alone:
-        finished(each)
-    finished(command(setting, 2, ["score", "model"], "scores-2.safetensors"))
-    rest = ["--data", "rows.jsonl", "--dtype", "fp32", "--batch-tokens", "200", "--out", "evaluation-2"]
-    told = [each.communicate(timeout=240)[0] for each in by_hand(setting, free_port(), [[*evaluate, *rest]] * 2)]
-    assert "summary.json" in told[0] and told[1] == ""  # one process speaks
+    finished(command(setting, ["score", "model"], "scores-1.safetensors"))
+    finished(command(setting, evaluate, "evaluation-1"))
+    finished(command(setting, ["score", "model"], "scores-2.safetensors", launcher=TORCHRUN))
+    by_accelerate = [*ACCELERATE, "--multi_gpu", "--main_process_port", str(free_port())]
+    told = finished(command(setting, evaluate, "evaluation-2", launcher=by_accelerate))
+    assert told.count("written: evaluation-2/summary.json") == 1  # one process speaks
     pairs = [(setting / f"scores-{n}.safetensors") for n in (1, 2)]
     assert pairs[0].read_bytes() == pairs[1].read_bytes()
     for name in ("predictions.jsonl", "summary.json", "run.json"):
@@ -242,6 +247,68 @@ def test_two_processes_write_the_bytes_of_one(setting: Path) -> None:
         "summary.json",
     ]
     assert not list(setting.glob("*.partial*"))
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def of_rank(launcher: int, rank: int) -> int | None:
+    """Return the process of a rank below a launcher, None where there is none (yet)."""
+    for at in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            parent = at.joinpath("stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1]
+            if int(parent) == launcher and f"RANK={rank}".encode() in at.joinpath("environ").read_bytes().split(b"\0"):
+                return int(at.name)
+    return None
+
+
+def wait_for_batches(parts: Path, started: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while len(list(parts.glob("batch-*"))) < 5 and started.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="ranks are read from Linux's /proc")
+@pytest.mark.parametrize("victim", [1, 0])
+def test_a_process_that_is_killed_ends_the_other_and_loses_one_batch(setting: Path, victim: int) -> None:
+    out = f"killed-{victim}.safetensors"
+    parts = setting / f"{out}.partial" / "window-000000.parts"
+    words = ["score", "model"]
+    started = command(setting, words, out, launcher=TORCHRUN, data="many.jsonl", tokens=60)
+    wait_for_batches(parts, started)
+    ranks_of = [of_rank(started.pid, rank) for rank in (0, 1)]
+    assert None not in ranks_of
+    os.kill(ranks_of[victim] or 0, signal.SIGKILL)
+    begun = time.monotonic()
+    told = started.communicate(timeout=50)[0]
+    assert time.monotonic() - begun < 30 and started.returncode == 1
+    assert f"rank      : {victim} " in told and "SIGKILL" in told  # in torchrun's own words
+    assert not Path(f"/proc/{ranks_of[1 - victim]}").exists()
+    there = len(list(parts.glob("batch-*.safetensors")))
+    assert there >= 5
+    if victim == 1:  # what both have left is what one goes on from, to the bytes of one that was left in peace
+        for name in (out, "whole.safetensors"):
+            finished(command(setting, words, name, data="many.jsonl", tokens=60))
+        assert (setting / out).read_bytes() == (setting / "whole.safetensors").read_bytes()
+        assert not parts.exists()
+
+
+def test_a_process_that_fails_says_why_and_ends_the_other(setting: Path) -> None:
+    rows = 'data=rows.jsonl; [ "$RANK" = 1 ] && data=absent.jsonl; exec "$PYTHON" -m truthheads trace model --data'
+    done = subprocess.run(
+        [*TORCHRUN, "--no-python", "sh", "-c", f"{rows} $data --out failed.safetensors"],
+        cwd=setting,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1
+    assert "error: absent.jsonl" in done.stderr and "rank      : 1 " in done.stderr
+    assert "exitcode  : 2 " in done.stderr
+    assert not (setting / "failed.safetensors").exists()
 
 
 def by_hand(folder: Path, port: int, words: Sequence[Sequence[str]]) -> list[subprocess.Popen[str]]:
@@ -260,39 +327,45 @@ def by_hand(folder: Path, port: int, words: Sequence[Sequence[str]]) -> list[sub
     ]
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
-
-
-@pytest.mark.parametrize("victim", [1, 0])
-def test_a_process_that_is_killed_stops_the_other_and_loses_one_batch(setting: Path, victim: int) -> None:
-    out = f"killed-{victim}.safetensors"
-    parts = setting / f"{out}.partial" / "window-000000.parts"
+def test_without_a_launcher_a_killed_process_is_noticed_by_who_waits_for_it(setting: Path) -> None:
+    """As srun starts them: nobody ends the other, which does its share and then says what has happened."""
+    parts = setting / "alone.safetensors.partial" / "window-000000.parts"
     words = ["score", "model", "--data", "many.jsonl", "--dtype", "fp32", "--batch-tokens", "60"]
-    started = by_hand(setting, free_port(), [[*words, "--out", out]] * 2)
-    deadline = time.monotonic() + 120
-    while len(list(parts.glob("batch-*"))) < 5 and started[victim].poll() is None and time.monotonic() < deadline:
-        time.sleep(0.005)
-    started[victim].kill()
-    told = started[1 - victim].communicate(timeout=50)[1]
-    started[victim].communicate()
-    assert started[1 - victim].returncode == 1
-    assert f"rank {victim} of 2 (" in told and "has died: start the same command again" in told
-    there = len(list(parts.glob("batch-*.safetensors")))
-    assert there >= 5
-    if victim == 1:  # what both have left is what one goes on from, to the bytes of one that was left in peace
-        names = (out, "whole.safetensors")
-        for each in [command(setting, 1, words[:2], name, data="many.jsonl", tokens=60) for name in names]:
-            finished(each)
-        assert (setting / out).read_bytes() == (setting / "whole.safetensors").read_bytes()
-        assert not parts.exists()
+    first, second = by_hand(setting, free_port(), [[*words, "--out", "alone.safetensors"]] * 2)
+    wait_for_batches(parts, second)
+    second.kill()
+    told = first.communicate(timeout=120)[1]
+    second.communicate()
+    assert first.returncode == 2
+    assert "error: another process of this command has ended before its part was done" in told
+    assert "start the same command again, it goes on from here" in told
 
 
-def test_a_process_that_fails_says_why_in_all(setting: Path) -> None:
-    words = ["trace", "model", "--out", "failed.safetensors", "--data"]
-    started = by_hand(setting, free_port(), [[*words, "rows.jsonl"], [*words, "absent.jsonl"]])
-    told = [each.communicate(timeout=120)[1] for each in started]
-    assert [each.returncode for each in started] == [2, 2]
-    assert "rank 1 of 2 (" in told[0] and "has stopped: absent.jsonl" in " ".join(told[0].split())
-    assert told[1].startswith("error: absent.jsonl")
+def test_accelerate_that_starts_one_process_for_several_is_one_error(setting: Path) -> None:
+    started = command(setting, ["score", "model"], "one.safetensors", launcher=[*ACCELERATE, "--cpu", "--quiet"])
+    told = " ".join(started.communicate(timeout=120)[0].split())
+    assert started.returncode != 0
+    assert "error: accelerate launch was asked for several processes and has started only one" in told
+    assert "torchrun --nproc-per-node N -m truthheads" in told and "--multi_gpu" in told
+    assert not (setting / "one.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "several"),
+    [
+        ({}, False),
+        ({"MASTER_PORT": "29500"}, False),  # no launcher of ours
+        ({"ACCELERATE_MIXED_PRECISION": "no"}, False),  # one was asked for
+        ({"ACCELERATE_MIXED_PRECISION": "no", "MASTER_PORT": "29500"}, True),
+        ({"ACCELERATE_MIXED_PRECISION": "no", "MASTER_PORT": "29500", "PMI_RANK": "0", "PMI_SIZE": "1"}, False),
+    ],
+)
+def test_one_process_in_place_of_several_is_told_from_one(
+    names: dict[str, str], several: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT", "ACCELERATE_MIXED_PRECISION"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in names.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(TruthHeadsError, match="only one") if several else nullcontext():
+        check_launched()

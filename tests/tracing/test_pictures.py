@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from truthheads.tracing.pictures import DARKEST, Drawing, page
+from truthheads.results.pictures import AttentionPictures
+from truthheads.tracing import pictures
+from truthheads.tracing.pictures import DARKEST, Drawing, prepare, write_pictures
 
 TEXT = "Context:\n<b>Ann</b> lives in Rome.\nAnswer: Rome"
 
@@ -32,6 +34,10 @@ def drawing(**changes: object) -> Drawing:
         "weights": weights,
     }
     return Drawing(**{**given, **changes})  # type: ignore[arg-type]
+
+
+def page(title: str, drawings: list[Drawing]) -> str:
+    return pictures.page(prepare(title, drawings))
 
 
 def panels(html: str) -> list[str]:
@@ -105,3 +111,13 @@ def test_heat_lies_over_the_pixels_that_tokens_cover(tmp_path: Path) -> None:
     assert found == [("0.0", f"{DARKEST / 2:.3f}"), ("20.0", f"{DARKEST:.3f}")]
     assert 'class="box" x="25.0" y="5.0" width="10.0" height="10.0"' in html
     assert "data:image/jpeg;base64," in html
+
+
+def test_what_was_drawn_is_read_back_beside_the_page(tmp_path: Path) -> None:
+    drawn = prepare("heads \udcff", [drawing(), drawing(title="half \ud83d", image=None)])
+    write_pictures(tmp_path / "looks.html", drawn)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["looks.html", "looks.pictures.json"]
+    read = AttentionPictures.load(tmp_path / "looks.pictures.json")
+    assert read.pictures[0] == drawn.pictures[0]
+    assert (read.title, read.pictures[1].title) == ("heads \ufffd", "half \ufffd")
+    assert pictures.page(read) in (tmp_path / "looks.html").read_text(encoding="utf-8")

@@ -1,12 +1,10 @@
 """The command line. A command parses, calls one function and saves one artefact; heavy imports wait until it runs."""
 
-import sys
 from typing import Annotated
 
 import typer
 
 from truthheads.cli import compare, console, data, evaluate, export, gate, ground, report, reproduce, score, trace, tune
-from truthheads.storage.launching import launch_all
 
 app = typer.Typer(
     name="truthheads",
@@ -71,5 +69,4 @@ data_app.command("pairs")(data.pairs)
 def main() -> None:
     """Run the command line."""
     console.escape_unknown()
-    launch_all(sys.argv[1:])
     app(prog_name="truthheads")

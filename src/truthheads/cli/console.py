@@ -20,7 +20,7 @@ from rich.segment import Segment
 from rich.table import Table
 
 from truthheads.errors import ActivationError, NotFirstRank, TruthHeadsError, out_of_memory
-from truthheads.storage.launching import ranks
+from truthheads.storage.distributed import check_launched, meet, ranks
 
 P = ParamSpec("P")
 
@@ -82,16 +82,15 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
 
 
 def multi_process(command: Callable[P, R]) -> Callable[P, R]:
-    """Let the processes of one command, if there are several, watch each other while it runs."""
+    """Let the processes of one command, if there are several, meet before it runs."""
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        if not ranks().several:
-            return command(*args, **kwargs)
-        from truthheads.storage.distributed import watched
-
-        with watched():
-            return command(*args, **kwargs)
+        if ranks().several:
+            meet()
+        else:
+            check_launched()
+        return command(*args, **kwargs)
 
     return run
 

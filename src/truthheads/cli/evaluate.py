@@ -17,7 +17,7 @@ from typer.core import TyperCommand, TyperGroup
 from truthheads.cli import console
 from truthheads.cli.console import guarded, multi_process
 from truthheads.cli.options import LOADING, BatchTokens, Json, ModelName
-from truthheads.storage.launching import ranks
+from truthheads.storage.distributed import ranks
 
 if TYPE_CHECKING:
     from truthheads.benchmarks.base import AnswerOptions, Benchmark

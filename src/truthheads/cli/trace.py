@@ -73,8 +73,8 @@ def trace(
     from truthheads.models.prompts import missing_images
     from truthheads.plots.charts import check_suffix, save_chart
     from truthheads.results.scores import Scores
-    from truthheads.storage.files import check_target, dumps, write_text
-    from truthheads.tracing.pictures import draw
+    from truthheads.storage.files import check_target, dumps
+    from truthheads.tracing.pictures import draw, write_pictures
     from truthheads.tracing.score_correlation import summarise_trace
     from truthheads.tracing.trace import trace as run
 
@@ -111,8 +111,8 @@ def trace(
         save_chart(found.chart(), plot)
         result["plot"] = str(plot)
     if pictures is not None:
-        html = draw(loaded, questions, found, rows=picture_rows, chat=chat, truncate=truncate)
-        write_text(pictures, html)
+        drawn = draw(loaded, questions, found, rows=picture_rows, chat=chat, truncate=truncate)
+        write_pictures(pictures, drawn)
         result["pictures"] = str(pictures)
     if json:
         typer.echo(dumps(result))

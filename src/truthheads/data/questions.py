@@ -1,17 +1,21 @@
 """Questions: one context, one question, a truthful and an untruthful answer."""
 
 import hashlib
+import json
 import os
 import re
+import sqlite3
+import weakref
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, SupportsIndex, overload
+from typing import NamedTuple, SupportsIndex, overload
 
 from truthheads.data.cautions import data_cautions
 from truthheads.data.numerals import inside_number, numerals, spans_of_equal
 from truthheads.data.same_answers import any_same
-from truthheads.data.spool import Spool
+from truthheads.errors import ArtifactError
 from truthheads.storage.files import dumps, replaced
 
 IN_MEMORY = 20_000
@@ -81,12 +85,70 @@ class Question:
         return int.from_bytes(hashlib.sha256(text).digest()[:8], "big", signed=True)
 
 
+class RowsOnDisk:
+    """Questions in a temporary SQLite database; one at a time is in memory, and about two megabytes of its pages.
+
+    SQLite keeps the file in the temporary folder (``TMPDIR``) without a name, so a process that is killed leaves
+    nothing behind.
+
+    Raises:
+        ArtifactError: The temporary folder is full or cannot be written to.
+    """
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._rows = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+        weakref.finalize(self, self._rows.close)
+        with _room_for_rows():
+            self._rows.execute("PRAGMA journal_mode = OFF")  # nobody reads the file after a process that broke off
+            self._rows.execute("CREATE TABLE rows (record TEXT)")
+
+    def __len__(self) -> int:
+        return self._count
+
+    def append(self, question: Question) -> None:
+        """Add a question."""
+        record = json.dumps([getattr(question, name) for name in Question.__slots__])
+        with _room_for_rows():
+            self._rows.execute("INSERT INTO rows VALUES (?)", (record,))
+        self._count += 1
+
+    def read(self, start: int, stop: int) -> Iterator[Question]:
+        """Yield the questions from ``start`` to before ``stop``."""
+        with _room_for_rows():  # reading may also write: pages that are not on the disk yet make room for others
+            yield from map(_restored, self._rows.execute(_ROWS_BETWEEN, (start, stop)))
+
+
+_ROWS_BETWEEN = "SELECT record FROM rows WHERE rowid > ? AND rowid <= ? ORDER BY rowid"
+
+
+@contextmanager
+def _room_for_rows() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise ArtifactError(
+            "the rows could not be kept in the temporary folder",
+            expected="room for the question file's rows there",
+            got=str(error),
+            fix="free some space, or set TMPDIR to a larger folder",
+        ) from error
+
+
+def _restored(row: tuple[str]) -> Question:
+    fields = dict(zip(Question.__slots__, json.loads(row[0]), strict=True))
+    evidence = tuple((int(start), int(end)) for start, end in fields["evidence"])
+    boxes = tuple((x0, y0, x1, y1) for x0, y0, x1, y1 in fields["boxes"])
+    aliases = {name: tuple(fields[name]) for name in ("aliases", "untruthful_aliases")}
+    return Question(**{**fields, "evidence": evidence, "boxes": boxes, **aliases})
+
+
 class QuestionRows(Sequence[Question]):
     """Questions in order: in memory while they are few, in a temporary file when they are many."""
 
     def __init__(self, rows: Iterable[Question] = ()) -> None:
         self._few: list[Question] = []
-        self._many: Spool | None = None
+        self._many: RowsOnDisk | None = None
         for question in rows:
             self.append(question)
 
@@ -100,17 +162,17 @@ class QuestionRows(Sequence[Question]):
             self._few.append(question)
             return
         if self._many is None:
-            self._many = Spool()
+            self._many = RowsOnDisk()
             for one in self._few:
-                self._many.append(_record(one))
+                self._many.append(one)
             self._few = []
-        self._many.append(_record(question))
+        self._many.append(question)
 
     def __len__(self) -> int:
         return len(self._few) if self._many is None else len(self._many)
 
     def __iter__(self) -> Iterator[Question]:
-        return iter(self._few) if self._many is None else map(_restored, self._many.read(0, len(self._many)))
+        return iter(self._few) if self._many is None else self._many.read(0, len(self._many))
 
     @overload
     def __getitem__(self, at: SupportsIndex) -> Question: ...
@@ -124,10 +186,10 @@ class QuestionRows(Sequence[Question]):
         if isinstance(at, slice):
             start, stop, step = at.indices(len(self))
             if step == 1:
-                return list(map(_restored, self._many.read(start, stop)))
+                return list(self._many.read(start, stop))
             return [self[i] for i in range(start, stop, step)]
         place = range(len(self))[at]
-        return _restored(next(self._many.read(place, place + 1)))
+        return next(self._many.read(place, place + 1))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Sequence) or isinstance(other, str):
@@ -135,23 +197,6 @@ class QuestionRows(Sequence[Question]):
         return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
 
     __hash__ = None  # type: ignore[assignment]  # as a list has none
-
-
-def _record(question: Question) -> list[Any]:
-    return [getattr(question, name) for name in Question.__slots__]
-
-
-def _restored(record: list[Any]) -> Question:
-    fields = dict(zip(Question.__slots__, record, strict=True))
-    return Question(
-        **{
-            **fields,
-            "evidence": tuple((int(start), int(end)) for start, end in fields["evidence"]),
-            "boxes": tuple((x0, y0, x1, y1) for x0, y0, x1, y1 in fields["boxes"]),
-            "aliases": tuple(fields["aliases"]),
-            "untruthful_aliases": tuple(fields["untruthful_aliases"]),
-        }
-    )
 
 
 class Alike(NamedTuple):

@@ -32,9 +32,8 @@ from truthheads.models.prompts import Encoded
 from truthheads.results.evaluation import GUARD, PLAIN, SETTINGS, SUMMARY
 from truthheads.results.gate import Control, Gate
 from truthheads.storage.artifacts import provenance
-from truthheads.storage.distributed import barrier
+from truthheads.storage.distributed import barrier, ranks
 from truthheads.storage.files import dumps, file_sha256, write_json
-from truthheads.storage.launching import ranks
 from truthheads.storage.output_lock import lock_output
 
 GUARD_TEXTS = 32

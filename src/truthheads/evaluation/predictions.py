@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 
 from truthheads.benchmarks.base import PredictionLine
 from truthheads.errors import DataError
-from truthheads.storage.distributed import barrier, leave
+from truthheads.storage.distributed import barrier, leave, ranks
 from truthheads.storage.files import dumps, unwritable, write_text
-from truthheads.storage.launching import ranks
 
 Key = tuple[str, str, str, str]
 """Task, run, split, id."""
@@ -164,7 +163,7 @@ def gathered(path: Path, keys: Iterable[Key]) -> Journal:
             has no key here stays where it is.
 
     Raises:
-        PartDone: In every process but the first.
+        NotFirstRank: In every process but the first.
     """
     barrier()
     if ranks().rank:

@@ -80,8 +80,8 @@ def check_folder(out: Path, *, force: bool, source: Path | None = None) -> None:
 def replaced_folder(out: Path) -> Iterator[Path]:
     """Yield a new folder beside ``out``; rename it to ``out`` only if the block succeeds.
 
-    A folder that is there keeps its name until the new one is whole and on the disk; the two then change places, in
-    one step where the file system can do that.
+    A folder that is there keeps its name until the new one is whole and on the disk; the two then change places by
+    two renames, see :func:`truthheads.storage.files.replace_folder`.
 
     Args:
         out: The final name. The folder around it is made where it is missing.

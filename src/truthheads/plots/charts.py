@@ -63,6 +63,22 @@ def heat_map(
     return chart.configure_view(fill="#d9d9d9", stroke=None).configure_axis(grid=False)
 
 
+STATES = {"chosen": "chosen", "within": "within the guard", "beyond": "beyond the guard"}
+"""What can be said of a candidate of a tuning run, and the words for it."""
+
+
+def candidate_state(at: int, harm: Mapping[str, float], *, guard: float, chosen: int | None) -> str:
+    """Return which of ``STATES`` a candidate is in.
+
+    Args:
+        at: Its number.
+        harm: Nats a token with their interval.
+        guard: Most harm allowed.
+        chosen: Number of the candidate that was chosen, or None.
+    """
+    return "chosen" if at == chosen else "within" if harm["high"] <= guard else "beyond"
+
+
 def frontier_chart(path: list[dict[str, Any]], *, guard: float, chosen: int | None) -> Any:
     """Return an Altair chart of margin gained against nats lost, with both intervals, one point per candidate.
 
@@ -76,7 +92,7 @@ def frontier_chart(path: list[dict[str, Any]], *, guard: float, chosen: int | No
     rows = []
     for at, entry in enumerate(path):
         harm, gain = entry["harm"]["kl"], entry["effect"]["margin"]
-        state = "chosen" if at == chosen else "within the guard" if harm["high"] <= guard else "beyond the guard"
+        state = STATES[candidate_state(at, harm, guard=guard, chosen=chosen)]
         rows.append(
             {
                 "name": entry["name"],
@@ -87,8 +103,9 @@ def frontier_chart(path: list[dict[str, Any]], *, guard: float, chosen: int | No
         )
     x = alt.X("harm_value:Q", title="KL on neutral text (nats a token)", scale=alt.Scale(type="log"))
     y = alt.Y("gain_value:Q", title="margin gained (nats)")
-    states = ["chosen", "within the guard", "beyond the guard"]
-    colour = alt.Color("state:N", title=None, scale=alt.Scale(domain=states, range=["#d55e00", "#0072b2", "#8c8c8c"]))
+    colour = alt.Color(
+        "state:N", title=None, scale=alt.Scale(domain=list(STATES.values()), range=["#d55e00", "#0072b2", "#8c8c8c"])
+    )
     base = alt.Chart(alt.Data(values=rows))
     tooltip = [
         alt.Tooltip("name:N"),

@@ -13,9 +13,9 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 
 from truthheads.errors import ArtifactError, TruthHeadsError
-from truthheads.reporting.pages import Picture, read_pictures
 from truthheads.results.drift import Drift
 from truthheads.results.gate import Gate
+from truthheads.results.pictures import SUFFIX, AttentionPictures
 from truthheads.results.scores import Scores, open_array
 from truthheads.results.trace import Trace
 from truthheads.storage.artifacts import KEY
@@ -36,6 +36,7 @@ SHAPES = {
     "tuning": {"path", "frontier", "chosen", "guard"},
     "evaluation": {"task", "rows", "runs", "primary"},
     "grounding": {"better", "anyway", "exported", "verdict", "test_rows"},
+    "pictures": {"title", "pictures", "version"},
 }
 """Keys by which a JSON result is known."""
 
@@ -44,11 +45,12 @@ LOADERS: dict[str, Callable[[Path], Any]] = {
     "gate": Gate.load,
     "trace": Trace.load,
     "drift": Drift.load,
+    "pictures": AttentionPictures.load,
 }
 
 LOOKED_FOR = (
-    "scores, gates, traces and drifts (.safetensors), comparison.json, tuning.json, summary.json, pages of "
-    "`truthheads trace --pictures`"
+    "scores, gates, traces and drifts (.safetensors), comparison.json, tuning.json, summary.json, "
+    "the .pictures.json of `truthheads trace --pictures`"
 )
 
 
@@ -89,7 +91,7 @@ class Artefacts:
         tunings: Objects as in ``tuning.json``.
         evaluations: Objects as in ``summary.json``.
         groundings: Objects as in ``ground.json``.
-        pictures: What pages of ``truthheads trace --pictures`` show.
+        pictures: What ``truthheads trace --pictures`` drew.
         warnings: Sentences on files that could not be used.
     """
 
@@ -101,7 +103,7 @@ class Artefacts:
     tunings: list[Named[dict[str, Any]]] = field(default_factory=list)
     evaluations: list[Named[dict[str, Any]]] = field(default_factory=list)
     groundings: list[Named[dict[str, Any]]] = field(default_factory=list)
-    pictures: list[Named[list[Picture]]] = field(default_factory=list)
+    pictures: list[Named[AttentionPictures]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
     def of(self, kind: str) -> list[Named[Any]]:
@@ -210,8 +212,6 @@ def _kind(path: Path) -> str | None:
         return "scores" if {"layer", "head", "accuracy"} <= columns else None
     if suffix == ".npy":
         return _kind_of_array(path)
-    if suffix == ".html":
-        return "pictures" if read_pictures(path, peek=True) else None
     return None
 
 
@@ -245,7 +245,7 @@ def _kind_of_json(path: Path) -> str | None:
     try:
         value = read_json(path)
     except ArtifactError:
-        ours = path.name in ("comparison.json", "tuning.json", "summary.json")
+        ours = path.name in ("comparison.json", "tuning.json", "summary.json") or path.name.endswith(SUFFIX)
         if ours or b'"truthheads ' in path.read_bytes():
             raise
         return None
@@ -254,6 +254,4 @@ def _kind_of_json(path: Path) -> str | None:
 
 
 def _read(path: Path, kind: str) -> Any:
-    if kind in LOADERS:
-        return LOADERS[kind](path)
-    return list(read_pictures(path)) if kind == "pictures" else read_json(path)
+    return LOADERS[kind](path) if kind in LOADERS else read_json(path)

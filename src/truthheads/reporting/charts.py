@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 
 from truthheads.benchmarks.registry import label, lower_is_better
 from truthheads.models.head_weights import WEIGHT_PARTS
+from truthheads.plots.charts import candidate_state
 from truthheads.reporting.artifacts import Artefacts, Heads, Named
 from truthheads.reporting.wording import chance, figure, number, short_name, signed
 from truthheads.results.drift import Drift
@@ -97,7 +98,7 @@ def _view(
 
 def _scores(one: Named[Scores], arrays: Arrays) -> dict[str, Any]:
     item = one.item
-    middle = {"attribution": 0.0, "evidence": 0.5}.get(item.method)
+    middle = item.chance
     views = [_view(arrays, "score", item.values.numpy(), unit=item.unit, middle=middle, interval=one.ends)]
     others = {"AUROC": item.auroc, "pair accuracy": item.pair_accuracy}
     views += [
@@ -258,7 +259,7 @@ def tuning_path(tuning: Mapping[str, Any]) -> dict[str, Any] | None:
     points = []
     for at, entry in enumerate(tuning["path"]):
         harm, gain = entry["harm"]["kl"], entry["effect"]["margin"]
-        state = "chosen" if at == tuning["chosen"] else "within" if harm["high"] <= tuning["guard"] else "beyond"
+        state = candidate_state(at, harm, guard=tuning["guard"], chosen=tuning["chosen"])
         words = f"{entry['name']}: margin {signed(gain)}, harm {figure(harm, 4)}"
         points.append({"name": entry["name"], "state": state, "x": _ends(harm), "y": _ends(gain), "words": words})
     return {"points": points, "guard": tuning["guard"]} if points else None

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 from truthheads.reporting import charts, tables
 from truthheads.reporting.artifacts import Artefacts
 from truthheads.reporting.charts import Arrays, panels
-from truthheads.reporting.pages import Picture
 from truthheads.reporting.sentences import judged
 from truthheads.reporting.tables import Table
+from truthheads.results.pictures import AttentionPicture
 
 GROUPS = {
     "scores": (
@@ -81,7 +81,7 @@ class Section:
     leads: list[str] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    pictures: list[tuple[str, list[Picture]]] = field(default_factory=list)
+    pictures: list[tuple[str, list[AttentionPicture]]] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -194,8 +194,9 @@ def _evidence(found: Artefacts, warnings: list[str]) -> Section | None:
     )
     room = MOST_PICTURE_BYTES
     for one in found.pictures:
-        rows, left_out = [], len(one.item[MOST_ROWS:])
-        for row in one.item[:MOST_ROWS]:
+        drawn = one.item.pictures
+        rows, left_out = [], len(drawn[MOST_ROWS:])
+        for row in drawn[:MOST_ROWS]:
             size = _size(row)
             if size > room:
                 left_out += 1
@@ -203,16 +204,16 @@ def _evidence(found: Artefacts, warnings: list[str]) -> Section | None:
             room -= size
             rows.append(row)
         if left_out:
-            warnings.append(f"{one.path}: {left_out} of {len(one.item)} rows are left out to keep this page small")
+            warnings.append(f"{one.path}: {left_out} of {len(drawn)} rows are left out to keep this page small")
         if rows:
-            section.pictures.append((rows[0].page.strip() or one.name, rows))
+            section.pictures.append((one.item.title.strip() or one.name, rows))
     return section
 
 
-def _size(row: Picture) -> int:
+def _size(row: AttentionPicture) -> int:
     """Return about how many bytes a row of pictures takes on the page."""
-    pieces = sum(90 + len(piece[0]) for panel in row.panels for piece in panel.pieces)
-    return len(row.image) + pieces + sum(110 * len(panel.shapes) for panel in row.panels)
+    pieces = sum(90 + len(piece.text) for panel in row.panels for piece in panel.pieces)
+    return len(row.image) + pieces + sum(110 * (len(panel.cells) + len(row.boxes)) for panel in row.panels)
 
 
 def _gates(found: Artefacts) -> Section | None:

@@ -18,6 +18,7 @@ from truthheads.errors import ArtifactError
 from truthheads.plots.charts import chart_html, heat_map
 from truthheads.stats.intervals import auroc_spread, layer_ends, mean_ends, probed_ends, spread_of
 from truthheads.stats.overlap import UNKNOWN
+from truthheads.stats.thresholds import CHANCE_SCORE
 from truthheads.storage.artifacts import check_tensors, load_artifact, save_artifact
 
 KIND = "scores"
@@ -182,6 +183,11 @@ class Scores:
         names = {"attribution": "mean gradient (nats)", "evidence": _measure(self.meta)}
         return names.get(self.method, "accuracy")
 
+    @property
+    def chance(self) -> float | None:
+        """The score of a head that knows nothing, the centre of colour scales; None for scores of unknown origin."""
+        return CHANCE_SCORE.get(self.method)
+
     def intervals(self) -> tuple[Float[np.ndarray, "num_layers num_heads"], Float[np.ndarray, "num_layers num_heads"]]:
         """Return the ends of each head's 95 % interval over groups of questions; NaN where no samples were kept.
 
@@ -297,13 +303,12 @@ class Scores:
     def chart(self) -> Any:
         """Return the heat map of layers × heads as an Altair chart, one more for each kind of row."""
         model = (self.meta.get("model") or {}).get("name", "")
-        middle = {"probe": 0.5, "evidence": 0.5, "attribution": 0.0}.get(self.method)
         kinds = {kind: self.kind_values[i].numpy() for i, kind in enumerate(self.meta.get("kinds", []))}
         return heat_map(
             self.values.numpy(),
             title=f"{self.unit} per head {model}".strip(),
             unit=self.unit,
-            middle=middle,
+            middle=self.chance,
             panels=kinds if len(kinds) > 1 else None,
         )
 

@@ -22,9 +22,8 @@ from truthheads.models.forward import Progress, backbone, filled, final_values, 
 from truthheads.models.hooks import intercepted
 from truthheads.models.load import Model
 from truthheads.models.prompts import Encoded, token_digest
-from truthheads.storage.distributed import barrier, my_share
+from truthheads.storage.distributed import barrier, my_share, ranks
 from truthheads.storage.files import Lock, check_space, dumps, read_into, unwritable
-from truthheads.storage.launching import ranks
 from truthheads.storage.row_store import Field, RowStore, locked, open_rows, sealed
 
 

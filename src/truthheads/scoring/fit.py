@@ -16,9 +16,8 @@ from truthheads.results.scores import LARGEST
 from truthheads.scoring.activations import Activations
 from truthheads.scoring.probes import Probe, fold_accuracies, probe_metrics
 from truthheads.stats.overlap import Overlap, between, overlap_of
-from truthheads.storage.distributed import barrier, leave, my_share
+from truthheads.storage.distributed import barrier, leave, my_share, ranks
 from truthheads.storage.files import dumps, replaced
-from truthheads.storage.launching import ranks
 from truthheads.storage.row_store import made_room
 
 BLOCK_BYTES = 1 << 26
@@ -106,7 +105,7 @@ def fit_probes(
         made_from: What the fits depend on, as JSON; fits of something else that lie on disk are removed.
 
     Raises:
-        PartDone: In every process but the first.
+        NotFirstRank: In every process but the first.
     """
     folder: Path | None = None
     place = ranks()

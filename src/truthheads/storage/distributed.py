@@ -1,80 +1,122 @@
-"""Several processes of one command (``accelerate launch``): each does its share of the batches, the first the rest.
+"""Several processes of one command (``torchrun``, ``accelerate launch``): each does its share, the first the rest.
 
-What a process has made lies in files that all can see, so that another start, with more processes or fewer, goes on
-from there. Several machines need a folder that all of them see.
+The launcher starts the processes, tells each its place by the environment, and ends all of them when one dies. What a
+process has made lies in files that all can see, so that another start, with more processes or fewer, goes on from
+there. Several machines need a folder that all of them see.
 """
 
 import os
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any, NoReturn
-
-import torch
+from typing import Any, NamedTuple, NoReturn
 
 from truthheads.errors import NotFirstRank, TruthHeadsError
-from truthheads.storage.launching import exported, ranks
-from truthheads.storage.watching import GOES_ON, PeerLostError, Watch, meet
+
+PLACE = {
+    "RANK": ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK"),
+    "WORLD_SIZE": ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"),
+    "LOCAL_RANK": ("MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_RANK"),
+    "LOCAL_WORLD_SIZE": ("MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE", "MV2_COMM_WORLD_LOCAL_SIZE"),
+}
+"""What torchrun calls it, and what mpirun does."""
 
 ARRIVAL = timedelta(minutes=5)
-"""How long the first of the processes waits for the last to start."""
-
-REPORT_SECONDS = 20
-"""Within that time the watch has said who is gone, where a barrier broke off."""
+"""How long the processes wait for the last of them to start."""
 
 PATIENCE = timedelta(days=7)
-"""How long a process that is done waits for others that work; one that dies or fails ends all (:mod:`watching`)."""
-
-_watch: Watch | None = None
+"""How long a process that is done waits for others that work; one that dies breaks the wait off at once."""
 
 _group: Any = None
+
+
+class PeerLostError(TruthHeadsError):
+    """Another process of the same command did not start, or is not there any more."""
+
+
+class Ranks(NamedTuple):
+    """This process among those of one command.
+
+    Attributes:
+        rank: Its number; 0 is the first.
+        world: How many there are.
+    """
+
+    rank: int
+    world: int
+
+    @property
+    def several(self) -> bool:
+        """Whether there is more than one."""
+        return self.world > 1
+
+
+def ranks() -> Ranks:
+    """Return this process's place, as ``accelerate launch``, torchrun or mpirun tell it by the environment."""
+    return Ranks(_number("RANK", 0), _number("WORLD_SIZE", 1))
+
+
+def check_launched() -> None:
+    """Raise TruthHeadsError where ``accelerate launch`` was asked for several processes and has started but one.
+
+    So it does on a machine without several GPUs, unless it is given ``--multi_gpu``. It then sets the port at which
+    several would meet, and no place.
+    """
+    several = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_PORT" in os.environ
+    if several and not any(_number(name, -1) >= 0 for name in PLACE):
+        raise TruthHeadsError(
+            "accelerate launch was asked for several processes and has started only one",
+            expected="WORLD_SIZE and RANK in the environment of each process",
+            got="MASTER_PORT without WORLD_SIZE: on CPUs, and where processes share a GPU, it starts a single process",
+            fix="start the command with `torchrun --nproc-per-node N -m truthheads …`, or give accelerate launch "
+            "--multi_gpu and not --cpu; for one process, unset MASTER_PORT and give --num_processes 1",
+        )
 
 
 def barrier() -> None:
     """Wait until every process is here.
 
     Raises:
-        GoneError: A process did not start, or has ended.
+        PeerLostError: A process did not start, or has ended.
     """
     if not ranks().several:
         return
-    watch = joined()
-    watch.enter()
+    import torch
+
+    meet()
     try:
-        torch.distributed.barrier(_group, device_ids=[int(os.environ.get("LOCAL_RANK", "0"))])
+        torch.distributed.barrier(_group)
     except RuntimeError as error:
-        time.sleep(REPORT_SECONDS)  # a peer that died breaks this off; the watch then ends the process, with its name
         raise PeerLostError(
-            "waiting for the other processes broke off",
-            expected="all processes of the command",
+            "another process of this command has ended before its part was done",
+            expected=f"all {ranks().world} processes, up to the end of the command",
             got=str(error).splitlines()[0],
-            fix=GOES_ON,
+            fix="see what the other process has said; then start the same command again, it goes on from here",
         ) from error
 
 
-def joined() -> Watch:
-    """Meet the other processes, once, and return the watch on them.
+def meet() -> None:
+    """Meet the other processes, once.
 
-    Accelerate makes the process group: gloo where processes run on CPUs (or share an accelerator), nccl on GPUs.
+    Accelerate makes the process group and gives each process its device. They wait for each other by gloo, whose
+    connections close with their process: an end is noticed at once, without a time limit on the work.
 
     Raises:
-        GoneError: Not all processes have started within five minutes, or one cannot be reached.
+        PeerLostError: Not all processes have started within five minutes, or one cannot be reached.
     """
-    global _watch, _group
-    if _watch is not None:
-        return _watch
+    global _group
+    if _group is not None:
+        return
+    import torch
     from accelerate import PartialState  # type: ignore[import-untyped]
 
-    exported()
+    for name in PLACE:  # by the names that torch and Accelerate read, where a launcher has others
+        if (found := _number(name, -1)) >= 0:
+            os.environ[name] = str(found)
     place = ranks()
     os.environ.setdefault("LOCAL_RANK", str(place.rank % max(_accelerators(), 1)))
     try:
-        state = PartialState(cpu=on_cpus(), timeout=ARRIVAL)
-        _group = torch.distributed.new_group(timeout=PATIENCE)
-        meeting = meet() if place.rank == 0 else None
-        said = torch.tensor([meeting.port, meeting.token] if meeting else [0, 0], device=_meeting_place(state))
-        torch.distributed.broadcast(said, src=0)
+        PartialState(cpu=on_cpus(), timeout=ARRIVAL)
+        _group = torch.distributed.new_group(timeout=PATIENCE, backend="gloo")
     except (RuntimeError, ValueError) as error:
         raise PeerLostError(
             f"rank {place.rank} of {place.world} did not meet the others",
@@ -83,43 +125,14 @@ def joined() -> Watch:
             got=str(error).splitlines()[0],
             fix="start all of them; for one process alone, unset WORLD_SIZE",
         ) from error
-    port, token = said.tolist()
-    address = os.environ.get("MASTER_ADDR", "127.0.0.1")
-    _watch = Watch.of_first(place, meeting) if meeting else Watch.of_other(place, address, port, token)
-    return _watch
-
-
-@contextmanager
-def watched() -> Iterator[None]:
-    """Watch the other processes, and be watched by them, inside the block; whatever ends it is told to them."""
-    if not ranks().several:
-        yield
-        return
-    watch = joined()
-    try:
-        yield
-    except TruthHeadsError as error:
-        watch.failed(f"{error.problem}: expected {error.expected}; got {error.got}; do: {error.fix}", 2)
-        raise
-    except KeyboardInterrupt:
-        watch.failed(f"by hand; {GOES_ON}", 130)
-        raise
-    except Exception as error:
-        if getattr(error, "exit_code", 1):
-            watch.failed(f"{type(error).__name__}: {error}", 1)
-        raise
-    finally:
-        watch.done()
 
 
 def leave() -> NoReturn:
     """End this process's part, as one that is not the first.
 
     Raises:
-        PartDone: Always.
+        NotFirstRank: Always.
     """
-    if _watch is not None:
-        _watch.done()
     raise NotFirstRank
 
 
@@ -130,12 +143,9 @@ def on_cpus() -> bool:
 
 
 def _accelerators() -> int:
+    import torch
+
     return torch.accelerator.device_count() if torch.accelerator.is_available() else 0
-
-
-def _meeting_place(state: Any) -> torch.device:
-    """Return where tensors that the process group carries must lie."""
-    return torch.device("cpu") if state.backend == "gloo" else torch.device(state.device)
 
 
 def my_share(costs: Sequence[int]) -> set[int]:
@@ -149,3 +159,8 @@ def my_share(costs: Sequence[int]) -> set[int]:
         if owner == place.rank:
             mine.add(number)
     return mine
+
+
+def _number(name: str, default: int) -> int:
+    values = (os.environ.get(each, "") for each in (name, *PLACE[name]))
+    return next((int(value) for value in values if value.isdigit()), default)

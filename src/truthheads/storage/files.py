@@ -1,7 +1,6 @@
 """Write files and folders so that a kill leaves the old one or the new one; locks that end with their process."""
 
 import contextlib
-import ctypes
 import errno
 import fcntl
 import hashlib
@@ -10,7 +9,6 @@ import math
 import os
 import re
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -114,12 +112,6 @@ def _forget() -> None:
 
 NEW, OLD, LOCK = "new", "old", "lock"
 
-_CHANGE_PLACES = 2  # RENAME_EXCHANGE of Linux, RENAME_SWAP of macOS
-
-_HERE = -100  # AT_FDCWD
-
-_CANNOT = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)
-
 
 @contextlib.contextmanager
 def temporary_beside(path: Path) -> Iterator[Path]:
@@ -153,13 +145,14 @@ def recover(path: Path) -> None:
 
 
 def replace_folder(new: Path, path: Path) -> None:
-    """Give a folder its final name, in one step also where another has it, which then lies aside.
+    """Give a folder its final name; a folder that has the name is moved aside first and removed afterwards.
 
-    On file systems where two names cannot change places, the old one is moved aside first: a kill just then is mended
-    by :func:`recover`.
+    No system call of Python's library swaps two folders, so there is a moment between two renames when nothing has
+    the name. A process killed in that moment leaves the old folder aside, and :func:`recover`, with which the next
+    command on this name begins, gives it back.
 
     Args:
-        new: From :func:`aside`.
+        new: From :func:`temporary_beside`.
         path: The final name.
 
     Raises:
@@ -168,8 +161,6 @@ def replace_folder(new: Path, path: Path) -> None:
     if not os.path.lexists(path):
         new.rename(path)
         return
-    if _change_places(new, path):
-        return
     old = new.with_name(OLD)
     path.rename(old)
     try:
@@ -177,22 +168,6 @@ def replace_folder(new: Path, path: Path) -> None:
     except OSError:
         old.rename(path)
         raise
-
-
-def _change_places(one: Path, other: Path) -> bool:
-    """Exchange two names in one step; False where that cannot be done."""
-    library = ctypes.CDLL(None, use_errno=True)
-    names = os.fsencode(one.absolute()), os.fsencode(other.absolute())
-    if sys.platform == "darwin":
-        failed = library.renamex_np(*names, _CHANGE_PLACES) if hasattr(library, "renamex_np") else -1
-    elif hasattr(library, "renameat2"):
-        failed = library.renameat2(_HERE, names[0], _HERE, names[1], _CHANGE_PLACES)
-    else:
-        return False
-    code = ctypes.get_errno() if failed else 0
-    if failed and code not in _CANNOT:
-        raise OSError(code, os.strerror(code), str(other))
-    return not failed
 
 
 def _workspace(path: Path) -> tuple[Path, Lock]:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from truthheads.errors import ArtifactError
+from truthheads.storage.distributed import ranks
 from truthheads.storage.files import check_around, recover, take, unwritable
-from truthheads.storage.launching import ranks
 
 
 def in_use(name: Path) -> ArtifactError:

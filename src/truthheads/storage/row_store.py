@@ -17,9 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from truthheads.errors import ArtifactError
-from truthheads.storage.distributed import barrier, leave
+from truthheads.storage.distributed import barrier, leave, ranks
 from truthheads.storage.files import Lock, read_json, replaced, take, unwritable, write_json, write_text
-from truthheads.storage.launching import ranks
 from truthheads.storage.output_lock import in_use
 
 JOURNAL = "journal"
@@ -196,7 +195,7 @@ def first_only(store: RowStore | None) -> RowStore:
     """Return the store in the first process; the others, which have none, end here.
 
     Raises:
-        PartDone: In every process but the first.
+        NotFirstRank: In every process but the first.
     """
     return leave() if store is None else store
 

@@ -4,7 +4,7 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,7 +15,9 @@ from truthheads.data.images import load_image
 from truthheads.data.questions import Question
 from truthheads.errors import DataError
 from truthheads.models.load import Model
+from truthheads.results.pictures import SUFFIX, AttentionPicture, AttentionPictures, Cell, Panel, Piece
 from truthheads.results.trace import Trace
+from truthheads.storage.files import write_text
 from truthheads.tracing.trace import Attention, attention_of
 
 DARKEST = 0.75
@@ -61,27 +63,48 @@ class Drawing:
     boxes: Sequence[tuple[float, float, float, float]] = ()
 
 
-def page(title: str, drawings: Sequence[Drawing]) -> str:
-    """Return one self-contained HTML page, readable in light and dark; every text from outside is escaped.
+def prepare(title: str, drawings: Sequence[Drawing]) -> AttentionPictures:
+    """Work out what is drawn: shades, text cut at its tokens, images made smaller.
 
     Args:
-        title: Of the page.
-        drawings: One section each.
+        title: Of all of them.
+        drawings: One picture each.
 
     Raises:
         DataError: An image cannot be read.
     """
+    return AttentionPictures(title, [_picture(one) for one in drawings])
+
+
+def page(pictures: AttentionPictures) -> str:
+    """Return one self-contained HTML page, readable in light and dark; every text from outside is escaped."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     loader = Environment(loader=PackageLoader("truthheads.tracing"), autoescape=True, undefined=StrictUndefined)
-    rows = [
-        {"title": one.title, "note": one.note, "panels": [_panel(one, at) for at in range(len(one.heads))]}
-        for one in drawings
-    ]
-    return loader.get_template("attention.html").render(title=title, rows=rows)
+    return loader.get_template("attention.html").render(title=pictures.title, rows=pictures.pictures)
 
 
-def _panel(drawing: Drawing, head: int) -> dict[str, Any]:
+def write_pictures(path: Path, pictures: AttentionPictures) -> None:
+    """Write the page, and beside it as ``NAME.pictures.json`` what :func:`truthheads.report` reads.
+
+    Raises:
+        ArtifactError: A file could not be written.
+    """
+    write_text(path, page(pictures))
+    pictures.save(path.with_suffix(SUFFIX))
+
+
+def _picture(drawing: Drawing) -> AttentionPicture:
+    panels = [_panel(drawing, at) for at in range(len(drawing.heads))]
+    if drawing.image is None or drawing.cells is None or drawing.pixels is None:
+        return AttentionPicture(drawing.title, drawing.note, panels)
+    picture = load_image(drawing.image)
+    width, height = picture.size
+    boxes = tuple((round(x0, 1), round(y0, 1), round(x1, 1), round(y1, 1)) for x0, y0, x1, y1 in drawing.boxes)
+    return AttentionPicture(drawing.title, drawing.note, panels, _embedded(picture), width, height, boxes)
+
+
+def _panel(drawing: Drawing, head: int) -> Panel:
     name, note = drawing.heads[head]
     weights = drawing.weights[head]
     free = ~drawing.sink
@@ -89,60 +112,46 @@ def _panel(drawing: Drawing, head: int) -> dict[str, Any]:
     largest = float(weights[free].max()) if free.any() else 0.0
     shades = np.where(free, np.minimum(weights / max(largest, 1e-12), 1.0) * DARKEST, 0.0)
     sinks = f"{float(weights[drawing.sink].sum()):.0%} of the attention on sinks"
-    return {
-        "title": name,
-        "note": f"{note}; {sinks}" if note else sinks,
-        "pieces": _pieces(drawing, weights, shades),
-        "image": _image(drawing, weights, shades),
-    }
+    pieces, cells = _pieces(drawing, weights, shades), _cells(drawing, weights, shades)
+    return Panel(name, f"{note}; {sinks}" if note else sinks, pieces, cells)
 
 
-def _pieces(
-    drawing: Drawing, weights: Float[np.ndarray, " seq"], shades: Float[np.ndarray, " seq"]
-) -> list[dict[str, Any]]:
+def _pieces(drawing: Drawing, weights: Float[np.ndarray, " seq"], shades: Float[np.ndarray, " seq"]) -> list[Piece]:
     """Return the text cut at its tokens; characters that no token holds stay plain."""
-    found: list[dict[str, Any]] = []
+    found: list[Piece] = []
     reached = 0
     for at, (start, end) in enumerate(drawing.spans):
         if end <= reached:
             continue
         start = max(start, reached)
         if start > reached:
-            found.append({"plain": True, "text": drawing.text[reached:start]})
+            found.append(Piece(drawing.text[reached:start]))
         marks = {
             "e": drawing.evidence[at],
             "d": drawing.distractor[at],
             "s": drawing.sink[at],
             "q": at == drawing.query,
         }
-        found.append(
-            {
-                "plain": False,
-                "text": drawing.text[start:end],
-                "classes": " ".join(mark for mark, holds in marks.items() if holds),
-                "shade": f"{shades[at]:.3f}",
-                "weight": f"{weights[at]:.2%}",
-            }
-        )
+        letters = " ".join(mark for mark, holds in marks.items() if holds)
+        found.append(Piece(drawing.text[start:end], letters, *_rounded(shades[at], weights[at])))
         reached = end
-    return [*found, {"plain": True, "text": drawing.text[reached:]}]
+    return [*found, Piece(drawing.text[reached:])]
 
 
-def _image(
-    drawing: Drawing, weights: Float[np.ndarray, " seq"], shades: Float[np.ndarray, " seq"]
-) -> dict[str, Any] | None:
-    """Return the picture with a rectangle for each token that covers pixels; None where there is none."""
-    if drawing.image is None or drawing.cells is None or drawing.pixels is None:
-        return None
-    picture = load_image(drawing.image)
-    width, height = picture.size
+def _cells(drawing: Drawing, weights: Float[np.ndarray, " seq"], shades: Float[np.ndarray, " seq"]) -> list[Cell]:
+    """Return a rectangle for each token that covers pixels."""
+    if drawing.cells is None or drawing.pixels is None:
+        return []
     where = np.flatnonzero(drawing.pixels)
     cells = []
     for at, (x0, y0, x1, y1) in zip(where, drawing.cells[np.isfinite(drawing.cells[:, 0])], strict=True):
-        size = {"x": f"{x0:.1f}", "y": f"{y0:.1f}", "width": f"{x1 - x0:.1f}", "height": f"{y1 - y0:.1f}"}
-        cells.append({**size, "shade": f"{shades[at]:.3f}", "weight": f"{weights[at]:.2%}"})
-    boxes = [tuple(round(float(edge), 1) for edge in box) for box in drawing.boxes]
-    return {"href": _embedded(picture), "width": width, "height": height, "cells": cells, "boxes": boxes}
+        x, y, width, height = (round(float(edge), 1) for edge in (x0, y0, x1 - x0, y1 - y0))
+        cells.append(Cell(x, y, width, height, *_rounded(shades[at], weights[at])))
+    return cells
+
+
+def _rounded(shade: float, weight: float) -> tuple[float, float]:
+    return round(float(shade), 3), round(float(weight), 4)
 
 
 def _embedded(picture: Image.Image) -> str:
@@ -167,8 +176,8 @@ def draw(
     heads: int = HEADS,
     chat: bool = False,
     truncate: bool = False,
-) -> str:
-    """Return an HTML page of traced rows: the attention of the best heads, and of the worst, at the trace's position.
+) -> AttentionPictures:
+    """Draw traced rows: the attention of the best heads, and of the worst, at the trace's position.
 
     Heads are ordered by Truth Score where the trace was given scores, else by AUROC for the evidence.
 
@@ -203,7 +212,7 @@ def draw(
         found = attention_of(model, questions[row], shown, position=trace.position, chat=chat, truncate=truncate)
         drawings.append(_drawing(questions[row], found, notes, trace.position))
     order = "Truth Score" if by_truth else "AUROC for the evidence"
-    return page(f"{model.name}: what the {len(best)} best and {len(worst)} worst heads by {order} look at", drawings)
+    return prepare(f"{model.name}: what the {len(best)} best and {len(worst)} worst heads by {order} look at", drawings)
 
 
 def _ends(values: torch.Tensor, count: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:

@@ -17,11 +17,11 @@ from truthheads.reporting.report import write_report
 from truthheads.results.gate import Gate
 from truthheads.results.scores import Scores
 from truthheads.scoring.score import score
-from truthheads.storage.files import read_json, write_text
+from truthheads.storage.files import read_json
 from truthheads.storage.output_lock import lock_output
 from truthheads.synthetic.scenes import make_scenes
 from truthheads.synthetic.text import make_text
-from truthheads.tracing.pictures import draw
+from truthheads.tracing.pictures import draw, write_pictures
 from truthheads.tracing.trace import trace
 from truthheads.tuning.tune import tune
 from truthheads.workflows.steps import Steps, Tell
@@ -115,7 +115,7 @@ class _Chain:
                 progress=self.progress,
             )
             found.save(out)
-            write_text(out.with_suffix(".html"), draw(self.model(name), rows, found, rows=2))
+            write_pictures(out.with_suffix(".html"), draw(self.model(name), rows, found, rows=2))
             shutil.rmtree(partial, ignore_errors=True)
 
         given = {"model": name, "data": questions, "scores": scores, "seed": self.seed}
