@@ -26,7 +26,7 @@ SHARD_BYTES = 500 << 20
 CHILD = """
 import sys
 from pathlib import Path
-from truthheads.drift import weight_drift
+from truthheads.lineage.weight_drift import weight_drift
 
 def status(name):
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name + ":"))

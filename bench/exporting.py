@@ -28,8 +28,8 @@ SHARDS = 10
 CHILD = """
 import sys
 from pathlib import Path
-from truthheads.exports import export
-from truthheads.gates import Gate
+from truthheads.exporting.export import export
+from truthheads.results.gate import Gate
 
 def status(name):
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name + ":"))

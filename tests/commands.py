@@ -27,13 +27,13 @@ class Command(NamedTuple):
 
 LIGHT = ("--dtype", "fp32", "--batch-tokens", 200)
 RUN = ("model", "--data", "rows.jsonl", *LIGHT)
-GRID = ("--method", "grid", "--scores", "scores.safetensors", "--strengths", "1", "--norms", "centred")
+GRID = ("--scores", "scores.safetensors", "--strengths", "1", "--norms", "centred")
 JUDGE = ("--gate", "gate.safetensors", "--controls", 1, "--guard-texts", 2, "--seed", 1)
 LEAN = ("--gate", "leaning.safetensors", "--controls", 1, "--guard-texts", 2)
 COMMANDS = {
     "score": Command(("score", *RUN), "s.safetensors"),
-    "grid": Command(("tune", *RUN, *GRID, "--sites", "z"), "g/gate.safetensors"),
-    "learn": Command(("tune", *RUN, "--epochs", 1), "g/gate.safetensors"),
+    "grid": Command(("tune", "grid", *RUN, *GRID, "--sites", "z"), "g/gate.safetensors"),
+    "learn": Command(("tune", "learn", *RUN, "--epochs", 1), "g/gate.safetensors"),
     "adapter": Command(("export", "model", "--gate", "gate.safetensors", "--to", "adapter"), "adapter"),
     "checkpoint": Command(("export", "model", "--gate", "gate.safetensors", "--to", "checkpoint"), "checkpoint"),
     "sharded": Command(("export", "sharded", "--gate", "gate.safetensors", "--to", "checkpoint"), "checkpoint"),

@@ -35,7 +35,7 @@ def run(*words: object) -> Result:
 
 def test_learn_writes_a_gate_its_path_and_a_chart(model: Path, rows: Path, tmp_path: Path) -> None:
     out, plot = tmp_path / "gate.safetensors", tmp_path / "frontier.svg"
-    result = run("tune", model, "--data", rows, "--out", out, "--plot", plot, *LIGHT)
+    result = run("tune", "learn", model, "--data", rows, "--out", out, "--plot", plot, *LIGHT)
     assert result.exit_code == 0, result.output
     gate = Gate.load(out).gate
     assert divmod(int(gate.argmax()), gate.shape[1]) == PLANTED_HEAD
@@ -48,8 +48,9 @@ def test_learn_writes_a_gate_its_path_and_a_chart(model: Path, rows: Path, tmp_p
 def test_json_is_all_that_stands_on_standard_output(model: Path, rows: Path, tmp_path: Path) -> None:
     scores = tmp_path / "scores.safetensors"
     assert run("score", model, "--data", rows, "--out", scores).exit_code == 0
-    words: tuple[Any, ...] = ("--method", "grid", "--scores", scores, "--strengths", "0.2,1", "--norms", "centred")
-    result = run("tune", model, "--data", rows, "--out", tmp_path / "g.safetensors", *words, "--sites", "z", "--json")
+    words: tuple[Any, ...] = ("--scores", scores, "--strengths", "0.2,1", "--norms", "centred")
+    out = tmp_path / "g.safetensors"
+    result = run("tune", "grid", model, "--data", rows, "--out", out, *words, "--sites", "z", "--json")
     found = json.loads(result.stdout)
     assert [entry["strength"] for entry in found["path"]] == [0.2, 1.0]
     assert found["method"] == "grid"
@@ -58,18 +59,17 @@ def test_json_is_all_that_stands_on_standard_output(model: Path, rows: Path, tmp
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        (("--method", "grid"), "made from scores"),
-        (("--guard", "0"), "guard"),
-        (("--strengths", "1,x"), "no number"),
-        (("--method", "grid", "--scores", "missing.safetensors"), "not there"),
-        (("--neutral", "missing.txt"), "neutral"),
-        (("--plot", "chart.pdf"), "chart"),
+        (("learn", "--guard", "0"), "guard"),
+        (("grid", "--scores", "missing.safetensors", "--strengths", "1,x"), "--strengths must be numbers"),
+        (("grid", "--scores", "missing.safetensors"), "not there"),
+        (("learn", "--neutral", "missing.txt"), "neutral"),
+        (("learn", "--plot", "chart.pdf"), "chart"),
     ],
 )
 def test_bad_input_ends_with_two_lines_and_leaves_nothing(
     model: Path, rows: Path, tmp_path: Path, words: tuple[str, ...], problem: str
 ) -> None:
-    result = run("tune", model, "--data", rows, "--out", tmp_path / "gate.safetensors", *words)
+    result = run("tune", words[0], model, "--data", rows, "--out", tmp_path / "gate.safetensors", *words[1:])
     assert result.exit_code == 2
     lines = [line for line in result.stderr.splitlines() if line.strip()]
     assert len(lines) == 2 and lines[0].startswith("error:") and lines[1].startswith("do:")
@@ -80,5 +80,11 @@ def test_bad_input_ends_with_two_lines_and_leaves_nothing(
 def test_a_gate_of_another_shape_is_refused(model: Path, rows: Path, tmp_path: Path) -> None:
     Gate(torch.ones(3, 3)).save(tmp_path / "other.safetensors")
     words = ("--base-gate", tmp_path / "other.safetensors")
-    result = run("tune", model, "--data", rows, "--out", tmp_path / "gate.safetensors", *words)
+    result = run("tune", "learn", model, "--data", rows, "--out", tmp_path / "gate.safetensors", *words)
     assert result.exit_code == 2 and "does not fit the model" in result.stderr
+
+
+def test_a_grid_without_scores_is_refused(model: Path, rows: Path, tmp_path: Path) -> None:
+    result = run("tune", "grid", model, "--data", rows, "--out", tmp_path / "gate.safetensors")
+    assert result.exit_code == 2 and "Missing option '--scores'" in result.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -312,10 +312,13 @@ def test_every_command_that_loads_a_model_says_how() -> None:
     import typer
 
     root: Any = typer.main.get_command(app)
-    found = {**root.commands, "data pairs": root.commands["data"].commands["pairs"]}
+    found = {**root.commands}
+    found |= {
+        f"{group} {name}": one for group in ("data", "tune") for name, one in root.commands[group].commands.items()
+    }
     found["evaluate"] = root.commands["evaluate"].get_command(None, "pairs")
     loading = {"--device", "--dtype", "--device-map", "--max-memory", "--offload-folder", "--load-in"}
-    for name in ("score", "trace", "tune", "evaluate", "ground", "reproduce", "data pairs"):
+    for name in ("score", "trace", "tune learn", "tune grid", "evaluate", "ground", "reproduce", "data pairs"):
         assert loading <= {option for one in found[name].params for option in one.opts}, name
     for name in ("export", "inspect", "compare", "gate"):
         assert not {"--device-map", "--load-in"} & {option for one in found[name].params for option in one.opts}, name
@@ -335,7 +338,7 @@ def test_every_command_that_loads_a_model_says_how() -> None:
         ({"": "cuda:93"}, "cuda:93"),
         ({"": True}, "True"),
         ({"": "cpu", "transformer.x.0": "disk"}, "'transformer.x.0', which the model lacks"),
-        ({"transformer": "cpu"}, "where lm_head is to go"),
+        ({"transformer": "cpu"}, "names no device for lm_head"),
     ],
 )
 def test_a_map_that_cannot_be_used(folder: Path, device_map: Any, message: str) -> None:

@@ -117,7 +117,7 @@ def commands(model: str, files: dict[str, str], out: Path) -> list[list[str]]:
         ["inspect", model],
         ["score", model, "--data", files["q"], "--out", str(out / "s.safetensors")],
         ["trace", model, "--data", files["q"], "--out", str(out / "t.safetensors")],
-        ["tune", model, "--data", files["q"], "--out", str(out / "g.safetensors")],
+        ["tune", "learn", model, "--data", files["q"], "--out", str(out / "g.safetensors")],
         ["evaluate", "conflict", model, "--data", files["q"], "--out", str(out / "e")],
         ["ground", model, "--data", files["half"], "--out", str(out / "ground")],
         ["export", model, "--gate", files["gate"], "--to", "adapter", "--out", str(out / "a")],
@@ -242,7 +242,7 @@ def test_a_configuration_that_counts_beyond_reason_is_refused(tmp_path: Path, to
     folder = save(ROW, tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | told))
-    with pytest.raises(ModelError, match="cannot be believed"):
+    with pytest.raises(ModelError, match="too large to be true"):
         inspect(str(folder))
 
 

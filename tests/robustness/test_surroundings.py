@@ -152,7 +152,7 @@ def test_a_model_cache_on_a_full_disk(small_disk: Path) -> None:
 WHEN_IT_COMPUTES = """
 import ctypes, resource
 from pathlib import Path
-from truthheads import forward
+from truthheads.models import forward
 libc = ctypes.CDLL(None)
 libc.mallopt(-3, 65536)  # every large block asks the system for memory
 plain, most = forward._halving, []
@@ -422,11 +422,9 @@ sys.path.insert(0, sys.argv[2])
 import forking, os
 if os.geteuid() == 0:
     forking._give_up_powers()
-from truthheads.artifacts import check_target, write_text
+from truthheads.storage.files import check_target, write_text
 from truthheads.errors import ArtifactError
-from planted import planted_questions
-from truthheads import sources
-from truthheads.data import write_questions
+from truthheads.models import sources
 from truthheads.errors import ModelError
 for write in (check_target, lambda path: write_text(path, "x"), sources.check_cache,
               lambda path: sources.publish(path, print)):

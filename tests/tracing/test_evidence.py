@@ -314,7 +314,7 @@ def test_rows_that_cannot_be_traced_are_counted(planted: Model) -> None:
     assert found.sample_question.tolist() == [0, 3]
     with pytest.raises(DataError, match=r"no question has evidence(.*\n)*.*1 rows with no evidence"):
         trace(planted, questions[1:3])
-    with pytest.raises(DataError, match="no position is called 'end'"):
+    with pytest.raises(DataError, match="unknown position 'end'"):
         trace(planted, questions, position="end")
 
 

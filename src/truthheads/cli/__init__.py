@@ -1,22 +1,40 @@
 """The command line. A command parses, calls one function and saves one artefact; heavy imports wait until it runs."""
 
+import sys
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from truthheads.cli import compare, console, data, evaluate, export, gate, ground, report, reproduce, score, trace, tune
+from truthheads.cli.help import add_command
+from truthheads.cli.old_forms import old_form
+from truthheads.storage.distributed import ranks
 
 app = typer.Typer(
     name="truthheads",
     help="Find, compare and gate the attention heads that keep a model with its context.",
     no_args_is_help=True,
     add_completion=False,
+    epilog="Example: truthheads demo --out demo",
     pretty_exceptions_enable=False,
 )
 
-data_app = typer.Typer(help="Make question files.", no_args_is_help=True)
+data_app = typer.Typer(
+    help="Make question files.",
+    no_args_is_help=True,
+    epilog="Example: truthheads data make text --rows 200 --out rows",
+)
+
+tune_app = typer.Typer(
+    help="Find the gate that gains most for the least harm.",
+    no_args_is_help=True,
+    epilog="Example: truthheads tune learn smollm2 --data questions.jsonl",
+)
 
 app.add_typer(data_app, name="data")
+
+app.add_typer(tune_app, name="tune")
 
 
 def _version(shown: bool) -> bool:
@@ -37,36 +55,58 @@ def root(
     """Find, compare and gate the attention heads that keep a model with its context."""
 
 
-app.command("inspect")(score.inspect_model)
+add_command(app, "inspect", score.inspect_model, example="truthheads inspect smollm2")
 
-app.command("score")(score.score)
+add_command(app, "score", score.score, example="truthheads score smollm2 --data questions.jsonl --plot heads.html")
 
-app.command("compare")(compare.compare)
+add_command(app, "compare", compare.compare, example="truthheads compare base.safetensors tuned.safetensors")
 
-app.command("trace")(trace.trace)
+add_command(
+    app,
+    "trace",
+    trace.trace,
+    example="truthheads trace smollm2 --data questions.jsonl --scores scores.safetensors",
+)
 
-app.command("gate")(gate.gate)
+add_command(app, "gate", gate.gate, example="truthheads gate scores.safetensors --strength 2 --for smollm2")
 
-app.command("tune")(tune.tune)
+add_command(tune_app, "learn", tune.learn, example="truthheads tune learn smollm2 --data questions.jsonl")
 
-app.command("export")(export.export)
+add_command(
+    tune_app,
+    "grid",
+    tune.grid,
+    example="truthheads tune grid smollm2 --data questions.jsonl --scores scores.safetensors",
+)
+
+add_command(
+    app,
+    "export",
+    export.export,
+    example="truthheads export smollm2 --gate gate.safetensors --to checkpoint --out gated",
+)
 
 app.add_typer(evaluate.app, name="evaluate")
 
-app.command("ground")(ground.ground)
+add_command(app, "ground", ground.ground, example="truthheads ground smollm2 --data rows.jsonl --out grounded")
 
-app.command("report")(report.report)
+add_command(app, "report", report.report, example="truthheads report demo --out report.html")
 
-app.command("demo")(reproduce.demo)
+add_command(app, "demo", reproduce.demo, example="truthheads demo --out demo")
 
-app.command("reproduce")(reproduce.reproduce)
+add_command(app, "reproduce", reproduce.reproduce, example="truthheads reproduce mistral --plan")
 
-data_app.command("make")(data.make)
+add_command(data_app, "make", data.make, example="truthheads data make text --rows 200 --out rows")
 
-data_app.command("pairs")(data.pairs)
+add_command(
+    data_app, "pairs", data.pairs, example="truthheads data pairs rows.jsonl --model smollm2 --out questions.jsonl"
+)
 
 
 def main() -> None:
     """Run the command line."""
     console.escape_unknown()
-    app(prog_name="truthheads")
+    argv, note = old_form(sys.argv[1:])
+    if note is not None and ranks().rank == 0:
+        console.err.print(f"note: {escape(note)}")
+    app(args=argv, prog_name="truthheads")

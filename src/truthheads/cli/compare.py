@@ -8,6 +8,7 @@ from rich.markup import escape
 
 from truthheads.cli import console
 from truthheads.cli.console import exclusive_output, guarded
+from truthheads.cli.help import DATA, OUTPUT, RUN
 from truthheads.cli.options import Json, Seed
 
 SCORE_FILES = (".safetensors", ".npy", ".csv")
@@ -20,22 +21,25 @@ def compare(
         list[str],
         typer.Argument(
             metavar="A B [C…]",
-            help="Score files; with --weights models, base first; with --weights, files and models both.",
+            help="Score files; with --weights also models, the base first.",
         ),
     ],
     weights: Annotated[
-        bool, typer.Option("--weights", help="Compare weights: A and B are models, as for every other command.")
+        bool, typer.Option("--weights", rich_help_panel=RUN, help="Compare the weights of the models among A B C….")
     ] = False,
     reference: Annotated[
-        Path | None, typer.Option(help="Scores of one of the models on other data: its agreement with itself.")
+        Path | None,
+        typer.Option(rich_help_panel=DATA, help="Score file of one of the models on other data, for comparison."),
     ] = None,
     align: Annotated[
-        bool, typer.Option("--align", help="Also bring heads of other places or shapes onto each other.")
+        bool, typer.Option("--align", rich_help_panel=RUN, help="Also align heads of different positions or shapes.")
     ] = False,
-    out: Annotated[Path, typer.Option(help="The JSON result; drift per head is written beside it.")] = Path(
-        "comparison.json"
-    ),
-    plot: Annotated[Path | None, typer.Option(help="Scatter, profile and heat maps: .html, .png or .svg.")] = None,
+    out: Annotated[
+        Path, typer.Option(rich_help_panel=OUTPUT, help="JSON file; drift per head is written beside it.")
+    ] = Path("comparison.json"),
+    plot: Annotated[
+        Path | None, typer.Option(rich_help_panel=OUTPUT, help="Scatter, profile and heat maps: .html, .png or .svg.")
+    ] = None,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:

@@ -31,7 +31,7 @@ UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\
 
 
 class _Plain(Console):
-    """A console on which text from files can't move the cursor, retitle the window or write over what stands there."""
+    """A console that replaces control characters, so that text from files cannot move the cursor."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):
@@ -53,8 +53,8 @@ MORE_MEMORY = "free memory, or give a smaller --batch-tokens, --limit or --dtype
 def guarded(command: Callable[P, R]) -> Callable[P, R]:
     """Turn an error raised on purpose into two lines and exit code 2, and Ctrl-C into one line and 130.
 
-    So it is with memory that has run out, wherever that was. Of several processes, all but the first end here when
-    their share is done.
+    Lack of memory, anywhere, is reported in the same way. Of several processes, all but the first end here when their
+    share is done.
     """
 
     @functools.wraps(command)
@@ -111,9 +111,9 @@ def _refuse(problem: str, fix: str) -> None:
 
 
 def escape_unknown() -> None:
-    """Let characters that standard output has no code for come out as numbers, as in JSON, instead of as an error.
+    """Print characters that standard output cannot encode as numeric escapes, as in JSON, instead of failing.
 
-    So it is in a terminal that knows no more than ASCII, and everywhere with file names that are no text.
+    This matters in a terminal that has only ASCII, and everywhere for file names that are not valid text.
     """
     codecs.register_error("truthheads", _escaped)
     for stream in (sys.stdout, sys.stderr):
@@ -129,7 +129,7 @@ def _escaped(error: UnicodeError) -> tuple[str, int]:
 
 
 def exclusive_output(*beside: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Let no other command write ``--out`` while this one runs, nor the files of these names beside it."""
+    """Lock ``--out`` and the named files beside it against other commands while this one runs."""
 
     def decorate(command: Callable[P, R]) -> Callable[P, R]:
         @functools.wraps(command)
@@ -172,7 +172,7 @@ def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
 
 @contextlib.contextmanager
 def stepwise(steps: Mapping[str, str]) -> Iterator[tuple[Callable[[str, bool], None], Callable[[int, int], None]]]:
-    """Yield callbacks for a chain of steps: one is told each step as it begins, one its progress (done, total).
+    """Yield two callbacks for a chain of steps: one for a step that begins, one for its progress (done, total).
 
     Each step leaves a line on stderr, also one that is not among ``steps``; on a terminal a bar shows how far it is
     and the time left.

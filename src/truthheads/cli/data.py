@@ -1,40 +1,33 @@
 """``truthheads data``: make question files."""
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from truthheads.choices import Generated, PairStrategy, Split
 from truthheads.cli import console
 from truthheads.cli.console import exclusive_output, guarded
-from truthheads.cli.options import How, Json, Limit, Seed, SkipBadRows, loads_model
-
-
-class Generated(StrEnum):
-    """What can be generated."""
-
-    text = "text"
-    scenes = "scenes"
-
-
-class Split(StrEnum):
-    """Which part of the generators' names, facts and seeds."""
-
-    train = "train"
-    dev = "dev"
-    test = "test"
+from truthheads.cli.help import MODEL, OUTPUT, RUN
+from truthheads.cli.options import How, Images, Json, Limit, Seed, SkipBadRows, loads_model
 
 
 @guarded
 def make(
-    what: Annotated[Generated, typer.Argument(help="What to generate.")],
-    rows: Annotated[int, typer.Option(min=1, help="How many rows.")],
-    out: Annotated[Path, typer.Option(help="Folder to write to.")],
+    what: Annotated[Generated, typer.Argument(help="Kind of rows to generate.")],
+    rows: Annotated[int, typer.Option(metavar="N", min=1, rich_help_panel=RUN, help="Number of rows.")],
+    out: Annotated[Path, typer.Option(rich_help_panel=OUTPUT, help="Folder to write to.")],
     seed: Seed = 0,
-    kinds: Annotated[str | None, typer.Option(help="text: comma-separated, of absent, distractor, memory.")] = None,
-    facts: Annotated[int, typer.Option(min=1, max=8, help="text: facts in each context.")] = 4,
-    split: Annotated[Split, typer.Option(help="Names and facts of the three are disjoint.")] = Split.test,
+    kinds: Annotated[
+        str | None,
+        typer.Option(rich_help_panel=RUN, help="For text, a comma-separated list of: absent, distractor, memory."),
+    ] = None,
+    facts: Annotated[
+        int, typer.Option(metavar="N", min=1, max=8, rich_help_panel=RUN, help="For text, facts per context.")
+    ] = 4,
+    split: Annotated[
+        Split, typer.Option(rich_help_panel=RUN, help="Which split; no name or fact occurs in two splits.")
+    ] = "test",
     json: Json = False,
 ) -> None:
     """Generate questions about invented people, places and things, or scenes with their questions."""
@@ -43,17 +36,17 @@ def make(
 
     written: list[Path]
     with locked_folder(out):
-        if what is Generated.text:
+        if what == "text":
             from truthheads.data.questions import write_questions
             from truthheads.synthetic.text import KINDS, make_text
 
             chosen = [kind.strip() for kind in kinds.split(",")] if kinds else list(KINDS)
-            questions = make_text(rows, seed=seed, kinds=chosen, facts=facts, split=split.value)
+            questions = make_text(rows, seed=seed, kinds=chosen, facts=facts, split=split)
             written = [write_questions(out / "questions.jsonl", questions)]
         else:
             from truthheads.synthetic.scenes import make_scenes
 
-            files = make_scenes(rows, seed=seed, out=out, split=split.value)
+            files = make_scenes(rows, seed=seed, out=out, split=split)
             written = [files.images, files.questions, *files.pope.values(), files.captions]
     if json:
         typer.echo(dumps({"files": [str(path) for path in written]}))
@@ -62,25 +55,24 @@ def make(
             console.written(path)
 
 
-class StrategyName(StrEnum):
-    """Where untruthful answers come from."""
-
-    closed_book = "closed-book"
-    swap = "swap"
-    both = "both"
-
-
 @guarded
 @exclusive_output()
 @loads_model
 def pairs(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Rows with question, truthful (or answer), context.")],
-    out: Annotated[Path, typer.Option(help="The question file (.jsonl).")],
-    model: Annotated[str | None, typer.Option(help="Whose closed-book answers are taken; not for swap.")] = None,
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="File of rows with context, question, and truthful or answer.")
+    ],
+    out: Annotated[Path, typer.Option(rich_help_panel=OUTPUT, help="Question file to write (.jsonl).")],
+    model: Annotated[
+        str | None, typer.Option(rich_help_panel=MODEL, help="Model that answers without the context (not for swap).")
+    ] = None,
     strategy: Annotated[
-        StrategyName, typer.Option(help="The model's answer without the context, another of its form, or either.")
-    ] = StrategyName.both,
-    images: Annotated[Path | None, typer.Option(help="Folder that image paths start from; else the file's.")] = None,
+        PairStrategy,
+        typer.Option(
+            rich_help_panel=RUN, help="Untruthful answers: the model's own without the context, another row's, or both."
+        ),
+    ] = "both",
+    images: Images = None,
     limit: Limit = None,
     skip_bad_rows: SkipBadRows = False,
     seed: Seed = 0,
@@ -96,10 +88,10 @@ def pairs(
     from truthheads.workflows.make_pairs import make_pairs
 
     questions = read_questions(file, limit=limit, skip_bad_rows=skip_bad_rows, images=images, halves=True)
-    asked = strategy is not StrategyName.swap and model is not None
+    asked = strategy != "swap" and model is not None
     loaded = load(str(model), **how) if asked else None
     with console.progress_bar(f"{len(questions)} questions without their contexts") as progress:
-        made = make_pairs(questions, loaded, strategy=strategy.value, seed=seed, progress=progress)
+        made = make_pairs(questions, loaded, strategy=strategy, seed=seed, progress=progress)
     write_questions(out, made.questions)
     form = (
         None if made.form is None else {"accuracy": made.form.accuracy.json(), "best_feature": made.form.best_feature}

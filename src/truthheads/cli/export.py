@@ -1,44 +1,38 @@
 """``truthheads export``: a gate as an adapter, a checkpoint or a GGUF file."""
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from truthheads.choices import ExportFormat
 from truthheads.cli import console
 from truthheads.cli.console import guarded
-from truthheads.cli.options import Json, ModelName, Remote, Seed
-
-
-class FormatName(StrEnum):
-    """What is written."""
-
-    adapter = "adapter"
-    checkpoint = "checkpoint"
-    gguf = "gguf"
+from truthheads.cli.help import DATA, OUTPUT
+from truthheads.cli.options import IdleSeed, Json, ModelName, Remote
 
 
 @guarded
 def export(
     model: ModelName,
-    gate: Annotated[Path, typer.Option(help="The gate, of the model's shape.")],
+    gate: Annotated[Path, typer.Option(rich_help_panel=DATA, help="Gate file that fits the model.")],
     to: Annotated[
-        FormatName,
-        typer.Option(help="adapter: PEFT IA³ folder. checkpoint: transformers folder. gguf: file, from a .gguf file."),
+        ExportFormat,
+        typer.Option(rich_help_panel=OUTPUT, help="PEFT IA³ folder, transformers folder or GGUF file."),
     ],
-    out: Annotated[Path, typer.Option(help="Folder to write; a file for gguf. It must not exist.")],
+    out: Annotated[Path, typer.Option(rich_help_panel=OUTPUT, help="New folder; for gguf, new file.")],
     force: Annotated[
-        bool, typer.Option("--force", help="Replace a model or adapter folder of that name as a whole.")
+        bool, typer.Option("--force", rich_help_panel=OUTPUT, help="Replace an existing model or adapter folder.")
     ] = False,
     push_to_hub: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Send it to this repository of the Hugging Face hub.")
+        str | None,
+        typer.Option(metavar="NAME", rich_help_panel=OUTPUT, help="Hub repository to upload to."),
     ] = None,
     trust_remote_code: Remote = False,
-    seed: Seed = 0,
+    seed: IdleSeed = 0,
     json: Json = False,
 ) -> None:
-    """Write the gated model in a format that is served already, at no run-time cost."""
+    """Write the gated model in a standard format that existing servers load."""
     from truthheads.exporting.export import export as run
     from truthheads.results.gate import Gate
     from truthheads.storage.files import dumps
@@ -48,7 +42,7 @@ def export(
         run(
             model,
             loaded,
-            to=to.value,
+            to=to,
             out=out,
             force=force,
             push_to_hub=push_to_hub,
@@ -59,11 +53,11 @@ def export(
     size = sum(file.stat().st_size for file in files)
     figures = loaded.describe()
     if json:
-        result = {"model": model, "to": to.value, "out": str(out), "gate": figures, "files": len(files), "bytes": size}
+        result = {"model": model, "to": to, "out": str(out), "gate": figures, "files": len(files), "bytes": size}
         typer.echo(dumps({**result, "pushed_to": push_to_hub, "seed": seed}))
         return
     console.out.print(
-        f"{to.value} of {model}: {figures['moved']} of {figures['num_layers']} x {figures['num_heads']} heads scaled "
+        f"{to} of {model}: {figures['moved']} of {figures['num_layers']} x {figures['num_heads']} heads scaled "
         f"at site {figures['site']}, {len(files)} files, {size / 1e6:,.1f} MB",
         markup=False,
     )

@@ -1,52 +1,53 @@
 """``truthheads gate``: a gate from a score file, or a control of one."""
 
 import math
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from truthheads.choices import Control, Norm, Site
 from truthheads.cli import console
 from truthheads.cli.console import exclusive_output, guarded
-from truthheads.cli.options import Json, Remote, Seed, SiteName
-
-
-class NormName(StrEnum):
-    """How scores become distances from 1."""
-
-    centred = "centred"
-    minmax = "minmax"
-    signed = "signed"
-
-
-class ControlName(StrEnum):
-    """What a control keeps of a gate."""
-
-    constant = "constant"
-    shuffled = "shuffled"
-    random = "random"
+from truthheads.cli.help import MODEL, OUTPUT, RUN
+from truthheads.cli.options import Json, Remote, Seed
 
 
 @guarded
 @exclusive_output()
 def gate(
-    scores: Annotated[Path, typer.Argument(metavar="SCORES", help="Score file, or a released .npy or .csv array.")],
-    strength: Annotated[float, typer.Option(help="Factor = 1 + strength x norm(score).")] = 4.5,
+    scores: Annotated[Path, typer.Argument(metavar="SCORES", help="Score file, or an array as .npy or .csv.")],
+    strength: Annotated[
+        float, typer.Option(metavar="X", rich_help_panel=RUN, help="Strength: factor = 1 + strength x norm(score).")
+    ] = 4.5,
     norm: Annotated[
-        NormName, typer.Option(help="centred: less the layer's mean. minmax: 0 to 1 in a layer. signed: by magnitude.")
-    ] = NormName.centred,
-    site: Annotated[SiteName, typer.Option(help="Each head's z, or blocks of the projection's output.")] = SiteName.z,
-    floor: Annotated[str, typer.Option(help="Least factor, or none; factors below 0 turn a head round.")] = "0",
+        Norm,
+        typer.Option(
+            rich_help_panel=RUN, help="Scores minus the layer's mean, scaled to 0 to 1 in a layer, or by magnitude."
+        ),
+    ] = "centred",
+    site: Annotated[Site, typer.Option(rich_help_panel=RUN, help="Scale each head's z, or output blocks.")] = "z",
+    floor: Annotated[
+        str,
+        typer.Option(
+            metavar="X", rich_help_panel=RUN, help="Smallest factor allowed, or 'none'. Negative factors flip a sign."
+        ),
+    ] = "0",
     standardise: Annotated[
-        bool, typer.Option("--standardise", help="Strength in standard deviations of the scores (centred).")
+        bool,
+        typer.Option(
+            "--standardise", rich_help_panel=RUN, help="Count strength in standard deviations of the scores (centred)."
+        ),
     ] = False,
-    control: Annotated[ControlName | None, typer.Option(help="Write a control of this gate instead.")] = None,
+    control: Annotated[Control | None, typer.Option(rich_help_panel=RUN, help="Write a control gate instead.")] = None,
     target: Annotated[
-        str | None, typer.Option("--for", metavar="MODEL", help="Check that the gate fits this model.")
+        str | None,
+        typer.Option("--for", metavar="MODEL", rich_help_panel=MODEL, help="Check that the gate fits this model."),
     ] = None,
-    out: Annotated[Path, typer.Option(help="The gate.")] = Path("gate.safetensors"),
-    plot: Annotated[Path | None, typer.Option(help="Heat map of the factors: .html, .png or .svg.")] = None,
+    out: Annotated[Path, typer.Option(rich_help_panel=OUTPUT, help="Gate file to write.")] = Path("gate.safetensors"),
+    plot: Annotated[
+        Path | None, typer.Option(rich_help_panel=OUTPUT, help="Heat map of the factors: .html, .png or .svg.")
+    ] = None,
     seed: Seed = 0,
     trust_remote_code: Remote = False,
     json: Json = False,
@@ -69,15 +70,15 @@ def gate(
     made = Gate.from_scores(
         given,
         strength=strength,
-        norm=norm.value,
-        site=site.value,
+        norm=norm,
+        site=site,
         floor=floor_of(floor),
         standardise=standardise,
     )
     if target is not None:
         check_factors(made.gate, inspect(target, trust_remote_code=trust_remote_code).layout)
     if control is not None:
-        made = made.control(control.value, seed=seed)
+        made = made.control(control, seed=seed)
     made = replace(made, meta={**made.meta, "for": target, "seed": seed, **provenance()})
     made.save(out)
     result: dict[str, Any] = {**made.describe(), "top": made.table(), "out": str(out)}
@@ -95,9 +96,9 @@ def gate(
         total = made.gate.numel() - len(made.absent)
         console.warn(f"{made.clipped} of {total} factors were below the floor {floor} and were raised to it")
     if result["negative"]:
-        console.warn(f"{result['negative']} factors are below 0: they turn the head's output round")
-    if standardise and norm is not NormName.centred:
-        console.warn(f"--standardise changes nothing under --norm {norm.value}, which has no unit")
+        console.warn(f"{result['negative']} factors are below 0: they flip the sign of the head's output")
+    if standardise and norm != "centred":
+        console.warn(f"--standardise changes nothing under --norm {norm}, which has no unit")
     for name in ("out", "plot"):
         if name in result:
             console.written(result[name])
@@ -115,10 +116,10 @@ def show_gate(result: dict[str, Any]) -> None:
 
 
 def floor_of(text: str) -> float | None:
-    """Return a floor, or None for ``none``.
+    """Read the value of ``--floor``; None stands for ``none``.
 
     Raises:
-        GateError: It is neither.
+        GateError: The text is neither a number nor ``none``.
     """
     from truthheads.errors import GateError
 
@@ -129,5 +130,10 @@ def floor_of(text: str) -> float | None:
     except ValueError:
         value = math.nan
     if math.isnan(value):
-        raise GateError("the floor is no floor", expected="a number up to 1, or none", got=text, fix="try --floor 0")
+        raise GateError(
+            "--floor must be a number up to 1, or 'none'",
+            expected="a number up to 1, or none",
+            got=text,
+            fix="try --floor 0",
+        )
     return value

@@ -1,4 +1,4 @@
-"""``truthheads ground``: from a user's own rows to a model that stays closer to them, where the evidence says so."""
+"""``truthheads ground``: learn a gate from a user's rows, test it, export the model if it is better."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -7,7 +7,24 @@ import typer
 
 from truthheads.cli import console
 from truthheads.cli.console import guarded
-from truthheads.cli.options import BatchTokens, Data, How, Json, Limit, ModelName, Seed, SkipBadRows, loads_model
+from truthheads.cli.help import DATA, OUTPUT, RUN
+from truthheads.cli.options import (
+    BatchTokens,
+    Chat,
+    Data,
+    Guard,
+    How,
+    Images,
+    Json,
+    Limit,
+    ModelName,
+    Neutral,
+    Seed,
+    SkipBadRows,
+    Truncate,
+    loads_model,
+)
+from truthheads.stats.thresholds import GATE_HARM_NATS, GROUND_TEST_SHARE
 
 
 @guarded
@@ -15,27 +32,30 @@ from truthheads.cli.options import BatchTokens, Data, How, Json, Limit, ModelNam
 def ground(
     model: ModelName,
     data: Data,
-    out: Annotated[Path, typer.Option(help="Folder for everything; the same command goes on from it.")] = Path(
-        "grounded"
-    ),
-    guard: Annotated[
-        float, typer.Option(help="Most harm on text that must stay, in nats a token: what the gate may cost.")
-    ] = 0.02,
-    test_share: Annotated[float, typer.Option(help="Share of the groups that is only tested on.")] = 0.6,
+    out: Annotated[
+        Path, typer.Option(rich_help_panel=OUTPUT, help="Folder to write to; run again to continue.")
+    ] = Path("grounded"),
+    guard: Guard = GATE_HARM_NATS,
+    test_share: Annotated[
+        float, typer.Option(metavar="X", rich_help_panel=DATA, help="Share of the groups held out for the test.")
+    ] = GROUND_TEST_SHARE,
     controls: Annotated[
-        int, typer.Option(min=1, help="Shuffled and random gates to be beaten, of each so many; and a constant one.")
+        int,
+        typer.Option(metavar="N", min=1, rich_help_panel=RUN, help="Number of shuffled and of random control gates."),
     ] = 3,
-    neutral: Annotated[
-        Path | None,
-        typer.Option(help="Text that must stay: paragraphs, or .jsonl with text. Default: contexts, samples."),
+    neutral: Neutral = None,
+    base_gate: Annotated[
+        Path | None, typer.Option(rich_help_panel=RUN, help="Gate of a relative to start from.")
     ] = None,
-    base_gate: Annotated[Path | None, typer.Option(help="Start from a relative's gate.")] = None,
     export_anyway: Annotated[
-        bool, typer.Option("--export-anyway", help="Write the model also where the test gives no evidence.")
+        bool,
+        typer.Option(
+            "--export-anyway", rich_help_panel=OUTPUT, help="Export the model even if the test shows no gain."
+        ),
     ] = False,
-    chat: Annotated[bool, typer.Option("--chat", help="Wrap the prompt in the tokenizer's chat template.")] = False,
-    truncate: Annotated[bool, typer.Option("--truncate", help="Drop the start of contexts that are too long.")] = False,
-    images: Annotated[Path | None, typer.Option(help="Folder that image paths start from; else the file's.")] = None,
+    chat: Chat = False,
+    truncate: Truncate = False,
+    images: Images = None,
     limit: Limit = None,
     skip_bad_rows: SkipBadRows = False,
     batch_tokens: BatchTokens = None,
@@ -44,7 +64,7 @@ def ground(
     how: How,
     json: Json = False,
 ) -> None:
-    """Learn a gate from your rows, test it on rows it has not seen, and write the model where that is better."""
+    """Learn a gate from your rows, test it on held-out rows, and export the model if it is better."""
     from truthheads.storage.files import dumps
     from truthheads.workflows.ground import Settings
     from truthheads.workflows.ground import ground as run

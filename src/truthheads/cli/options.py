@@ -3,69 +3,123 @@
 import functools
 import inspect
 from collections.abc import Callable
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
 
+from truthheads.cli.help import DATA, MODEL, OUTPUT, RUN
+
+# --- the model -------------------------------------------------------------------------------------------------------
+
 ModelName = Annotated[
     str,
-    typer.Argument(
-        metavar="MODEL", help="A transformers or PEFT adapter folder, hub id, .gguf file, or smollm2[:reader|:vision]."
-    ),
+    typer.Argument(metavar="MODEL", help="Model or adapter folder, hub id, .gguf file, or smollm2[:reader|:vision]."),
 ]
 
-Data = Annotated[Path, typer.Option(help="Question file (.jsonl, .json, .csv, .parquet), or hf://datasets/OWNER/NAME.")]
+Device = Annotated[str, typer.Option(rich_help_panel=MODEL, help="Device: auto, cpu, cuda, cuda:1 or mps.")]
 
-Seed = Annotated[int, typer.Option(min=0, help="Of folds, splits and bootstraps.")]
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, nothing else.")]
-
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps …")]
-
-Dtype = Annotated[str, typer.Option(help="auto (bf16 where the hardware has it), bf16, fp16 or fp32.")]
-
-Limit = Annotated[int | None, typer.Option(min=1, help="Read the first N rows.")]
-
-BatchTokens = Annotated[int | None, typer.Option(min=1, help="Padded tokens in a batch; default by device.")]
+Dtype = Annotated[str, typer.Option(rich_help_panel=MODEL, help="Precision: auto, bf16, fp16 or fp32.")]
 
 DeviceMap = Annotated[
     str | None,
-    typer.Option(help="Spread a large model: auto, balanced, sequential, or JSON (or its file) of module: device."),
+    typer.Option(rich_help_panel=MODEL, help="Spread the model: auto, balanced, sequential or JSON."),
 ]
 
 MaxMemory = Annotated[
-    str | None, typer.Option(help="What devices may hold of the model: cpu=2GiB,0=20GiB. Implies --device-map auto.")
+    str | None,
+    typer.Option(rich_help_panel=MODEL, help="Memory per device: cpu=2GiB,0=20GiB; spreads the model."),
 ]
 
 OffloadFolder = Annotated[
     Path | None,
-    typer.Option(help="For weights on disk that the checkpoint does not hold as they are; default: temporary."),
+    typer.Option(rich_help_panel=MODEL, help="Folder for offloaded weights (default: a temporary one)."),
 ]
 
 LoadIn = Annotated[
-    str | None, typer.Option(help="Quantise while loading: 8bit or 4bit (bitsandbytes), int8 (torchao).")
+    str | None,
+    typer.Option(rich_help_panel=MODEL, help="Quantise to 8bit, 4bit (bitsandbytes) or int8 (torchao)."),
 ]
 
-Remote = Annotated[bool, typer.Option("--trust-remote-code", help="Run modelling code that comes with the model.")]
+Remote = Annotated[
+    bool,
+    typer.Option("--trust-remote-code", rich_help_panel=MODEL, help="Run Python code that comes with the model."),
+]
 
-SkipBadRows = Annotated[bool, typer.Option("--skip-bad-rows", help="Leave bad rows out and count them.")]
+# --- the data --------------------------------------------------------------------------------------------------------
 
-SkipMissing = Annotated[bool, typer.Option("--skip-missing", help="Leave out and count rows whose image is not there.")]
+Data = Annotated[
+    Path,
+    typer.Option(rich_help_panel=DATA, help="Question file, or hf://datasets/OWNER/NAME."),
+]
 
+Images = Annotated[
+    Path | None,
+    typer.Option(rich_help_panel=DATA, help="Base folder of image paths (default: that of the data file)."),
+]
 
-class SiteName(StrEnum):
-    """What a factor scales."""
+Limit = Annotated[int | None, typer.Option(metavar="N", min=1, rich_help_panel=DATA, help="Rows to read at most.")]
 
-    z = "z"
-    output = "output"
+SkipBadRows = Annotated[
+    bool, typer.Option("--skip-bad-rows", rich_help_panel=DATA, help="Leave out rows with errors and count them.")
+]
 
+SkipMissing = Annotated[
+    bool,
+    typer.Option("--skip-missing", rich_help_panel=DATA, help="Leave out rows without their image and count them."),
+]
+
+Chat = Annotated[
+    bool, typer.Option("--chat", rich_help_panel=DATA, help="Use the tokenizer's chat template for the prompt.")
+]
+
+Truncate = Annotated[
+    bool, typer.Option("--truncate", rich_help_panel=DATA, help="Drop the start of contexts that are too long.")
+]
+
+Neutral = Annotated[
+    Path | None,
+    typer.Option(rich_help_panel=DATA, help="Unrelated text, .txt or .jsonl (default: contexts, samples)."),
+]
+
+# --- the run ---------------------------------------------------------------------------------------------------------
+
+BatchTokens = Annotated[
+    int | None,
+    typer.Option(metavar="N", min=1, rich_help_panel=RUN, help="Padded tokens per batch (default: by device)."),
+]
+
+Seed = Annotated[int, typer.Option(metavar="N", min=0, rich_help_panel=RUN, help="Random seed.")]
+
+IdleSeed = Annotated[
+    int, typer.Option(metavar="N", min=0, hidden=True, help="Random seed; this command draws nothing at random.")
+]
+"""For commands that take ``--seed`` as all do, but have no use for it."""
+
+Guard = Annotated[
+    float,
+    typer.Option(metavar="X", rich_help_panel=RUN, help="Largest KL on unrelated text, nats per token."),
+]
+
+# --- the output ------------------------------------------------------------------------------------------------------
+
+Json = Annotated[
+    bool, typer.Option("--json", rich_help_panel=OUTPUT, help="Print the result as one JSON object and nothing else.")
+]
+
+Top = Annotated[int, typer.Option(metavar="N", min=1, rich_help_panel=OUTPUT, help="Heads to list in the table.")]
+
+# --- groups of options -----------------------------------------------------------------------------------------------
 
 How = dict[str, Any]
 """How a model is loaded: keyword arguments of ``truthheads.load``."""
 
-LOADING: dict[str, tuple[Any, Any]] = {
+Group = dict[str, tuple[Any, Any]]
+"""Options by name: type and default."""
+
+REQUIRED = inspect.Parameter.empty
+
+LOADING: Group = {
     "device": (Device, "auto"),
     "dtype": (Dtype, "auto"),
     "device_map": (DeviceMap, None),
@@ -78,23 +132,36 @@ LOADING: dict[str, tuple[Any, Any]] = {
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-def loads_model(command: Command) -> Command:
-    """Give a command the options of loading in place of its parameter ``how``, which gets their values."""
-    signature = inspect.signature(command)
-    options = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
-        for name, (kind, default) in LOADING.items()
-    ]
-    parameters: list[inspect.Parameter] = []
-    for name, parameter in signature.parameters.items():
-        own = parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-        parameters += options if name == "how" else [own]
+def takes(**groups: Group) -> Callable[[Command], Command]:
+    """Give a command a group of options in place of a parameter, which then gets their values as a dictionary.
 
-    @functools.wraps(command)
-    def run(**given: Any) -> Any:
-        how = {name: given.pop(name) for name in LOADING}
-        return command(**given, how=how)
+    Args:
+        groups: Options by the name of the parameter that they replace.
+    """
 
-    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {one.name: one.annotation for one in parameters}
-    return run  # type: ignore[return-value]
+    def decorate(command: Command) -> Command:
+        signature = inspect.signature(command)
+        parameters: list[inspect.Parameter] = []
+        for name, parameter in signature.parameters.items():
+            if name in groups:
+                parameters += [
+                    inspect.Parameter(option, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+                    for option, (kind, default) in groups[name].items()
+                ]
+            else:
+                parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+
+        @functools.wraps(command)
+        def run(**given: Any) -> Any:
+            taken = {name: {option: given.pop(option) for option in group} for name, group in groups.items()}
+            return command(**given, **taken)
+
+        run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {one.name: one.annotation for one in parameters}
+        return run  # type: ignore[return-value]
+
+    return decorate
+
+
+loads_model = takes(how=LOADING)
+"""Give a command the options of loading in place of its parameter ``how``."""

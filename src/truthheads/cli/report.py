@@ -1,4 +1,4 @@
-"""``truthheads report``: one page from whatever artefacts a folder holds."""
+"""``truthheads report``: one page of all results in a folder."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,16 +8,19 @@ from rich.markup import escape
 
 from truthheads.cli import console
 from truthheads.cli.console import guarded
+from truthheads.cli.help import OUTPUT
 from truthheads.cli.options import Json
 
 
 @guarded
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the artefacts are; folders in it count, too.")],
-    out: Annotated[Path, typer.Option(help="The page: one self-contained file.")] = Path("report.html"),
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of results, searched with its subfolders.")],
+    out: Annotated[
+        Path, typer.Option(rich_help_panel=OUTPUT, help="HTML page to write: one self-contained file.")
+    ] = Path("report.html"),
     json: Json = False,
 ) -> None:
-    """Write one HTML page, readable offline, from whatever artefacts a folder holds."""
+    """Write one HTML page, readable offline, of all results in a folder."""
     from truthheads.reporting.report import write_report
     from truthheads.storage.files import dumps
 

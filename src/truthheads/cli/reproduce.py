@@ -7,6 +7,7 @@ import typer
 
 from truthheads.cli import console
 from truthheads.cli.console import guarded
+from truthheads.cli.help import DATA, MODEL, OUTPUT, RUN
 from truthheads.cli.options import How, Json, Seed, loads_model
 
 if TYPE_CHECKING:
@@ -15,8 +16,12 @@ if TYPE_CHECKING:
 
 @guarded
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder to write to; the same command goes on from it.")] = Path("demo"),
-    rows: Annotated[int, typer.Option(min=60, help="Generated questions; everything else is in proportion.")] = 180,
+    out: Annotated[
+        Path, typer.Option(rich_help_panel=OUTPUT, help="Folder to write to; run again to continue.")
+    ] = Path("demo"),
+    rows: Annotated[
+        int, typer.Option(metavar="N", min=60, rich_help_panel=DATA, help="Number of questions to generate.")
+    ] = 180,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
@@ -56,19 +61,24 @@ def _show(scores: dict[str, Any], made: dict[str, Any]) -> None:
 @guarded
 @loads_model
 def reproduce(
-    recipe: Annotated[str | None, typer.Argument(help="A shipped recipe, or a TOML file.")] = None,
+    recipe: Annotated[str | None, typer.Argument(help="Name of a shipped recipe (see --list), or a TOML file.")] = None,
     plan: Annotated[
-        bool, typer.Option("--plan", help="Print steps, downloads, memory and time; load nothing.")
+        bool, typer.Option("--plan", rich_help_panel=RUN, help="Print steps, downloads, memory and time; run nothing.")
     ] = False,
-    listed: Annotated[bool, typer.Option("--list", help="Print the shipped recipes.")] = False,
+    listed: Annotated[bool, typer.Option("--list", rich_help_panel=RUN, help="List the shipped recipes.")] = False,
     models_dir: Annotated[
-        Path | None, typer.Option(help="Models as DIR/organisation/name or DIR/name; default: the hub.")
+        Path | None,
+        typer.Option(rich_help_panel=MODEL, help="Folder of models: DIR/organisation/name or DIR/name (default: hub)."),
     ] = None,
     data_dir: Annotated[
-        Path | None, typer.Option(help="Data files; default: fetched where there is an address.")
+        Path | None, typer.Option(rich_help_panel=DATA, help="Folder of data files (default: download).")
     ] = None,
-    rows: Annotated[int | None, typer.Option(min=1, help="Rows of each file, at most.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder to write to. [default: reproduced/RECIPE]")] = None,
+    rows: Annotated[
+        int | None, typer.Option(metavar="N", min=1, rich_help_panel=DATA, help="Rows to read from each file at most.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(rich_help_panel=OUTPUT, help="Folder to write to (default: reproduced/RECIPE).")
+    ] = None,
     *,
     how: How,
     json: Json = False,

@@ -1,17 +1,21 @@
 """``truthheads inspect``, ``score`` and ``demo``: where the heads are and how truthful each is."""
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from truthheads.choices import Folds, Probe, ScoreMethod
 from truthheads.cli import console
 from truthheads.cli.console import exclusive_output, guarded, multi_process
+from truthheads.cli.help import OUTPUT, RUN
 from truthheads.cli.options import (
     BatchTokens,
+    Chat,
     Data,
     How,
+    IdleSeed,
+    Images,
     Json,
     Limit,
     ModelName,
@@ -19,37 +23,19 @@ from truthheads.cli.options import (
     Seed,
     SkipBadRows,
     SkipMissing,
+    Top,
+    Truncate,
     loads_model,
 )
-
-
-class Method(StrEnum):
-    """How a head is scored."""
-
-    probe = "probe"
-    attribution = "attribution"
-    evidence = "evidence"
-
-
-class ProbeName(StrEnum):
-    """Which solver fits the probes."""
-
-    newton = "newton"
-    paper = "paper"
-
-
-class Folds(StrEnum):
-    """How rows are dealt to folds."""
-
-    grouped = "grouped"
-    paper = "paper"
 
 
 @guarded
 def inspect_model(
     model: ModelName,
-    out: Annotated[Path | None, typer.Option(help="Write the JSON result here too.")] = None,
-    seed: Seed = 0,
+    out: Annotated[
+        Path | None, typer.Option(rich_help_panel=OUTPUT, help="File that gets the JSON result as well.")
+    ] = None,
+    seed: IdleSeed = 0,
     json: Json = False,
     trust_remote_code: Remote = False,
 ) -> None:
@@ -80,23 +66,31 @@ def inspect_model(
 def score(
     model: ModelName,
     data: Data,
-    out: Annotated[Path, typer.Option(help="The score file.")] = Path("scores.safetensors"),
-    method: Annotated[
-        Method,
-        typer.Option(help="A linear probe, the margin's gradient at each head's gate, or attention to the evidence."),
-    ] = Method.probe,
-    probe: Annotated[ProbeName, typer.Option(help="newton, or the released protocol for parity.")] = ProbeName.newton,
-    folds: Annotated[Folds, typer.Option(help="grouped by question, or the released split.")] = Folds.grouped,
-    chat: Annotated[bool, typer.Option("--chat", help="Wrap the prompt in the tokenizer's chat template.")] = False,
-    truncate: Annotated[bool, typer.Option("--truncate", help="Drop the start of contexts that are too long.")] = False,
-    share_prefix: Annotated[bool, typer.Option(help="Compute what two answers share once.")] = True,
-    shuffle_labels: Annotated[
-        bool, typer.Option("--shuffle-labels", help="Control: scores must fall to chance.")
+    out: Annotated[Path, typer.Option(rich_help_panel=OUTPUT, help="Score file to write.")] = Path(
+        "scores.safetensors"
+    ),
+    method: Annotated[ScoreMethod, typer.Option(rich_help_panel=RUN, help="How heads are scored.")] = "probe",
+    probe: Annotated[Probe, typer.Option(rich_help_panel=RUN, help="Probe solver (paper: as released).")] = "newton",
+    folds: Annotated[Folds, typer.Option(rich_help_panel=RUN, help="Probe folds (paper: as released).")] = "grouped",
+    chat: Chat = False,
+    truncate: Truncate = False,
+    share_prefix: Annotated[
+        bool, typer.Option("--share-prefix", hidden=True, help="Run a prompt once for all its answers (the default).")
+    ] = True,
+    no_share_prefix: Annotated[
+        bool, typer.Option("--no-share-prefix", rich_help_panel=RUN, help="Run a prompt again for each answer.")
     ] = False,
-    max_samples: Annotated[int, typer.Option(min=0, help="Samples kept for later bootstraps, at most.")] = 20_000,
-    plot: Annotated[Path | None, typer.Option(help="Heat map of the heads: .html, .png or .svg.")] = None,
-    top: Annotated[int, typer.Option(min=1, help="Heads in the table.")] = 10,
-    images: Annotated[Path | None, typer.Option(help="Folder that image paths start from; else the file's.")] = None,
+    shuffle_labels: Annotated[
+        bool, typer.Option("--shuffle-labels", rich_help_panel=RUN, help="Shuffle the labels, as a control.")
+    ] = False,
+    max_samples: Annotated[
+        int, typer.Option(metavar="N", min=0, rich_help_panel=OUTPUT, help="Samples to keep for later intervals.")
+    ] = 20_000,
+    plot: Annotated[
+        Path | None, typer.Option(rich_help_panel=OUTPUT, help="Heat map of the heads: .html, .png or .svg.")
+    ] = None,
+    top: Top = 10,
+    images: Images = None,
     skip_missing: SkipMissing = False,
     limit: Limit = None,
     skip_bad_rows: SkipBadRows = False,
@@ -129,13 +123,13 @@ def score(
         scores = run(
             loaded,
             questions,
-            method=method.value,
-            probe=probe.value,
-            folds=folds.value,
+            method=method,
+            probe=probe,
+            folds=folds,
             seed=seed,
             chat=chat,
             truncate=truncate,
-            share_prefix=share_prefix,
+            share_prefix=share_prefix and not no_share_prefix,
             batch_tokens=batch_tokens,
             shuffle_labels=shuffle_labels,
             max_samples=max_samples,

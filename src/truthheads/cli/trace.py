@@ -1,32 +1,30 @@
 """``truthheads trace``: which heads look at the evidence, and whether they are the truthful ones."""
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from truthheads.choices import Position
 from truthheads.cli import console
 from truthheads.cli.console import exclusive_output, guarded, multi_process
+from truthheads.cli.help import DATA, OUTPUT, RUN
 from truthheads.cli.options import (
     BatchTokens,
+    Chat,
     Data,
     How,
+    Images,
     Json,
     Limit,
     ModelName,
     Seed,
     SkipBadRows,
     SkipMissing,
+    Top,
+    Truncate,
     loads_model,
 )
-
-
-class PositionName(StrEnum):
-    """Whose attention the table and the chart show."""
-
-    answer = "answer"
-    question = "question"
 
 
 @guarded
@@ -37,25 +35,32 @@ def trace(
     model: ModelName,
     data: Data,
     scores: Annotated[
-        Path | None, typer.Option(help="Truth Scores of this model or a relative: tests whether such heads look.")
+        Path | None,
+        typer.Option(rich_help_panel=DATA, help="Truth Scores to compare with, of this model or a relative."),
     ] = None,
-    out: Annotated[Path, typer.Option(help="The trace.")] = Path("trace.safetensors"),
+    out: Annotated[Path, typer.Option(rich_help_panel=OUTPUT, help="Trace file to write.")] = Path("trace.safetensors"),
     position: Annotated[
-        PositionName, typer.Option(help="Show the attention of the answer's or of the question's last token.")
-    ] = PositionName.answer,
+        Position, typer.Option(rich_help_panel=OUTPUT, help="Token to show: last of the answer or question.")
+    ] = "answer",
     untruthful: Annotated[
-        bool, typer.Option("--untruthful", help="Also read the untruthful answer's last token.")
+        bool, typer.Option("--untruthful", rich_help_panel=RUN, help="Also trace the untruthful answer's last token.")
     ] = False,
-    chat: Annotated[bool, typer.Option("--chat", help="Wrap the prompt in the tokenizer's chat template.")] = False,
-    truncate: Annotated[bool, typer.Option("--truncate", help="Drop the start of contexts that are too long.")] = False,
-    max_samples: Annotated[int, typer.Option(min=0, help="Questions kept for later bootstraps, at most.")] = 5_000,
-    plot: Annotated[Path | None, typer.Option(help="Heat map of the heads' AUROC: .html, .png or .svg.")] = None,
-    pictures: Annotated[
-        Path | None, typer.Option(help="A page of rows with what the best and the worst heads look at: .html.")
+    chat: Chat = False,
+    truncate: Truncate = False,
+    max_samples: Annotated[
+        int, typer.Option(metavar="N", min=0, rich_help_panel=OUTPUT, help="Samples to keep for intervals.")
+    ] = 5_000,
+    plot: Annotated[
+        Path | None, typer.Option(rich_help_panel=OUTPUT, help="Heat map of the heads' AUROC: .html, .png or .svg.")
     ] = None,
-    picture_rows: Annotated[int, typer.Option(min=1, help="Rows on that page.")] = 4,
-    top: Annotated[int, typer.Option(min=1, help="Heads in the table.")] = 10,
-    images: Annotated[Path | None, typer.Option(help="Folder that image paths start from; else the file's.")] = None,
+    pictures: Annotated[
+        Path | None, typer.Option(rich_help_panel=OUTPUT, help="Page of rows with the attention drawn in: .html.")
+    ] = None,
+    picture_rows: Annotated[
+        int, typer.Option(metavar="N", min=1, rich_help_panel=OUTPUT, help="Rows on the page of pictures.")
+    ] = 4,
+    top: Top = 10,
+    images: Images = None,
     limit: Limit = None,
     skip_bad_rows: SkipBadRows = False,
     skip_missing: SkipMissing = False,
@@ -94,7 +99,7 @@ def trace(
             loaded,
             questions,
             scores=truth,
-            position=position.value,
+            position=position,
             untruthful=untruthful,
             seed=seed,
             chat=chat,

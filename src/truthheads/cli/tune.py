@@ -1,126 +1,179 @@
 """``truthheads tune``: a gate from dev questions, with the frontier that it was chosen from."""
 
-from enum import StrEnum
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from truthheads.choices import Site, TuneMethod
 from truthheads.cli import console
 from truthheads.cli.console import exclusive_output, guarded
+from truthheads.cli.help import DATA, OUTPUT, RUN
 from truthheads.cli.options import (
+    LOADING,
+    REQUIRED,
     BatchTokens,
+    Chat,
     Data,
+    Group,
+    Guard,
     How,
+    Images,
     Json,
     Limit,
     ModelName,
+    Neutral,
     Seed,
-    SiteName,
     SkipBadRows,
     SkipMissing,
-    loads_model,
+    Truncate,
+    takes,
 )
+from truthheads.stats.thresholds import GATE_HARM_NATS
 
+Out = Annotated[Path, typer.Option(rich_help_panel=OUTPUT, help="Gate file; tuning.json is written beside it.")]
 
-class TuneMethod(StrEnum):
-    """How a gate is found."""
+Plot = Annotated[Path | None, typer.Option(rich_help_panel=OUTPUT, help="Chart of the frontier: .html, .png or .svg.")]
 
-    grid = "grid"
-    learn = "learn"
+COMMON: Group = {
+    "data": (Data, REQUIRED),
+    "out": (Out, Path("gate.safetensors")),
+    "neutral": (Neutral, None),
+    "guard": (Guard, GATE_HARM_NATS),
+    "plot": (Plot, None),
+    "chat": (Chat, False),
+    "truncate": (Truncate, False),
+    "images": (Images, None),
+    "limit": (Limit, None),
+    "skip_bad_rows": (SkipBadRows, False),
+    "skip_missing": (SkipMissing, False),
+    "batch_tokens": (BatchTokens, None),
+    "seed": (Seed, 0),
+    "json": (Json, False),
+}
+"""What every way of tuning takes."""
 
 
 @guarded
 @exclusive_output("tuning.json")
-@loads_model
-def tune(
+@takes(how=LOADING, common=COMMON)
+def learn(
     model: ModelName,
-    data: Data,
-    out: Annotated[Path, typer.Option(help="The gate; tuning.json is written beside it.")] = Path("gate.safetensors"),
-    method: Annotated[
-        TuneMethod, typer.Option(help="learn: one factor per head by gradient. grid: gates from --scores.")
-    ] = TuneMethod.learn,
-    scores: Annotated[Path | None, typer.Option(help="grid: score file of this model or of a relative.")] = None,
-    base_gate: Annotated[
-        Path | None, typer.Option(help="learn: gate to start from and to be pulled towards (--pull).")
-    ] = None,
-    neutral: Annotated[
-        Path | None,
-        typer.Option(help="Text that must stay: paragraphs, or .jsonl with text. Default: contexts, samples."),
-    ] = None,
-    guard: Annotated[float, typer.Option(help="Most harm on held-out neutral text, in nats a token.")] = 0.02,
-    site: Annotated[SiteName, typer.Option(help="learn: each head's z, or blocks of the output.")] = SiteName.z,
-    strengths: Annotated[str, typer.Option(help="grid: comma-separated.")] = "0.25,0.5,1,2,4.5",
-    norms: Annotated[str, typer.Option(help="grid: comma-separated, of centred, minmax, signed.")] = "centred,minmax",
-    sites: Annotated[str, typer.Option(help="grid: comma-separated, of z, output.")] = "z,output",
-    standardise: Annotated[
-        bool, typer.Option("--standardise", help="grid: strengths in standard deviations of the scores.")
-    ] = False,
-    epochs: Annotated[int, typer.Option(min=1, help="learn: passes over the questions, at most.")] = 5,
-    rate: Annotated[float, typer.Option(help="learn: step size, in units of a factor.")] = 0.05,
-    pull: Annotated[
-        float, typer.Option(min=0, help="learn: weight of the distance from the gate it starts at.")
-    ] = 0.01,
-    low: Annotated[float, typer.Option(help="learn: least factor.")] = 0.0,
-    high: Annotated[float, typer.Option(help="learn: largest factor.")] = 2.0,
-    dev_share: Annotated[float, typer.Option(help="learn: share of the questions that is judged on.")] = 0.25,
-    plot: Annotated[Path | None, typer.Option(help="Chart of the frontier: .html, .png or .svg.")] = None,
-    chat: Annotated[bool, typer.Option("--chat", help="Wrap the prompt in the tokenizer's chat template.")] = False,
-    truncate: Annotated[bool, typer.Option("--truncate", help="Drop the start of contexts that are too long.")] = False,
-    images: Annotated[Path | None, typer.Option(help="Folder that image paths start from; else the file's.")] = None,
-    limit: Limit = None,
-    skip_bad_rows: SkipBadRows = False,
-    skip_missing: SkipMissing = False,
-    batch_tokens: BatchTokens = None,
-    seed: Seed = 0,
     *,
+    common: dict[str, Any],
+    base_gate: Annotated[
+        Path | None, typer.Option(rich_help_panel=RUN, help="Gate to start from and to stay close to (--pull).")
+    ] = None,
+    site: Annotated[Site, typer.Option(rich_help_panel=RUN, help="Scale each head's z, or output blocks.")] = "z",
+    epochs: Annotated[
+        int, typer.Option(metavar="N", min=1, rich_help_panel=RUN, help="Passes over the questions at most.")
+    ] = 5,
+    rate: Annotated[float, typer.Option(metavar="X", rich_help_panel=RUN, help="Step size of a factor.")] = 0.05,
+    pull: Annotated[
+        float, typer.Option(metavar="X", min=0, rich_help_panel=RUN, help="Penalty on distance from the first gate.")
+    ] = 0.01,
+    low: Annotated[float, typer.Option(metavar="X", rich_help_panel=RUN, help="Smallest factor allowed.")] = 0.0,
+    high: Annotated[float, typer.Option(metavar="X", rich_help_panel=RUN, help="Largest factor allowed.")] = 2.0,
+    dev_share: Annotated[
+        float, typer.Option(metavar="X", rich_help_panel=DATA, help="Share of the questions kept for judging.")
+    ] = 0.25,
     how: How,
-    json: Json = False,
 ) -> None:
-    """Find the gate that gains most margin for the least harm."""
+    """Learn one factor per head by gradient, within the harm allowed on unrelated text."""
+    from truthheads.results.gate import Gate
+    from truthheads.tuning.learn import Schedule
+
+    _tune(
+        model,
+        how,
+        "learn",
+        lambda: {
+            "target": None if base_gate is None else Gate.load(base_gate),
+            "site": site,
+            "schedule": Schedule(epochs=epochs, rate=rate, pull=pull, low=low, high=high),
+            "dev_share": dev_share,
+        },
+        **common,
+    )
+
+
+@guarded
+@exclusive_output("tuning.json")
+@takes(how=LOADING, common=COMMON)
+def grid(
+    model: ModelName,
+    *,
+    common: dict[str, Any],
+    scores: Annotated[Path, typer.Option(rich_help_panel=DATA, help="Score file of this model or of a relative.")],
+    strengths: Annotated[
+        str, typer.Option(rich_help_panel=RUN, help="Strengths to try, comma-separated.")
+    ] = "0.25,0.5,1,2,4.5",
+    norms: Annotated[
+        str, typer.Option(rich_help_panel=RUN, help="Norms to try: centred, minmax, signed.")
+    ] = "centred,minmax",
+    sites: Annotated[str, typer.Option(rich_help_panel=RUN, help="Sites to try: z, output.")] = "z,output",
+    standardise: Annotated[
+        bool,
+        typer.Option(
+            "--standardise", rich_help_panel=RUN, help="Count strengths in standard deviations of the scores."
+        ),
+    ] = False,
+    how: How,
+) -> None:
+    """Try gates made from Truth Scores: every strength, norm and site."""
+    from truthheads.results.scores import Scores
+
+    _tune(
+        model,
+        how,
+        "grid",
+        lambda: {
+            "strengths": numbers(strengths),
+            "norms": words(norms),
+            "sites": words(sites),
+            "scores": Scores.load(scores),
+            "standardise": standardise,
+        },
+        **common,
+    )
+
+
+def _tune(
+    model: str,
+    how: How,
+    method: TuneMethod,
+    read: Callable[[], dict[str, Any]],
+    *,
+    data: Path,
+    out: Path,
+    plot: Path | None,
+    images: Path | None,
+    limit: int | None,
+    skip_bad_rows: bool,
+    skip_missing: bool,
+    json: bool,
+    **settings: Any,
+) -> None:
+    """Tune and save; ``read`` gives the method's own settings, once the files to write are known to be writable."""
     from truthheads.data.readers import read_questions
     from truthheads.models.load import load
     from truthheads.models.prompts import missing_images
     from truthheads.plots.charts import check_suffix, save_chart
-    from truthheads.results.gate import Gate
-    from truthheads.results.scores import Scores
     from truthheads.storage.files import check_target, dumps
-    from truthheads.tuning.learn import Schedule
-    from truthheads.tuning.tune import tune as run
+    from truthheads.tuning.tune import tune
 
     check_target(out.with_name("tuning.json"))
     if plot is not None:
         check_suffix(plot)
         check_target(plot)
     questions = read_questions(data, limit=limit, skip_bad_rows=skip_bad_rows, images=images)
-    given: dict[str, Any] = {
-        "scores": Scores.load(scores) if scores is not None else None,
-        "target": Gate.load(base_gate) if base_gate is not None else None,
-        "strengths": numbers(strengths),
-        "norms": words(norms),
-        "sites": words(sites),
-    }
+    given = read()
     loaded = load(model, **how)
     if skip_missing:
         questions = questions.without(missing_images(loaded, questions))
-    with console.progress_bar(f"{method.value} on {len(questions)} questions") as progress:
-        tuning = run(
-            loaded,
-            questions,
-            method=method.value,
-            neutral=neutral,
-            guard=guard,
-            site=site.value,
-            standardise=standardise,
-            schedule=Schedule(epochs=epochs, rate=rate, pull=pull, low=low, high=high),
-            dev_share=dev_share,
-            chat=chat,
-            truncate=truncate,
-            batch_tokens=batch_tokens,
-            seed=seed,
-            progress=progress,
-            **given,
-        )
+    with console.progress_bar(f"{method} on {len(questions)} questions") as progress:
+        tuning = tune(loaded, questions, method=method, **settings, **given, progress=progress)
     tuning.save(out)
     if plot is not None:
         save_chart(tuning.chart(), plot)
@@ -149,7 +202,7 @@ def numbers(text: str) -> list[float]:
         return [float(part) for part in words(text)]
     except ValueError as error:
         raise GateError(
-            "a strength is no number", expected="numbers with commas between them", got=text, fix="try 0.5,1,2"
+            "--strengths must be numbers", expected="numbers with commas between them", got=text, fix="try 0.5,1,2"
         ) from error
 
 

@@ -50,7 +50,7 @@ def list_answers(
 
     Args:
         questions: The questions.
-        seed: Of the order of groups.
+        seed: Random seed of the order of groups.
         shuffle: Seed of the shuffled-label control, or None for the true labels.
         features: What to keep of each answer's text, as numbers; kept in fp32.
     """
@@ -105,7 +105,7 @@ def _numbered(names: UInt64[np.ndarray, " n"]) -> tuple[Int[np.ndarray, " n"], I
 def describe_data(
     questions: Sequence[Question], *, digest: Int[np.ndarray, " questions"] | None = None
 ) -> dict[str, Any]:
-    """Return what an artefact says about its data: layout, rows, digest of the file and of the rows used.
+    """Describe the data for an artefact's metadata: layout, rows, digests of the file and of the rows used.
 
     Args:
         questions: The questions.

@@ -15,7 +15,7 @@ FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP"
 
 
 def image_path(name: str, *, beside: Path, images: Path | None = None) -> str:
-    """Return where an image lies that a file names, if it lies where images may.
+    """Find the path of an image that a file names, inside the folders that images may be read from.
 
     Args:
         name: As in the file: relative or absolute.

@@ -73,7 +73,7 @@ class Question:
 
     @property
     def answers(self) -> tuple[Answer, ...]:
-        """The answers at hand, the truthful one first: two for a pair, one where answers come singly."""
+        """The answers of the row, the truthful one first: two for a pair, one for a single answer."""
         both = ((self.truthful, True), (self.untruthful, False))
         return tuple(Answer(text, truthful) for text, truthful in both if text is not None)
 

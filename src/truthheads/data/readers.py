@@ -401,7 +401,7 @@ def read_questions(
                     f"{path}:{row.place}: " + (f"field {bad.field!r}" if bad.field else "the row"),
                     expected=bad.expected,
                     got=bad.got,
-                    fix="mend the row, or pass --skip-bad-rows to go on without it",
+                    fix="correct the row, or pass --skip-bad-rows to leave it out",
                 ) from bad
             skipped += 1
         else:

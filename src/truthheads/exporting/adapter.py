@@ -31,9 +31,9 @@ def write_adapter(folder: Path, gate: Gate, layout: HeadLayout, *, width: int, b
 
     Args:
         folder: Where to.
-        gate: Of the layout's shape.
+        gate: Gate of the layout's shape.
         layout: Where the heads are.
-        width: Of the projections' output.
+        width: Width of the projections' output.
         base: What the adapter belongs to: a hub id or a folder.
         note: Goes into the weights' metadata.
 
@@ -73,7 +73,7 @@ def spread(gate: Gate, head: HeadLayer, width: int) -> Float[Tensor, " width"]:
     Args:
         gate: The gate.
         head: The layer.
-        width: Of the projection's output.
+        width: Width of the projection's output.
 
     Raises:
         ArchitectureError: Site ``output``, and the width is no multiple of the heads.

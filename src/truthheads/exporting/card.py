@@ -54,7 +54,7 @@ SITES = {
 
 
 class Base(NamedTuple):
-    """What the gate was put on.
+    """The model that the gate was applied to.
 
     Attributes:
         name: As people call it: a hub id, ``smollm2:reader``, or the last part of a folder's path.
@@ -166,5 +166,5 @@ def _table(head: tuple[str, str], rows: list[tuple[str, str]]) -> str:
 
 
 def plain(text: str) -> str:
-    """Return text from outside as one line of Markdown that shows it and does nothing: no tag, link or column."""
+    """Escape text from outside as one line of plain Markdown: without tags, links or table columns."""
     return re.sub(r"[\\`|]|(?<=\])\(", r"\\\g<0>", html.escape(" ".join(text.split()), quote=False))

@@ -60,7 +60,7 @@ def check_source(folder: Path) -> None:
 
 
 def check_ungated(folder: Path) -> None:
-    """Raise ModelError where a checkpoint of ours has a gate inside already."""
+    """Raise ModelError where a checkpoint contains a gate of this package already."""
     for file in sorted(folder.glob("*.safetensors")):
         try:
             note = json.loads(read_header(file).meta.get(KEY, "null"))
@@ -86,7 +86,7 @@ def quantised(folder: Path, got: str) -> ModelError:
 
 
 def _quantisation(config: Any) -> dict[str, Any] | None:
-    """Return what a configuration, or one inside it, says about quantised weights."""
+    """Find the settings of quantised weights in a configuration, or in one nested in it."""
     if not isinstance(config, dict):
         return None
     for key in ("quantization_config", "compression_config"):
@@ -170,7 +170,7 @@ def write_checkpoint(
         shards: The source.
         scaled: From :func:`plan`.
         note: What was done; a JSON object.
-        progress: Told the bytes done and in all.
+        progress: Called with the bytes done and the total.
 
     Raises:
         ModelError: A shard has become shorter, or a product is too large for the type.

@@ -4,7 +4,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import huggingface_hub
 from huggingface_hub.errors import HFValidationError
@@ -12,6 +12,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from safetensors import SafetensorError
 from transformers import AutoConfig
 
+from truthheads.choices import ExportFormat
 from truthheads.errors import ArtifactError, GateError, ModelError
 from truthheads.exporting.adapter import write_adapter
 from truthheads.exporting.card import Base, write_card
@@ -114,10 +115,10 @@ def check_name(name: str) -> None:
         validate_repo_id(name)
     except HFValidationError as error:
         raise ArtifactError(
-            f"{name!r} is no name for the hub",
+            f"{name!r} is not a valid name for the hub",
             expected="user/name or organisation/name",
             got=" ".join(str(error).split())[:200],
-            fix="mend --push-to-hub",
+            fix="give --push-to-hub as user/name",
         ) from error
 
 
@@ -126,7 +127,7 @@ def push(out: Path, name: str, *, force: bool) -> None:
 
     Args:
         out: What was exported; it stays where it is, whatever happens here.
-        name: Of the repository, made with the account's own default of public or private.
+        name: Name of the repository; a new one is public or private by the account's default.
         force: Take a repository that is there; its other files leave the new revision and stay in its history.
 
     Raises:
@@ -155,8 +156,6 @@ def push(out: Path, name: str, *, force: bool) -> None:
         ) from error
 
 
-Format = Literal["adapter", "checkpoint", "gguf"]
-
 KIND = "gated"
 
 
@@ -164,14 +163,14 @@ def export(
     model: Model | str,
     gate: Gate | str | Path,
     *,
-    to: Format,
+    to: ExportFormat,
     out: str | Path,
     force: bool = False,
     push_to_hub: str | None = None,
     trust_remote_code: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Write a model with its gate in a format that is served already; nothing of this package runs there.
+    """Write a model with its gate in a standard format that existing servers load without this package.
 
     Hook, adapter and checkpoint give the same logits. The export appears under its name when it is whole.
 
@@ -185,7 +184,7 @@ def export(
         force: Replace a model or adapter folder (a file for ``gguf``) of that name as a whole.
         push_to_hub: Name of a repository to send it to when it is whole.
         trust_remote_code: As for ``load``.
-        progress: Told the bytes done and in all (``checkpoint``).
+        progress: Called with the bytes done and the total (``checkpoint``).
 
     Returns:
         ``out``.
@@ -204,7 +203,7 @@ def export(
         check_name(push_to_hub)
     gate = gate if isinstance(gate, Gate) else Gate.load(gate)
     title = push_to_hub or out.absolute().name
-    if to not in get_args(Format):
+    if to not in get_args(ExportFormat):
         raise GateError(
             "unknown format", expected="adapter, checkpoint or gguf", got=repr(to), fix="choose one of the three"
         )
@@ -222,7 +221,7 @@ def export(
     return out
 
 
-def _check_whole(name: str, to: Format) -> None:
+def _check_whole(name: str, to: ExportFormat) -> None:
     """Raise ModelError where the model is a base and an adapter, as ``inspect`` says: no file holds its weights."""
     adapter = find_adapter(name)
     if adapter is not None:
@@ -234,7 +233,7 @@ def _check_whole(name: str, to: Format) -> None:
         )
 
 
-def _check_quantised(model: Model, to: Format) -> None:
+def _check_quantised(model: Model, to: ExportFormat) -> None:
     """Raise ModelError for a model that was quantised while it was loaded, save as an adapter for a like base."""
     package = PACKAGES.get(model.load_in or "")
     if package is None or (to == "adapter" and package == "bitsandbytes"):
@@ -308,7 +307,7 @@ def _gguf(name: str, gate: Gate, out: Path, *, force: bool) -> None:
     source = gguf_path(name)
     if source is None:
         raise ModelError(
-            f"{name} is no .gguf file",
+            f"{name} is not a .gguf file",
             expected="the .gguf file whose blocks are to be scaled",
             got="a folder" if Path(name).is_dir() else "another name",
             fix="use --to checkpoint and convert its folder with llama.cpp's convert_hf_to_gguf.py",
@@ -319,7 +318,7 @@ def _gguf(name: str, gate: Gate, out: Path, *, force: bool) -> None:
     check_target(out)
     if out.suffix != ".gguf":
         raise ArtifactError(
-            f"{out} is no name for a GGUF file", expected="a name that ends in .gguf", got=out.name, fix="mend --out"
+            f"{out} must end in .gguf", expected="a name that ends in .gguf", got=out.name, fix="rename --out"
         )
     own = out.exists() and any(out.samefile(part.path) for part in parts)
     if out.exists() and (not force or own):

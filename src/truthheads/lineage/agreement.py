@@ -39,7 +39,7 @@ def products(
     Args:
         a: One model's mean per group of questions, centred over heads.
         b: The other's; row by row the same groups where ``shared``.
-        weights: Of the groups of each, rows summing to 1.
+        weights: Weights of the groups of each, rows summing to 1.
         shared: Whether both were measured on the same questions, and so share their noise.
         wider: How many times each file's noise is that of independent answers (see :func:`widening`).
     """
@@ -145,8 +145,8 @@ class Paired(NamedTuple):
     """Means per group of questions, one column for each head.
 
     Attributes:
-        first: Of the first file; None where no samples were kept.
-        second: Of the second; where questions are shared, row by row the same groups.
+        first: Samples of the first file; None where none were kept.
+        second: Samples of the second; where questions are shared, row by row the same groups.
         shared: How many questions are shared.
     """
 
@@ -156,7 +156,7 @@ class Paired(NamedTuple):
 
 
 def items(scores: Scores) -> Float[np.ndarray, "samples num_layers num_heads"] | None:
-    """Return what each sample adds to each head's score; None where no samples were kept.
+    """Compute what each sample adds to each head's score; None where no samples were kept.
 
     Right or wrong (1 or 0) for probes; the gradient for attribution; the measure for evidence.
     """
@@ -223,7 +223,7 @@ class Overlap(NamedTuple):
     """Heads that are among the best of both.
 
     Attributes:
-        share: Of all heads, how many count as best.
+        share: Share of all heads that count as best.
         overlap: Share of one's best heads that are the other's best, too.
         chance: What heads in random order give.
     """
@@ -244,12 +244,12 @@ class Relation(NamedTuple):
         disjoint_within: The same after centring.
         corrected: Raw, corrected for the questions' noise; None without samples.
         corrected_within: The same after centring.
-        ceiling: Of both: correlation of each model with itself on as many new questions, raw; geometric mean.
+        ceiling: Noise ceiling: correlation of each model with itself on as many new questions, raw; geometric mean.
         ceiling_within: The same after centring.
         p_permutation: Share of permutations of heads within layers that agree as much within layers; two-sided. Over
             shared questions of ``T - N``, so that noise which both files share does not pass for agreement.
         depth_only: Mean raw correlation of those permutations: what a shared depth profile gives.
-        overlaps: Of the best heads.
+        overlaps: Overlaps of the best heads.
         shared: Questions that both files have.
         basis: What the intervals resample.
     """
@@ -276,7 +276,7 @@ def relate(a: Scores, b: Scores, *, seed: int = 0, resamples: int = RESAMPLES) -
     Args:
         a: Scores of one model.
         b: Scores of another of the same shape.
-        seed: Of resamples and permutations.
+        seed: Random seed of resamples and permutations.
         resamples: How many for the intervals.
 
     Raises:
@@ -423,7 +423,7 @@ def _permuted(
         heads: Those that both have.
         shared: Both models' means per shared question and how far their noise is widened, or None: what both owe to
             the same questions is then unknown.
-        seed: Of the permutations.
+        seed: Random seed of the permutations.
     """
     layer = np.nonzero(heads)[0]
     u, v = x[heads], y[heads]
@@ -460,7 +460,7 @@ def _overlap(x: Float[np.ndarray, " heads"], y: Float[np.ndarray, " heads"], sha
 
 
 class Verdict(NamedTuple):
-    """A word and what it rests on."""
+    """A verdict in one word, with its evidence."""
 
     word: str
     evidence: str

@@ -1,4 +1,4 @@
-"""Models whose heads cannot be set side by side: alignment and matching of heads, against what any two models give.
+"""Align and match the heads of models of different shape, compared with what unrelated models would give.
 
 Layers of A are paired with layers of B by relative depth. A free fit always finds something: an orthogonal map has
 H (H - 1) / 2 parameters, and sorting two lists makes them alike. So each fit is repeated with B's heads shuffled over
@@ -29,7 +29,7 @@ Others = Float[np.ndarray, "features other_layers other_heads"]
 
 
 class Fit(NamedTuple):
-    """A fit beside what any two models would give.
+    """The quality of an alignment, beside that of unrelated models.
 
     Attributes:
         before: As the heads stand; NaN where shapes differ.
@@ -50,7 +50,7 @@ class Fit(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Alignment:
-    """How well the heads of two models can be brought onto each other.
+    """How well the heads of two models can be aligned.
 
     Attributes:
         rotated: Correlation of centred scores after an orthogonal map of the heads axis, one for all layers.
@@ -103,7 +103,7 @@ def _beside(fit: Fit) -> str:
 
 
 def align(a: Scores, b: Scores, *, seed: int = 0, permutations: int = PERMUTATIONS) -> Alignment:
-    """Bring the heads of A onto those of B, by rotation and by pairing.
+    """Align the heads of A with those of B, by rotation and by pairing.
 
     Rotation: scores of A, resampled linearly to B's depth, less each layer's mean, times one orthogonal matrix over the
     heads axis (the shorter axis filled with zeros). Pairing: heads of A's layer with those of B's layer at the same
@@ -113,7 +113,7 @@ def align(a: Scores, b: Scores, *, seed: int = 0, permutations: int = PERMUTATIO
     Args:
         a: Scores of one model.
         b: Scores of another, of any shape.
-        seed: Of the shuffles.
+        seed: Random seed of the shuffles.
         permutations: How many.
 
     Source:
@@ -187,7 +187,7 @@ def paired_layers(first: int, second: int) -> tuple[int, ...]:
 
 
 def profiles_of(a: Scores, b: Scores) -> tuple[Profiles, Others] | None:
-    """Return what each shared question adds to each head, or None where there are no such samples.
+    """Compute what each shared question adds to each head's score; None where there are no such samples.
 
     Returns:
         Of each model ``[questions, num_layers, num_heads]``, rows of the same questions.

@@ -31,7 +31,7 @@ def drift_score_correlation(drift: Drift, change: Heads, *, seed: int = 0) -> di
     Args:
         drift: Weight drift of every head.
         change: Absolute difference of the two models' scores.
-        seed: Of resamples and permutations.
+        seed: Random seed of resamples and permutations.
 
     Returns:
         For each part ``raw`` and ``within_layer`` (ranks among the heads of a layer, centred, correlated over all
@@ -73,7 +73,7 @@ def _ranks(values: Heads) -> Heads:
 
 
 def scores_side(a: Scores, b: Scores, *, align: bool, seed: int) -> dict[str, Any]:
-    """Return what scores say of a pair."""
+    """Compare a pair of models by their scores."""
     side: dict[str, Any] = {"notes": _notes(a, b)}
     if a.values.shape == b.values.shape:
         relation = relate(a, b, seed=seed)
@@ -125,7 +125,7 @@ def _few(a: Scores, b: Scores) -> str | None:
 
 
 def _notes(a: Scores, b: Scores) -> list[str]:
-    """Return what a reader must know of two files: too few questions, and what they differ in."""
+    """List what a reader must know of two files: too few questions, and what they differ in."""
     notes = [few] if (few := _few(a, b)) else []
     if a.method != b.method:
         notes.append(
@@ -149,7 +149,7 @@ def _profile(a: Scores, b: Scores) -> float:
 
 
 def weights_side(drift: Drift, a: Scores | None, b: Scores | None, seed: int) -> dict[str, Any]:
-    """Return what weights say of a pair, and where there are scores, whether drift foretells their change."""
+    """Compare a pair of models by their weights; with scores, also test whether drift predicts their change."""
     word, evidence = drift.verdict()
     side: dict[str, Any] = {
         "drift": {part: figure.json() for part, figure in drift.figures(seed=seed).items()},
@@ -188,11 +188,11 @@ def compare(
     Args:
         scores: Truth Scores, or files of them; none where only weights are compared.
         weights: Models as for ``load``, base first; with scores, as many and in the same order.
-        names: Of the models; by default the files' paths, or the models' names.
+        names: Names of the models; by default the files' paths, or the models' names.
         reference: Scores of one of the models on other data: how well a model agrees with itself.
         align: Bring heads of different places or shapes onto each other, too.
-        seed: Of resamples and permutations.
-        progress: Told the layers done and in all, while weights are read.
+        seed: Random seed of resamples and permutations.
+        progress: Called with the layers done and the total, while weights are read.
 
     Raises:
         DataError: Fewer than two models, or scores and weights that do not pair up.

@@ -1,4 +1,4 @@
-"""Which head of one checkpoint is which head of another, where training or a disguise has put them in another order.
+"""Match the heads of two checkpoints, where training or deliberate reordering has changed their order.
 
 What a head does is decided by two products, W_qᵀ W_k and W_o W_v: they stay as they are when heads change places, or
 when the inside of a head is rotated (queries and keys: as far as rotary positions allow). Their cosine is estimated
@@ -46,7 +46,7 @@ def match_heads(base: Shards, layer: LayerParts, descendant: Shards, other: Laye
         layer: One of its layers.
         descendant: The other checkpoint.
         other: Its layer of the same shape.
-        seed: Of the random directions.
+        seed: Random seed of the random directions.
 
     Source:
         Assignment: scipy ``linear_sum_assignment``. Sketched inner products: Johnson and Lindenstrauss (1984).

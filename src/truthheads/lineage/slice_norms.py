@@ -137,7 +137,7 @@ class PairReader:
             f"{name} of {shards.folder} has weights that are not finite",
             expected="numbers whose squares fit into fp32",
             got="NaN, infinity, or numbers above 1e19",
-            fix="download the checkpoint again; it would not run either",
+            fix="download the checkpoint again; the model would not run with these weights",
         )
 
 

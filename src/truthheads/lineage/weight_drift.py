@@ -40,7 +40,7 @@ def weight_drift(base: str, descendant: str, *, progress: Callable[[int, int], N
         base: A model as for ``load``: a folder, ``.gguf`` file, hub id, ``smollm2`` … A multimodal model's text decoder
             is found by name.
         descendant: The other.
-        progress: Told the layers done and in all.
+        progress: Called with the layers done and the total.
 
     Raises:
         ModelError: Weights are missing, damaged, quantised, not safetensors, or not finite.
@@ -149,7 +149,7 @@ class Middle(NamedTuple):
         }
 
     def in_words(self) -> str:
-        """Return what the angles say."""
+        """Put the verdict on the angles into words."""
         if self.middle is None:
             return f"of {', '.join(self.models)} none is seen to stand in the middle"
         first, second = (name for name in self.models if name != self.middle)
@@ -165,8 +165,8 @@ def middle(trio: tuple[str, str, str], drifts: Mapping[tuple[str, str], Drift], 
 
     Args:
         trio: Their names, in the order in which the drifts are keyed.
-        drifts: Of all three pairs, of one shape; relative to the first of the pair.
-        seed: Of the resampling of layers.
+        drifts: Drifts of all three pairs, of one shape; relative to the first of the pair.
+        seed: Random seed of the resampling of layers.
     """
     a, b, c = trio
     sides = {}

@@ -19,14 +19,14 @@ from truthheads.stats.intervals import share_figure
 
 
 def check_pairs(questions: Sequence[Question], *, purpose: str) -> None:
-    """Raise DataError where a question has not both answers, or where there is no question."""
+    """Raise DataError where a question lacks one of its answers, or where there is no question."""
     singles = sum(len(question.answers) != 2 for question in questions)
     if not questions or singles:
         raise DataError(
             f"{purpose} needs pairs",
             expected="a truthful and an untruthful answer in every row",
             got=f"{singles} of {len(questions)} rows with one answer" if questions else "no row",
-            fix="make the other side with `truthheads data pairs`, or give another file",
+            fix="make the untruthful answers with `truthheads data pairs`, or give another file",
         )
 
 
@@ -45,7 +45,7 @@ def pair_logprobs(
         encoded: Questions with two answers each.
         batch_tokens: Padded tokens in a batch, at most.
         gate: At work during the passes; None leaves the model as it is.
-        progress: Told the unique tokens done and in all.
+        progress: Called with the unique tokens done and the total.
 
     Raises:
         ActivationError: A value is not finite, or one question does not fit into memory.

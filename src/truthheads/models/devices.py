@@ -131,7 +131,7 @@ def read_device_map(given: DeviceMap) -> str | dict[str, int | str]:
 
 
 def _parsed(text: str) -> Any:
-    """Return what a JSON text or file holds, or None where it is neither."""
+    """Read JSON from a text or from the file that it names; None where it is neither."""
     try:
         if not text.lstrip().startswith("{"):
             text = Path(text).read_text(encoding="utf-8")
@@ -185,7 +185,7 @@ def spread_over(device_map: Mapping[str, int | str], network: nn.Module) -> dict
             f"the device map names {lost[0]!r}, which the model lacks",
             expected=f"paths of modules, such as {', '.join(tops[:4])}",
             got=", ".join(lost[:8]),
-            fix="mend the map; `truthheads inspect` shows where the layers are",
+            fix="correct the map; `truthheads inspect` shows where the layers are",
         )
     found: dict[str, int | str] = {}
     bare: list[str] = []
@@ -209,7 +209,7 @@ def spread_over(device_map: Mapping[str, int | str], network: nn.Module) -> dict
     cover("", network, None)
     if bare:
         raise ModelError(
-            f"the device map does not say where {bare[0]} is to go",
+            f"the device map names no device for {bare[0]}",
             expected="a device for every module",
             got=f"nothing for {', '.join(bare[:8])}",
             fix='name them, or give "" for all that are not named',
@@ -245,7 +245,7 @@ def read_max_memory(given: MaxMemory) -> dict[int | str, int]:
                 "the limits of memory cannot be read",
                 expected="cpu and accelerators' numbers with sizes, such as cpu=2GiB,0=20GiB",
                 got=str(given),
-                fix="mend --max-memory",
+                fix="correct --max-memory",
             )
         found[key] = int(float(match[1]) * UNITS[match[2].upper()])
     return found

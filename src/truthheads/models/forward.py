@@ -23,7 +23,7 @@ NEW, OLD = "cache", "past_key_values"
 
 
 def cache_name(network: Any) -> str:
-    """Return what a network's ``forward`` calls the cache that it takes; code of a hub may keep the old name."""
+    """Find the name of the cache argument of a network's ``forward``; code from the hub may use the old name."""
     taken = inspect.signature(network.forward).parameters
     return next((name for name in (NEW, OLD) if name in taken), None) or _own_name()
 
@@ -34,7 +34,7 @@ def cache_of(outputs: Any) -> Any:
 
 
 def _own_name() -> str:
-    """Return what this release of transformers calls it."""
+    """Find the name of the cache argument in the installed release of transformers."""
     return NEW if NEW in {field.name for field in fields(BaseModelOutputWithPast)} else OLD
 
 
@@ -104,7 +104,7 @@ def plan_batches(encoded: Sequence[Encoded], *, batch_tokens: int) -> list[list[
 
 
 def _manner(item: Encoded) -> tuple[bool, bool]:
-    """Return what all questions of a batch must agree in: whether they have a prefix, and an image."""
+    """Build the key that questions of one batch share: with or without a prefix, with or without an image."""
     return bool(item.prefix), item.image is not None
 
 
@@ -129,7 +129,7 @@ def run_batches(
         step: Computes one batch and keeps its result.
         done: Batches that need not run.
         complete: Called with the number of each batch when it is through.
-        progress: Told the unique tokens done and in all.
+        progress: Called with the unique tokens done and the total.
 
     Raises:
         ActivationError: A single question does not fit into memory.

@@ -1,4 +1,4 @@
-"""What a model answers: the logits of the first token in one pass, and greedy text in batches."""
+"""Answers of a model: the logits of the first token in one pass, and greedy text in batches."""
 
 import copy
 import inspect
@@ -103,7 +103,7 @@ def answer(
     Args:
         model: The model; a gate is the caller's.
         batch: Prompts as ``evaluation.ask.group_by_prefix`` gives them; for more than one new token each alone.
-        new_tokens: At most so many.
+        new_tokens: Largest number of new tokens.
         words: Tokens that say yes and no, to be told their log-probabilities.
         head: What stands before every prompt of the batch and is not among its tokens.
 

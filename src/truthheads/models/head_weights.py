@@ -109,8 +109,8 @@ def locate_parts(shards: Shards, layout: HeadLayout, model_type: str) -> tuple[L
 
     Args:
         shards: The checkpoint.
-        layout: Of the model, from its configuration.
-        model_type: Of its text decoder.
+        layout: Layout of the model, from its configuration.
+        model_type: Type of its text decoder.
 
     Raises:
         ArchitectureError: The checkpoint has no, or more than one, list of layers that fits, or its q, k and v are
@@ -134,7 +134,7 @@ def locate_parts(shards: Shards, layout: HeadLayout, model_type: str) -> tuple[L
 
 
 def decoder_prefix(shards: Shards, layout: HeadLayout) -> str:
-    """Return what stands before the text decoder's list of layers in a checkpoint's names, with its last dot.
+    """Find the prefix of the text decoder's list of layers in a checkpoint's tensor names, with its last dot.
 
     Raises:
         ArchitectureError: No list of layers, or more than one, has the output projections of the layout.
@@ -239,7 +239,7 @@ class Checkpoint(NamedTuple):
     layers: tuple[LayerParts, ...]
 
     def describe(self) -> dict[str, Any]:
-        """Return what an artefact says about the checkpoint."""
+        """Describe the checkpoint for an artefact's metadata."""
         first = self.layers[0].parts
         return {
             "name": self.name,

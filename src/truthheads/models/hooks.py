@@ -1,4 +1,4 @@
-"""Read or scale what heads put out: the one mechanism by which the package touches a running model.
+"""Read or scale the outputs of heads: the only code of the package that changes a running model.
 
 Activations, attribution, gates and learned gates all use it. Nothing in a model is replaced or written to: hooks are
 put on the output projections and taken off again.
@@ -7,21 +7,18 @@ put on the output projections and taken off again.
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from truthheads.choices import Site
 from truthheads.errors import ArchitectureError, GateError, ShapeError
 from truthheads.models.architectures import HeadLayer, HeadLayout, locate_heads, widths
 from truthheads.models.load import Model
 from truthheads.models.offload import execution_device
-
-Site = Literal["z", "output"]
-"""``z``: a head's slice of the output projection's input. ``output``: a block of the projection's output, as wide as
-its share of the heads; block i is not head i, since the projection has mixed all heads (the released code's gate)."""
 
 Visit = Callable[[int, Float[Tensor, "batch seq num_heads head_dim"]], Tensor | None]
 """Called with (layer, z) at every forward pass; returns the z to use instead, or None to leave it."""
@@ -32,7 +29,7 @@ class Intervention(Protocol):
     """What changes chosen heads of a running model, such as a gate."""
 
     def apply(self, model: Model | PreTrainedModel) -> AbstractContextManager[object]:
-        """Put it to work on a model until the returned context ends; the model is then bit for bit what it was."""
+        """Apply the intervention to a model until the returned context ends; the model is then restored bit for bit."""
         ...
 
 
@@ -183,7 +180,7 @@ def scale(
 
 
 def forget_compiled() -> None:
-    """Have what ``torch.compile`` made compiled anew when it is next called.
+    """Force what ``torch.compile`` made to be compiled again at its next call.
 
     Compiled code does not look for hooks that came or went later (``skip_nnmodule_hook_guards``): without this, a model
     that was compiled before would go on as if there were no gate, or as if it were still there.

@@ -42,7 +42,7 @@ class _Mapped(Dataset[Any], Generic[Item, Made]):
 
 
 def spare_processes() -> int:
-    """Return how many worker processes images are worth: all processors but one, at most 8."""
+    """Choose the number of worker processes for images: all processors but one, at most 8."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(MOST, usable - 1)
 
@@ -118,7 +118,7 @@ def shares_with_image(model: Model) -> bool:
 
 
 def placeholder(model: Model) -> str:
-    """Return what stands for an image in a prompt before the processor puts image tokens in its place."""
+    """Find the placeholder that stands for an image in a prompt until the processor replaces it by image tokens."""
     processor, kind = model.processor, model_type(model)
     if kind == "gemma3":
         return str(processor.boi_token)
@@ -130,7 +130,7 @@ def placeholder(model: Model) -> str:
 
 
 def prepared(image_processor: Any, paths: Sequence[str]) -> Pixels:
-    """Return what an image processor makes of images, one for each row; a file that several rows show is read once.
+    """Run the image processor on one image per row; a file that several rows share is read once.
 
     Raises:
         DataError: An image cannot be read.
@@ -149,7 +149,7 @@ def beside(
     *,
     pixels: Pixels | None = None,
 ) -> dict[str, Tensor]:
-    """Return what the network is to be given beside its tokens; nothing for plain text in most models.
+    """Collect the network's inputs other than token ids; none for plain text in most models.
 
     Args:
         model: The model.

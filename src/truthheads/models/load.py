@@ -206,7 +206,7 @@ class Model:
         return digest.hexdigest()[:32]
 
     def describe(self) -> dict[str, Any]:
-        """Return what an artefact says about the model."""
+        """Describe the model for an artefact's metadata."""
         said: dict[str, Any] = {
             "name": self.name,
             "fingerprint": self.fingerprint,
@@ -274,7 +274,7 @@ def load(
     spread = None if device_map is None and max_memory is None else read_device_map(device_map or "auto")
     if spread is not None and device != "auto":
         raise ModelError(
-            "a device and a device map are two places for one model",
+            "--device and --device-map exclude each other",
             expected="--device or --device-map",
             got=f"--device {device} and a device map",
             fix="leave one of them out",
@@ -356,7 +356,7 @@ def _tokenizer_source(adapter: Adapter | None, source: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What is known of a model without loading its weights.
+    """The facts about a model that need no weights.
 
     Attributes:
         layout: Where its heads are.
@@ -433,7 +433,7 @@ def inspect(name: str, *, trust_remote_code: bool = False) -> Inspection:
 
 
 def _refused(name: str, config: PreTrainedConfig, network: PreTrainedModel, layout: HeadLayout) -> dict[str, str]:
-    """Return what a gate of this model cannot scale or become, and why."""
+    """List the sites and export formats that a gate of this model cannot have, with the reasons."""
     refused = {}
     outs = [(widths(network.get_submodule(head.path)), head) for head in layout.layers]
     if not all(wide and wide[1] % head.num_heads == 0 for wide, head in outs):

@@ -1,4 +1,4 @@
-"""Neutral text: what a gate must not change, and how much it does."""
+"""Neutral text, which a gate must not change, and how much it changes."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -83,7 +83,7 @@ def own_text(model: Model, texts: int, *, length: int = LENGTH, seed: int = 0) -
         model: The model, ungated.
         texts: How many.
         length: New tokens of each; fewer where the model has not so many positions.
-        seed: Of the samples. transformers draws from torch's global generator, whose state is put back.
+        seed: Random seed of the samples. transformers draws from torch's global generator, whose state is put back.
     """
     tokenizer = model.tokenizer
     starts = [list(tokenizer(OPENINGS[at % len(OPENINGS)])["input_ids"]) for at in range(texts)]
@@ -133,7 +133,7 @@ def neutral_ids(
         path: A user's own file instead; see :func:`read_neutral`.
         texts: How many texts, at most.
         length: Tokens of each, at most; longer ones are cut.
-        seed: Of order and samples.
+        seed: Random seed of order and samples.
 
     Raises:
         DataError: The file cannot be used.
@@ -178,7 +178,7 @@ def divergence(
 
 
 def measure_harm(model: Model, rows: Sequence[Sequence[int]], gate: Intervention | None, *, batch: int = 8) -> Harm:
-    """Return what a gate does to neutral text.
+    """Measure the effect of a gate on neutral text.
 
     Args:
         model: The model, ungated.

@@ -135,7 +135,7 @@ class Scratch:
         return self.made
 
     def keep_for(self, network: PreTrainedModel) -> None:
-        """Leave it to the network's end to remove the folder."""
+        """Remove the folder when the network is garbage-collected."""
         if self.made is not None:
             weakref.finalize(network, shutil.rmtree, self.made, True)
             self.made = None

@@ -1,4 +1,4 @@
-"""What transformers reads of a model: configuration, class, tokenizer, processor; its errors made clear."""
+"""Read a model's configuration, class, tokenizer and processor with transformers, with clear errors."""
 
 import contextlib
 import json
@@ -74,10 +74,10 @@ def check_counts(name: str, config: dict[str, Any]) -> None:
         found = ("a nesting", "without end")
     if found is not None:
         raise ModelError(
-            f"{name} cannot be believed",
+            f"{name} has a count that is too large to be true",
             expected=f"up to {MOST_LAYERS} layers, and up to {MOST} heads, experts and labels",
             got=f"{found[0]} {found[1]}"[:200],
-            fix="do not use this model, or mend the counts in it",
+            fix="do not use this model, or correct the counts in it",
         )
 
 
@@ -191,7 +191,7 @@ def read_tokenizer(name: str, source: str, trust_remote_code: bool) -> Any:
 
 
 def takes_images(config: PreTrainedConfig) -> bool:
-    """Return whether a model sees."""
+    """Return whether a model takes images."""
     return config.get_text_config(decoder=True) is not config and hasattr(config, "vision_config")
 
 
@@ -205,7 +205,7 @@ def read_processor(source: str, config: PreTrainedConfig, trust_remote_code: boo
 
 @contextmanager
 def explained(name: str, expected: str) -> Iterator[None]:
-    """Turn whatever transformers raises for a model that it cannot read into one clear message."""
+    """Turn any error of transformers about a model that it cannot read into one clear message."""
     try:
         yield
     except (KeyboardInterrupt, ModelError, MemoryError):
@@ -220,7 +220,7 @@ def explained(name: str, expected: str) -> Iterator[None]:
             got = "no such folder, and no connection to the hub"
             fix = how_to_reach(name)
         elif "device_map" in text or "dispatched on the CPU" in text or "offload" in text:
-            fix = 'mend --device-map ("" stands for every module not named); give --load-in enough memory'
+            fix = 'correct --device-map ("" stands for every module not named); give --load-in enough memory'
         elif isinstance(error, ImportError):
             fix = "install what this model's processor needs: pip install 'truthheads[vision]'"
         raise ModelError(f"{name} could not be loaded", expected=expected, got=got, fix=fix) from error

@@ -125,7 +125,7 @@ def _encode_one(
                 f"row {question.id!r}: the answer has no token of its own",
                 expected="an answer that the tokenizer turns into at least one token",
                 got=repr(answer.text)[:80],
-                fix="mend the row",
+                fix="correct the row",
             )
     # Never past the prompt: a token that all answers begin with still belongs to each answer's log-probability.
     shared = _common([prompt, *answers]) if len(answers) > 1 and share_prefix else 0
@@ -224,7 +224,7 @@ def _turned(model: Model, content: Any) -> str:
             f"the chat template of {model.name} fails",
             expected="a template that makes a user's turn",
             got=f"{type(error).__name__}: {' '.join(str(error).split())}"[:200],
-            fix="leave --chat out, or mend the template",
+            fix="leave --chat out, or correct the template",
         ) from error
     return str(made)
 

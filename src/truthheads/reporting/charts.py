@@ -209,7 +209,7 @@ def in_words(pair: Mapping[str, Any]) -> str:
 
 
 def matrix(comparison: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the matrix of models; None below three, where one pair says it all."""
+    """Return the matrix of models; None for fewer than three models, which one pair covers."""
     names = [model["name"] for model in comparison["models"]]
     pairs = scored_pairs(comparison)
     if len(names) < 3 or not pairs:

@@ -36,7 +36,7 @@ class Report(NamedTuple):
 
 
 def report(folder: str | Path, out: str | Path = "report.html") -> Path:
-    """Write one HTML page from whatever artefacts a folder holds; it needs no network and no other file.
+    """Write one HTML page of all artefacts in a folder; it needs no network and no other file.
 
     Args:
         folder: Where ``score``, ``compare``, ``trace``, ``gate``, ``tune`` and ``evaluate`` wrote; folders in it are
@@ -135,7 +135,7 @@ def _title(found: Artefacts) -> str:
 
 
 def _own(environment: Any, name: str) -> str:
-    """Return one of our own files, as it is."""
+    """Read a template file of this package."""
     return str(environment.loader.get_source(environment, name)[0])
 
 

@@ -1,4 +1,4 @@
-"""The summary in five sentences: every number in them stands in an artefact, and what was not measured is said."""
+"""The summary in five sentences: every number comes from an artefact; what was not measured is named."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -67,7 +67,7 @@ def _scores(found: Artefacts) -> str:
 
 
 def _form(meta: Mapping[str, Any]) -> str:
-    """Return the warning that the answers' form alone gives them away; nothing where it does not."""
+    """Warn where the form of the answers alone tells truthful from untruthful; nothing where it does not."""
     form = ((meta.get("summary") or {}).get("form") or {}).get("accuracy") or {}
     if (form.get("value") or 0) <= FORM_PROBE_WARNING_ACCURACY:
         return ""
@@ -165,7 +165,7 @@ REVERSED = "heads with higher Truth Scores find it worse"
 
 
 def _claimed(item: Trace) -> tuple[str, str] | None:
-    """Return whether truthful heads are the ones that look, with the figures; None where it was not tested."""
+    """Say whether heads with high Truth Scores look at the evidence, with the figures; None where it was not tested."""
     tested = ((item.meta.get("claim") or {}).get(item.position) or {}).get("auroc")
     if not tested:
         return None
@@ -215,7 +215,7 @@ def _effect(found: Artefacts) -> str:
 
 
 def judged(summary: Mapping[str, Any]) -> str:
-    """Return what an evaluation says of its gates, as a sentence without its full stop."""
+    """Sum up an evaluation's gates in one sentence, without its full stop."""
     best, primary = best_gate(summary), str(summary["primary"])
     name = primary.replace("_", " ")
     begun = f"On {label(str(summary['task']))} ({summary['rows']} rows)"
@@ -251,7 +251,7 @@ def _rank(run: Mapping[str, Any]) -> str:
 
 
 def grounded(one: Named[dict[str, Any]]) -> str:
-    """Return what ``truthheads ground`` decided, and why."""
+    """Say what ``truthheads ground`` decided, and why."""
     told = one.item
     tested = f"on {told['test_rows']} test rows the verdict on the learned gate is “{told['verdict']}”"
     if told["better"]:

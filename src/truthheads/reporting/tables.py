@@ -29,7 +29,7 @@ class Table:
     Attributes:
         title: Above the table, and the name of its CSV.
         columns: Their names; the first is the row's own.
-        rows: As many cells each.
+        rows: Cells of each row, as many as columns.
         folded: Whether it is shown only when asked for.
         technical: Whether its cells are commands and hashes, which are set small.
         quiet: Numbers of rows that are controls.
@@ -57,7 +57,7 @@ def best_heads(one: Named[Scores]) -> Table:
 
 
 def models(found: Artefacts) -> Table:
-    """Return what was scored: model, data, mean over heads, the form probe, agreement of split halves."""
+    """Build the table of scored models: data, mean over heads, form probe, agreement of split halves."""
     rows = []
     for one in found.scores:
         told = one.item.meta.get("summary") or {}
@@ -93,7 +93,7 @@ def pairs(one: Named[dict[str, Any]]) -> Table:
 
 
 def claims(found: Artefacts) -> Table | None:
-    """Return whether truthful heads look at the evidence, for each trace that was given scores."""
+    """Build the table of correlations between Truth Scores and attention to the evidence, a row for each trace."""
     rows = []
     for one in found.traces:
         tested = ((one.item.meta.get("claim") or {}).get(one.item.position) or {}).items()

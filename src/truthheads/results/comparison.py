@@ -57,7 +57,7 @@ class _Model(_Part):
 
 
 class _Told(_Part):
-    """What is asked of a comparison file; the rest of it is carried as it is."""
+    """The fields of a comparison file that are checked; all others are kept as they are."""
 
     pairs: list[_Pair]
     models: list[_Model]

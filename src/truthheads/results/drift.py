@@ -55,7 +55,7 @@ class Drift:
         """Return for each part the mean drift over heads, with layers resampled for its 95 % interval.
 
         Args:
-            seed: Of the resampling. Below 3 layers, heads are resampled instead.
+            seed: Random seed of the resampling. Below 3 layers, heads are resampled instead.
         """
         return {part: _figure([values], seed) for part, values in self.parts.items()}
 
@@ -66,7 +66,7 @@ class Drift:
         by layer as (cosine − chance) ÷ (1 − chance), for models whose weights all share a sign or a pattern.
 
         Args:
-            seed: Of the resampling of layers; below 3 layers, of heads.
+            seed: Random seed of the resampling of layers; below 3 layers, of heads.
         """
         net = {}
         for column, part in enumerate(WEIGHT_PARTS):

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,14 +13,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from truthheads.choices import Control as Control
+from truthheads.choices import Norm, Site
 from truthheads.errors import ArtifactError, GateError
-from truthheads.models.hooks import Scaling, Site, scale
+from truthheads.models.hooks import Scaling, scale
 from truthheads.models.load import Model
 from truthheads.plots.charts import chart_html, heat_map
 from truthheads.results.scores import Scores
 from truthheads.storage.artifacts import load_artifact, save_artifact
-
-Norm = Literal["centred", "minmax", "signed"]
 
 MINMAX_EPSILON = 1e-6
 
@@ -32,7 +32,12 @@ def check_settings(strength: float, norm: str, floor: float | None) -> None:
     if not np.isfinite(strength):
         raise GateError("strength is not finite", expected="a number", got=str(strength), fix="give a finite strength")
     if floor is not None and not (np.isfinite(floor) and floor <= 1):
-        raise GateError("the floor is no floor", expected="a number up to 1, or none", got=str(floor), fix="try 0")
+        raise GateError(
+            "the floor must be a number up to 1, or none",
+            expected="a number up to 1, or none",
+            got=str(floor),
+            fix="try 0",
+        )
 
 
 def normalised_scores(
@@ -58,8 +63,6 @@ def normalised_scores(
 
 
 KIND = "gate"
-
-Control = Literal["constant", "shuffled", "random"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,7 +102,7 @@ class Gate:
                 "a factor of the gate is not finite",
                 expected="finite factors; 1 for a head that is to stay as it is",
                 got=f"{float(self.gate[layer, head])} at L{layer}H{head} ({len(bad)} in all)",
-                fix="mend the array that the gate is made from",
+                fix="correct the array that the gate is made from",
             )
         if self.site not in ("z", "output"):
             raise GateError("unknown site", expected="z or output", got=repr(self.site), fix="choose one of the two")
@@ -119,12 +122,12 @@ class Gate:
         """Return the gate ``1 + strength · norm(score)``.
 
         Args:
-            scores: Of the model itself or of a relative of the same shape; a head without a score keeps 1.
+            scores: Scores of the model or of a relative of the same shape; a head without a score keeps 1.
             strength: λ of the paper. With ``standardise`` in standard deviations of the scores.
             norm: ``centred``: score − mean of its layer. ``minmax``: (score − least) / (largest − least + 1e-6) in
                 its layer. ``signed``: score ÷ the largest magnitude of all scores, for scores with a sign.
             site: What a factor scales.
-            floor: Factors below are raised to it; None allows factors below 0, which turn a head's output round.
+            floor: Factors below are raised to it; None allows factors below 0, which flip the sign of a head's output.
             standardise: Divide ``centred`` scores by the standard deviation of all scores, so that one strength
                 means the same for any score file. ``minmax`` and ``signed`` have no unit and are not changed by it.
 
@@ -170,13 +173,13 @@ class Gate:
         )
 
     def control(self, kind: Control, *, seed: int = 0) -> "Gate":
-        """Return a gate that keeps this one's size and forgets which head is which.
+        """Make a control gate: factors of the same size, on other heads.
 
         Args:
             kind: ``constant``: every head gets this gate's mean. ``shuffled``: the factors of each layer, dealt to
                 its heads at random. ``random``: the distances from 1, dealt to all heads of all layers at random,
                 each with a sign by coin (plus where minus would go below 0 and this gate never does).
-            seed: Of the draw.
+            seed: Random seed of the draw.
 
         Raises:
             GateError: Another kind.
@@ -280,7 +283,7 @@ class Gate:
         return [{"head": f"L{layer}H{head}", "factor": float(self.gate[layer, head])} for layer, head in heads]
 
     def describe(self) -> dict[str, Any]:
-        """Return what a gate is in figures: shape, site, range, spread, how many factors were moved or clipped."""
+        """Summarise a gate in figures: shape, site, range, spread, number of factors that are not 1 or were clipped."""
         there = self.gate[~self._absent_mask()]
         return {
             "num_layers": self.gate.shape[0],

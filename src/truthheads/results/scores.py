@@ -459,7 +459,7 @@ def _profile(values: np.ndarray) -> dict[str, Any]:
 
 
 def warnings_of(result: dict[str, Any], caution: str | None = None) -> list[str]:
-    """Return what a reader must know before trusting the scores, one sentence or two each.
+    """List the caveats that a reader of the scores must know, one or two sentences each.
 
     Args:
         result: As :func:`summarise` makes it.

@@ -74,8 +74,8 @@ def collect(
         folder: Folder of the store.
         identity: What the values depend on beside the tokens' order: model, data and settings, as text.
         batch_tokens: Padded tokens in a batch, at most.
-        alone: Of several processes, this one does all of it.
-        progress: Told the unique tokens done and in all.
+        alone: This process does all the work, even where there are several.
+        progress: Called with the unique tokens done and the total.
 
     Returns:
         A store with one field for each layer with heads, ``layer-12``: ``[answers, num_heads, head_dim]`` in the
@@ -217,7 +217,7 @@ def gather(
         made_from: What the values depend on beside the tokens: model, data and settings.
         batch_tokens: Padded tokens in a batch, at most.
         window: Questions in a window; None: 4,096, fewer where their z would take more than 1 GiB.
-        progress: Told what is done and in all: unique tokens, or rows where there are several windows.
+        progress: Called with the work done and the total: unique tokens, or rows where there are several windows.
 
     Raises:
         ActivationError: As for :func:`truthheads.scoring.activations.collect`.

@@ -39,7 +39,7 @@ def attribute(
         folder: Folder of the store.
         identity: What the values depend on, as text.
         batch_tokens: Padded tokens in a batch, at most; the graph of a batch is held in memory.
-        progress: Told the unique tokens done and in all.
+        progress: Called with the unique tokens done and the total.
 
     Returns:
         A store with ``gradient`` ``[questions, num_layers, num_heads]`` and ``margin`` ``[questions]``, fp32.

@@ -27,7 +27,7 @@ FEATURES = (
 
 
 class FormProbe(NamedTuple):
-    """What form alone achieves.
+    """Accuracy of a probe that sees only the form of the answers.
 
     Attributes:
         accuracy: Out-of-fold accuracy of a logistic regression on :data:`FEATURES`, with its interval.

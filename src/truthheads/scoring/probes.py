@@ -82,7 +82,7 @@ def grouped_folds(groups: Sequence[str], *, num_folds: int, seed: int) -> Int[np
 def dealt_folds(
     group: Int[np.ndarray, " n"], order: UInt64[np.ndarray, " groups"], *, num_folds: int
 ) -> Int[np.ndarray, " n"]:
-    """Return a fold for each answer: the largest groups are dealt first, each to the fold that has least so far.
+    """Assign a fold to each answer: the largest groups first, each to the fold with the fewest answers so far.
 
     Args:
         group: Number of each answer's group, counted from 0.

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 
+from truthheads.choices import Folds, Probe, ScoreMethod
 from truthheads.data.answers import Answers, answers_by_kind, describe_data, digests, kept_samples, list_answers
 from truthheads.data.questions import Question, answer_kind
 from truthheads.errors import DataError
@@ -118,9 +119,9 @@ def score(
     model: Model,
     questions: Sequence[Question],
     *,
-    method: Literal["probe", "attribution", "evidence"] = "probe",
-    probe: Literal["newton", "paper"] = "newton",
-    folds: Literal["grouped", "paper"] = "grouped",
+    method: ScoreMethod = "probe",
+    probe: Probe = "newton",
+    folds: Folds = "grouped",
     num_folds: int = NUM_FOLDS,
     seed: int = 0,
     chat: bool = False,
@@ -143,7 +144,7 @@ def score(
         probe: ``newton``, or ``paper`` for the released protocol.
         folds: ``grouped`` by question, or ``paper`` for the released split.
         num_folds: Folds of ``grouped``.
-        seed: Of folds, splits and bootstraps.
+        seed: Random seed of folds, splits and bootstraps.
         chat: Wrap the prompt in the tokenizer's chat template.
         truncate: Drop the start of contexts that are too long.
         share_prefix: Compute what two answers share once. Layers that carry a state instead of keys switch it off.
@@ -151,7 +152,7 @@ def score(
         shuffle_labels: Control: swap truthful and untruthful by a coin per question; scores must fall to chance.
         max_samples: Samples kept in the artefact.
         work_dir: Folder for activations; a run that was killed goes on from it. None: a temporary one.
-        progress: Told the unique tokens done and in all.
+        progress: Called with the unique tokens done and the total.
 
     Raises:
         DataError: No question, fewer groups than folds, only one label, or singles with ``attribution``.

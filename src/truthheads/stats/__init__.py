@@ -1,1 +1,1 @@
-"""Numbers with intervals; knows no files and no models."""
+"""Numbers with intervals; uses no files and no models."""

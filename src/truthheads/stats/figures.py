@@ -83,7 +83,7 @@ def bootstrap_means(
     Args:
         values: One row per item.
         clusters: Items with one number are drawn together.
-        seed: Of the draws.
+        seed: Random seed of the draws.
         resamples: How many.
 
     Source:

@@ -132,7 +132,7 @@ PACKAGES = ("truthheads", "torch", "transformers", "safetensors", "numpy", "scip
 
 
 def provenance() -> dict[str, Any]:
-    """Return what every artefact says about its making: package versions and the command line.
+    """Record how an artefact was made: package versions and the command line.
 
     The command is None outside the ``truthheads`` program. ``--out`` and its value are left out, since where a file
     lies is no part of what it is: the same command with two names gives the same bytes.

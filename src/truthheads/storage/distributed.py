@@ -73,7 +73,7 @@ def check_launched() -> None:
 
 
 def barrier() -> None:
-    """Wait until every process is here.
+    """Wait until every process has reached this point.
 
     Raises:
         PeerLostError: A process did not start, or has ended.

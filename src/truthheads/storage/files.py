@@ -25,7 +25,7 @@ _HANDLES: set[int] = set()
 
 
 class Lock:
-    """A file that this process has locked, until it lets go or ends.
+    """A file that this process has locked, until it releases the lock or ends.
 
     Attributes:
         path: The file.
@@ -39,7 +39,7 @@ class Lock:
         _HANDLES.add(handle)
 
     def release(self, *, remove: bool = True) -> None:
-        """Let go; a second time does nothing.
+        """Release the lock; a second call does nothing.
 
         Args:
             remove: Remove the file first, while nobody else can hold it.
@@ -55,7 +55,7 @@ class Lock:
 
 
 def take(path: Path) -> Lock | None:
-    """Lock a file, made where it is missing; None where another process holds it.
+    """Lock a file, which is created if missing; None where another process has locked it.
 
     Raises:
         OSError: The file cannot be made or opened.
@@ -198,7 +198,7 @@ def _only_here(box: Path, path: Path) -> bool:
 
 
 def _remove(box: Path, lock: Lock, path: Path) -> None:
-    """Remove a box, its lock last: until then everybody knows that it is somebody's."""
+    """Remove a box, its lock last: until then other processes see that it is in use."""
     if _only_here(box, path):
         lock.release(remove=False)
         return
@@ -260,7 +260,7 @@ def check_around(path: Path) -> None:
 
 
 def check_space(path: Path, size: int, *, what: str | None = None, note: str = "") -> None:
-    """Raise ArtifactError where the disk has less than ``size`` bytes left: sooner than long work would find out.
+    """Raise ArtifactError where the disk has less than ``size`` bytes left, before any long work is done.
 
     Args:
         path: What is to be written; it need not be there.
@@ -287,7 +287,9 @@ def unwritable(path: Path, error: Exception) -> ArtifactError:
         f"{path} could not be written",
         expected="a folder that can be written to, with enough free space",
         got=("the disk is full" if full else f"{type(error).__name__}: {error}"),
-        fix="free some space and run the same command again" if full else "choose another --out, or mend the folder",
+        fix="free some space and run the same command again"
+        if full
+        else "choose another --out, or check the folder's permissions",
     )
 
 
@@ -334,7 +336,7 @@ def dumps(value: Any, *, indent: int | None = None) -> str:
 
 
 def as_text(text: str) -> str:
-    """Return what can be written as UTF-8: bytes that Python has smuggled into a string are read as UTF-8.
+    """Make a text writable as UTF-8: surrogate escapes become the bytes they stand for, which are decoded as UTF-8.
 
     Under an ASCII locale, that is every name of a file with other letters; what is no UTF-8 becomes a question mark
     in a box (U+FFFD).

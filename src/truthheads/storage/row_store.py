@@ -101,7 +101,7 @@ class RowStore:
         write_text(self.folder / SEAL, self._identity)
 
     def close(self) -> None:
-        """Let go of the files; the next process may go on with them."""
+        """Close the files, so that another process can use them."""
         self._tensors = {}
         self._journal.close()
         if self._lock is not None:
@@ -180,7 +180,7 @@ def journalled(folder: Path) -> tuple[set[int], bool]:
 
 
 def made_room(folder: Path, made_from: Mapping[str, Any]) -> None:
-    """Remove a folder that was made from something else, and write down what it is made from now.
+    """Remove a folder that was made from other inputs, and record the inputs that it is made from now.
 
     Raises:
         ArtifactError: The folder cannot be written to.
@@ -315,7 +315,7 @@ def _put(store: RowStore, path: Path, number: int) -> None:
 
 
 def _told(plan: Path) -> dict[str, Any]:
-    """Return what a plan says the rows beside it are; of a store's own, without their fields."""
+    """Read from a plan what the stored rows are, without the fields of a store."""
     told = read_json(plan) if plan.is_file() else {}
     return {name: told[name] for name in ("identity", "rows") if name in told}
 

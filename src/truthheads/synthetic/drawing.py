@@ -99,7 +99,7 @@ class Scene:
 
     @property
     def categories(self) -> tuple[str, ...]:
-        """The categories in sight, each once, in the order in which they were thought of."""
+        """The visible categories, each once, in the order in which they were drawn."""
         return tuple(dict.fromkeys(item.category for item in self.objects))
 
     def boxes(self, category: str) -> tuple[tuple[float, float, float, float], ...]:
@@ -166,7 +166,7 @@ def draw_scene(
 def _background(
     rng: np.random.Generator, colour: tuple[int, int, int], difficulty: float
 ) -> Float[np.ndarray, "side side 3"]:
-    """Return a shaded colour with a few soft blots that are no objects."""
+    """Paint a shaded background with a few soft blots, which are not objects."""
     ramp = np.linspace(-1.0, 1.0, SIDE)
     slope = rng.uniform(-14.0, 14.0, 2)
     canvas = np.empty((SIDE, SIDE, 3), dtype=np.float32)

@@ -238,7 +238,7 @@ def pool_of(texts: Iterable[str], *, least: int) -> Pool:
 
 
 def marks(text: str) -> set[str]:
-    """Return what two texts of one context must not share: the whole, and the names and numbers in it."""
+    """List the strings that two texts of one context must not share: the whole text, its names and its numbers."""
     words = re.findall(r"\w+", text)
     return {text.lower(), *(word for word in words if word.isdigit() or (word[0].isupper() and len(word) > 3))}
 

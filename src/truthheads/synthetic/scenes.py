@@ -1,4 +1,4 @@
-"""What can be asked and said about a generated scene, and the files of ``truthheads data make scenes``."""
+"""Questions and captions about a generated scene, and the files of ``truthheads data make scenes``."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -231,7 +231,9 @@ def make_scenes(
         raise SceneError("unknown split", expected=", ".join(COOCCURRENCE), got=repr(split), fix="name one of them")
     together = COOCCURRENCE[split] if cooccurrence is None else cooccurrence
     if not 0.0 <= together <= 1.0:
-        raise SceneError("cooccurrence is no chance", expected="0 to 1", got=str(together), fix="choose it in range")
+        raise SceneError(
+            "cooccurrence must be a probability", expected="0 to 1", got=str(together), fix="choose it in range"
+        )
     folder = Path(out)
     (folder / "images").mkdir(parents=True, exist_ok=True)
     lines: dict[str, list[dict[str, object]]] = {name: [] for name in ("questions", "captions", *POPE_SPLITS)}
@@ -267,7 +269,7 @@ def scenes_of(
 
 
 def _question_row(scene: Scene, index: int, image: str, rng: np.random.Generator) -> dict[str, object]:
-    """Ask one question, the kinds taking turns; where a scene allows none of its kind, presence steps in."""
+    """Ask one question, cycling through the kinds; where a scene allows none of its kind, ask about presence."""
     asked = ask(scene, KINDS[index % len(KINDS)], rng) or _presence(scene, rng)
     return {
         "id": f"scene-{index:06d}",

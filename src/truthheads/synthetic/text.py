@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Sequence
-from typing import Final, Literal, NamedTuple, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 import numpy as np
 
+from truthheads.choices import Split
 from truthheads.data.questions import Question
 from truthheads.errors import DataError
 from truthheads.synthetic.lexicon import SPLITS, WORLD_TABLE, lexicon, marks
@@ -127,7 +128,7 @@ def make_text(
     seed: int,
     kinds: Sequence[str] = KINDS,
     facts: int | tuple[int, int] = 4,
-    split: Literal["train", "dev", "test"] = "test",
+    split: Split = "test",
     answerable: float = 1.0,
 ) -> list[Question]:
     """Write questions whose truthful and untruthful answers have the same form.

@@ -155,7 +155,7 @@ def _rows_of(
 
 
 class _Beside:
-    """An attention function that calls another and, for the layers of one model, looks on."""
+    """An attention function that calls another one and, for the layers of one model, records its weights."""
 
     def __init__(
         self,
@@ -205,7 +205,7 @@ class _Beside:
 
 
 class _Watch(TorchFunctionMode):
-    """Sees the softmax, or the fused attention, that runs inside given modules."""
+    """Records the softmax, or the fused attention, that runs inside given modules."""
 
     def __init__(
         self,
@@ -373,7 +373,7 @@ def collect_attention(
     Args:
         model: The model.
         batch: Questions whose first tail is the truthful answer and whose second, if any, the untruthful one.
-        positions: Whose attention is wanted.
+        positions: Positions whose attention is wanted.
         keep: Gets each question's rows; NaN for heads that are not there.
     """
     with torch.inference_mode():

@@ -137,7 +137,7 @@ def find_evidence(model: Model, question: Question) -> Located:
                 f"row {question.id!r}: an evidence span lies outside the context",
                 expected=f"[start, end) inside 0 to {len(question.context)}",
                 got=f"[{start}, {end})",
-                fix="mend the row: spans count characters of `context`",
+                fix="correct the row: spans count characters of `context`",
             )
     boxes = bool(question.boxes) and shows_image(model, question)
     found = occurrences(question.context, question.truthful or "")
@@ -290,7 +290,7 @@ def _image_tokens(model: Model, question: Question, count: int) -> tuple[Tensor,
                 f"row {question.id!r}: a box lies outside the image",
                 expected=f"pixels inside {width} x {height}",
                 got=f"[{x0:g}, {y0:g}, {x1:g}, {y1:g}]",
-                fix="mend the row: boxes are [x0, y0, x1, y1] in pixels of the image file",
+                fix="correct the row: boxes are [x0, y0, x1, y1] in pixels of the image file",
             )
     boxes = token_boxes(model, (width, height), count)
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])

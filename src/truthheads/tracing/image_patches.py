@@ -33,8 +33,8 @@ class View:
 
     Attributes:
         region: x0, y0, x1, y1 in pixels of the original picture; may reach beyond it where the picture was padded.
-        rows: Of tokens.
-        columns: Of tokens.
+        rows: Rows of tokens.
+        columns: Columns of tokens.
         kept: First and last row, first and last column that the model keeps; all by default.
         newline: Whether a token that covers no pixels ends each row.
     """
@@ -86,7 +86,7 @@ def token_boxes(model: Model, size: tuple[int, int], count: int | None = None) -
 def picture_boxes(
     config: Any, processor: Any, size: tuple[int, int], count: int | None = None
 ) -> Float[Tensor, "tokens 4"]:
-    """Return what :func:`token_boxes` does, from a model's configuration and processor alone."""
+    """Find the same as :func:`token_boxes`, from a model's configuration and processor alone."""
     kind = config.model_type
     if processor is None or kind not in VIEWS:
         raise ArchitectureError(
@@ -222,7 +222,7 @@ def _tiles(size: Size, rows: int, columns: int, side: int) -> list[View]:
 
 
 def _processed(processor: Any, size: Size, **options: Any) -> Any:
-    """Return what the processor makes of a blank picture of that size."""
+    """Run the processor on a blank picture of a given size."""
     blank = Image.new("RGB", (int(size.width), int(size.height)))
     return processor.image_processor(images=[blank], return_tensors="pt", **options)
 

@@ -67,7 +67,7 @@ def prepare(title: str, drawings: Sequence[Drawing]) -> AttentionPictures:
     """Work out what is drawn: shades, text cut at its tokens, images made smaller.
 
     Args:
-        title: Of all of them.
+        title: Title of the page.
         drawings: One picture each.
 
     Raises:

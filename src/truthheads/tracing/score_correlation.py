@@ -1,4 +1,4 @@
-"""The claim, tested: do heads with high Truth Scores look at the evidence more than others?"""
+"""Test whether heads with high Truth Scores attend to the evidence more than others."""
 
 from collections.abc import Callable
 from typing import Any
@@ -27,12 +27,12 @@ Draws = Float[np.ndarray, "#draws heads"]
 
 
 def score_correlations(trace: Trace, scores: Scores, *, seed: int = 0) -> dict[str, dict[str, Any]]:
-    """Return, for every position and measure, how the measure goes with Truth Scores over heads.
+    """Return, for every position and measure, how the measure correlates with Truth Scores over heads.
 
     Args:
         trace: How well each head finds the evidence.
         scores: Truth Scores of the same model, or of a relative of the same shape.
-        seed: Of resamples and permutations.
+        seed: Random seed of resamples and permutations.
 
     Returns:
         By position and measure: ``spearman`` of all heads; ``within_layer``, of ranks among the heads of a layer, with
@@ -71,7 +71,7 @@ def summarise_trace(trace: Trace, *, top: int = 10) -> dict[str, Any]:
 
 
 def _warnings(result: dict[str, Any], caution: str | None) -> list[str]:
-    """Return what a reader must know before trusting the figures, one sentence each."""
+    """List the caveats that a reader of the figures must know, one sentence each."""
     found = [caution] if caution else []
     if result["left_out"]:
         found.append(f"Rows left out: {', '.join(f'{count} with {why}' for why, count in result['left_out'].items())}.")

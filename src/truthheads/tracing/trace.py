@@ -74,13 +74,13 @@ def trace(
         scores: Truth Scores of the same heads, to test the claim that such heads look at the evidence.
         position: ``answer`` or ``question``: the main one, which tables and charts show.
         untruthful: Read the untruthful answer's last token, too.
-        seed: Of bootstraps and permutations.
+        seed: Random seed of bootstraps and permutations.
         chat: Wrap the prompt in the tokenizer's chat template.
         truncate: Drop the start of contexts that are too long, with the evidence in it.
         batch_tokens: Padded tokens in a batch, at most; None chooses by device.
         max_samples: Questions whose measures are kept in the artefact.
         work_dir: Folder for measures; a run that was killed goes on from it. None: a temporary one.
-        progress: Told the unique tokens done and in all.
+        progress: Called with the unique tokens done and the total.
 
     Raises:
         DataError: No question has evidence, or a span or box lies outside its context or image.
@@ -92,7 +92,7 @@ def trace(
     positions = POSITIONS if untruthful else POSITIONS[:2]
     if position not in positions:
         raise DataError(
-            f"no position is called {position!r}",
+            f"unknown position {position!r}",
             expected=" or ".join(positions),
             got=repr(position),
             fix="choose one of them",
@@ -243,7 +243,7 @@ def _summary(
     group: Int[np.ndarray, " rows"],
     seed: int,
 ) -> dict[str, Any]:
-    """Return what was traced, in numbers, and means over heads with intervals."""
+    """Count what was traced, and give means over heads with intervals."""
     places = [row.places[0] for row in rows]
     share = [float(p.evidence.sum() / (~p.sink).sum()) for p in places]
     means: dict[str, dict[str, Any]] = {}

@@ -1,4 +1,4 @@
-"""Learn one factor per head by gradient: the margin up, neutral text where it was."""
+"""Learn one factor per head by gradient: a larger margin, and little change of neutral text."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -10,11 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from truthheads.choices import Site
 from truthheads.errors import ActivationError
 from truthheads.models.answer_logprobs import learning_margins
 from truthheads.models.forward import plan_batches
 from truthheads.models.gradients import whole_gradients
-from truthheads.models.hooks import Site, intercepted
+from truthheads.models.hooks import intercepted
 from truthheads.models.load import Model
 from truthheads.models.neutral_text import divergence
 from truthheads.models.offload import fetched_again
@@ -33,7 +34,7 @@ class Schedule:
             to strong.
         pull: Nats of margin that a factor at distance 1 from the target costs; grows with the square. Adam moves heads
             that do not matter as far as those that do, unless something holds them.
-        low: Least factor.
+        low: Smallest factor.
         high: Largest factor.
         texts: Neutral texts in a step.
         memory: Epochs over which factors are averaged. Steps on few questions leave noise in the factors, and noise
@@ -96,8 +97,8 @@ def learn(
         temperature: t, in nats: margins well above it no longer count.
         schedule: See the class.
         batch_tokens: Padded tokens in a batch, at most.
-        seed: Of the order of questions and texts.
-        progress: Told the steps done and in all.
+        seed: Random seed of the order of questions and texts.
+        progress: Called with the steps done and the total.
 
     Raises:
         ActivationError: A loss is not finite.

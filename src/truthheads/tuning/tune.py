@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 
+from truthheads.choices import Norm, Site, TuneMethod
 from truthheads.data.answers import describe_data
 from truthheads.data.cautions import cannot_choose, data_cautions
 from truthheads.data.questions import Question
@@ -15,11 +16,11 @@ from truthheads.errors import DataError, GateError
 from truthheads.models.answer_logprobs import check_pairs, group_numbers, pair_effects, pair_figures, pair_logprobs
 from truthheads.models.devices import pick_batch_tokens
 from truthheads.models.forward import Progress, shares_prefix
-from truthheads.models.hooks import Site, check_factors
+from truthheads.models.hooks import check_factors
 from truthheads.models.load import Model
 from truthheads.models.neutral_text import measure_harm, neutral_ids
 from truthheads.models.prompts import Encoded, encode
-from truthheads.results.gate import Gate, Norm
+from truthheads.results.gate import Gate
 from truthheads.results.scores import Scores
 from truthheads.results.tuning import Tuning
 from truthheads.stats.figures import Figure, half_of, mean_figure
@@ -125,7 +126,7 @@ def gain_elsewhere(
 
 
 def why(path: Sequence[dict[str, Any]], chosen: int | None, guard: float) -> str:
-    """Return the choice in a sentence."""
+    """Explain the choice in a sentence."""
     safe = sum(entry["harm"]["kl"]["high"] <= guard for entry in path)
     if chosen is not None:
         return (
@@ -157,7 +158,7 @@ def tune(
     model: Model,
     questions: Sequence[Question],
     *,
-    method: Literal["grid", "learn"] = "learn",
+    method: TuneMethod = "learn",
     scores: Scores | None = None,
     target: Gate | None = None,
     neutral: str | Path | None = None,
@@ -175,7 +176,7 @@ def tune(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Tuning:
-    """Find a gate that makes truthful answers more likely and leaves neutral text where it was.
+    """Find a gate that makes truthful answers more likely and changes neutral text little.
 
     The rule: of all candidates whose harm (mean KL on held-out neutral text, upper end of its 95 % interval) is at
     most ``guard``, the one with the largest mean gain in margin on the dev questions, if the lower end of that gain's
@@ -190,7 +191,7 @@ def tune(
         target: For ``learn``: the gate to start from and to be pulled towards; None: all ones.
         neutral: File of neutral text; None: the questions' contexts and the model's own samples. Half of it is
             learned from, the other half only judged on.
-        guard: Most harm, in nats a token.
+        guard: Largest harm allowed, in nats per token.
         site: For ``learn``: what a factor scales.
         strengths: For ``grid``.
         norms: For ``grid``.
@@ -201,8 +202,8 @@ def tune(
         chat: Put the prompt into the chat template.
         truncate: Drop the start of contexts that are too long.
         batch_tokens: Padded tokens in a batch, at most; None chooses by device.
-        seed: Of split, order, neutral samples and bootstraps.
-        progress: Told steps done and in all.
+        seed: Random seed of split, order, neutral samples and bootstraps.
+        progress: Called with the steps done and the total.
 
     Raises:
         DataError: Rows without both answers, or fewer than two groups.
@@ -302,7 +303,7 @@ def _learn(
     guard: float,
     progress: Progress | None,
 ) -> None:
-    """Walk the path and judge its points, then the last one made as weak as the guard and each lower level ask."""
+    """Judge the points of the learned path, then weaker versions of the last, for the guard and each lower level."""
     margin = judge.plain[:, 0] - judge.plain[:, 1]
     points = learn(
         model,
@@ -359,10 +360,12 @@ def _check(model: Model, method: str, scores: Scores | None, start: Gate, guard:
             "a grid is made from scores", expected="--scores FILE", got="none", fix="run `truthheads score` first"
         )
     if not (np.isfinite(guard) and guard > 0):
-        raise GateError("the guard is no guard", expected="a number above 0", got=str(guard), fix="try 0.02")
+        raise GateError(
+            f"the guard must be above 0 (got {guard:g})", expected="a number above 0", got=str(guard), fix="try 0.02"
+        )
     if not schedule.low <= 1 <= schedule.high:
         raise GateError(
-            "the bounds exclude 1",
+            "the bounds of the factors must include 1",
             expected="low <= 1 <= high",
             got=f"[{schedule.low:g}, {schedule.high:g}]",
             fix="try 0 and 2",

@@ -3,8 +3,9 @@
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from truthheads.choices import Split
 from truthheads.data.questions import write_questions
 from truthheads.data.readers import read_questions
 from truthheads.evaluation.evaluate import evaluate
@@ -25,8 +26,6 @@ from truthheads.tracing.pictures import draw, write_pictures
 from truthheads.tracing.trace import trace
 from truthheads.tuning.tune import tune
 from truthheads.workflows.steps import Steps, Tell
-
-Split = Literal["train", "dev", "test"]
 
 BASE, READER, VISION = FAMILY = ("smollm2", "smollm2:reader", "smollm2:vision")
 
@@ -168,9 +167,9 @@ def run_demo(
     Args:
         folder: Where everything is written; a run that was killed goes on from it.
         rows: Generated questions to score, a third of each kind; everything else is in proportion.
-        seed: Of questions, scenes, folds, gates and bootstraps.
-        tell: Told each step.
-        progress: Told what is done and in all, within a step.
+        seed: Random seed of questions, scenes, folds, gates and bootstraps.
+        tell: Called with each step.
+        progress: Called with the work done and the total, within a step.
 
     Returns:
         ``scores`` (of SmolLM2), ``comparison`` and the two ``evaluations``, as their files hold them.

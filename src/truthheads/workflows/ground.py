@@ -1,4 +1,4 @@
-"""From a user's own rows to a model that stays closer to them: a learned gate, tested on rows it has never seen."""
+"""From a user's own rows to a model that follows its context more closely: a learned gate, tested on held-out rows."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -7,13 +7,14 @@ from typing import Any, Unpack
 
 import numpy as np
 
+from truthheads.choices import ExportFormat
 from truthheads.data.cautions import CHOSEN_FROM, cannot_choose
 from truthheads.data.questions import Question, write_questions
 from truthheads.data.readers import read_questions
 from truthheads.errors import DataError, ModelError
 from truthheads.evaluation.evaluate import evaluate
 from truthheads.evaluation.summary import BETTER
-from truthheads.exporting.export import Format, export
+from truthheads.exporting.export import export
 from truthheads.models.adapters import find_adapter
 from truthheads.models.answer_logprobs import group_numbers
 from truthheads.models.forward import Progress
@@ -41,7 +42,7 @@ class Settings:
     """How a model is grounded.
 
     Attributes:
-        guard: Most harm of the gate on text that it must leave alone, in nats a token.
+        guard: Largest change allowed on unrelated text (KL, nats per token).
         test_share: Share of the groups that are only tested on.
         controls: Shuffled and random gates that the learned one has to beat, of each so many; and a constant one.
         neutral: Text that must stay as it is; None: contexts of the rows and the model's own samples.
@@ -53,7 +54,7 @@ class Settings:
         limit: Rows, at most.
         skip_bad_rows: Leave bad rows out and count them.
         batch_tokens: Padded tokens in a batch, at most; None: by device.
-        seed: Of split, learning, controls and intervals.
+        seed: Random seed of split, learning, controls and intervals.
     """
 
     guard: float = 0.02
@@ -93,8 +94,8 @@ def ground(
         data: Question file; rows without an untruthful answer get one (:func:`truthheads.make_pairs`).
         out: The folder.
         settings: None: the defaults.
-        tell: Told each step.
-        progress: Told what is done and in all, within a step.
+        tell: Called with each step.
+        progress: Called with the work done and the total, within a step.
         loading: As for ``load``. What is learned and tested in 8 or 4 bits is exported as an adapter: it belongs to a
             base that is loaded in the same way.
 
@@ -166,8 +167,8 @@ def ground(
     return result
 
 
-def _export_as(model: str, folder: Path, load_in: str | None) -> tuple[Format, Path]:
-    """Return as what a gate is exported, and where to: as the base that it was tested on can take it.
+def _export_as(model: str, folder: Path, load_in: str | None) -> tuple[ExportFormat, Path]:
+    """Choose format and path of the export that fit the model that the gate was tested on.
 
     Raises:
         ModelError: That base takes no export.
@@ -270,7 +271,7 @@ def _test(model: Model, test: Path, gate: Path, out: Path, how: Settings, progre
 
 
 def _judged(summary: dict[str, Any], tuning: dict[str, Any]) -> dict[str, Any]:
-    """Return whether the evidence says better: the verdict does, and the gate beats every control."""
+    """Return whether the model is better: the verdict says so, and the gate beats every control."""
     plain, learned = (next(run for run in summary["runs"] if run["name"] == name) for name in ("none", RUN))
     beaten = learned.get("controls", {})
     moved = tuning["chosen"] is not None

@@ -3,11 +3,12 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
+from truthheads.choices import PairStrategy
 from truthheads.data.answers import describe_data, list_answers
 from truthheads.data.cautions import data_cautions
 from truthheads.data.numerals import in_digits, is_number
@@ -19,8 +20,6 @@ from truthheads.models.load import Model
 from truthheads.models.prompts import prompt_of
 from truthheads.scoring.form_probe import FormProbe, form_features, probe_form
 from truthheads.scoring.probes import NUM_FOLDS, dealt_folds
-
-Strategy = Literal["closed-book", "swap", "both"]
 
 NEW_TOKENS = 16
 
@@ -67,7 +66,7 @@ def make_pairs(
     questions: Sequence[Question],
     model: Model | None = None,
     *,
-    strategy: Strategy = "both",
+    strategy: PairStrategy = "both",
     seed: int = 0,
     batch: int = 16,
     progress: Progress | None = None,
@@ -84,9 +83,9 @@ def make_pairs(
         questions: With truthful answers; untruthful ones are dropped and made anew.
         model: For ``closed-book`` and ``both``.
         strategy: ``both``: closed-book where it can be used, else swap.
-        seed: Of the choice among near answers, and of the form probe's folds.
+        seed: Random seed of the choice among near answers and of the form probe's folds.
         batch: Questions that the model answers at once.
-        progress: Told questions done and in all.
+        progress: Called with the questions done and the total.
 
     Raises:
         DataError: No question has a truthful answer, a model is missing, or no untruthful answer was found at all.
@@ -202,7 +201,7 @@ def answer_type(text: str) -> str:
 
 
 def spans_of(context: str) -> list[str]:
-    """Return what stands in a context that could be an answer: names and numbers."""
+    """List the names and numbers of a context, which could be answers."""
     # A name ends with its sentence: a period after a word of three letters or more is the sentence's, not an initial's.
     apart = re.sub(r"(?<=[a-z\d]{2})\.(?=\s)", " |", context)
     found = [match.group().strip(" .,'’-") for pattern in (NAME, NUMBER) for match in pattern.finditer(apart)]

@@ -1,4 +1,4 @@
-"""What a recipe will take: steps, downloads, memory and time, from its own figures; nothing is loaded."""
+"""Estimate what a recipe needs: steps, downloads, memory and time, from its own figures; nothing is loaded."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,7 +45,7 @@ class Needed(NamedTuple):
         kind: ``model`` or ``data``.
         name: Hub id, or file.
         place: Where it was found below the given folders; None where it was not.
-        bytes: Of a model, estimated; 0 for data.
+        bytes: Estimated size of a model; 0 for data.
         origin: Where it is had.
     """
 
@@ -136,7 +136,7 @@ def _rest(
 
 
 def _written(test: EvaluationPart) -> int:
-    """Return the tokens written for an item, weighed as what they cost: one at a time is about ten times as dear."""
+    """Weigh the tokens generated for an item by their cost: one at a time costs about ten times as much."""
     return 10 * max(test.options().new_tokens, 1)
 
 
@@ -149,7 +149,7 @@ def _memory(model: ModelPart) -> float:
 
 
 def plan(recipe: Recipe, *, rows: int | None, models_dir: Path | None, data_dir: Path | None) -> dict[str, Any]:
-    """Return what ``truthheads reproduce --plan`` prints: steps, what is there, what is missing, memory and time."""
+    """Estimate what a recipe needs, for ``reproduce --plan``: steps, files present and missing, memory, time."""
     steps, needed = steps_of(recipe, rows=rows), needs(recipe, models_dir, data_dir)
     missing = [one for one in needed if one.place is None]
     return {

@@ -13,9 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from truthheads.benchmarks.base import AskOptions
 from truthheads.benchmarks.registry import benchmark
+from truthheads.choices import Generated, Norm, Probe, Site
 from truthheads.errors import DataError, TruthHeadsError
-
-Text = Literal["text", "scenes"]
 
 
 class _Part(BaseModel):
@@ -44,7 +43,7 @@ class DataPart(_Part):
     file: str = ""
     url: str = ""
     origin: str = ""
-    generate: Text | None = None
+    generate: Generated | None = None
     seed: int = 0
     rows: int = Field(gt=0)
     tokens: int = Field(gt=0)
@@ -65,7 +64,7 @@ class ScoresPart(_Part):
     model: str
     data: str
     limit: int | None = None
-    probe: Literal["newton", "paper"] = "paper"
+    probe: Probe = "paper"
     chat: bool = False
     seed: int = 42
 
@@ -87,8 +86,8 @@ class GatePart(_Part):
     scores: str
     target: str
     strength: float
-    norm: Literal["centred", "minmax", "signed"]
-    site: Literal["z", "output"] = "z"
+    norm: Norm
+    site: Site = "z"
 
 
 class EvaluationPart(_Part):
@@ -211,7 +210,7 @@ def read_recipe(name: str | Path) -> Recipe:
     try:
         return Recipe.model_validate(tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
-        raise DataError(f"{name} is not TOML", expected="a recipe", got=str(error), fix="mend the file") from error
+        raise DataError(f"{name} is not TOML", expected="a recipe", got=str(error), fix="correct the file") from error
     except (ValueError, RecursionError) as error:
         told = error.errors() if isinstance(error, ValidationError) else []
         first = f"{'.'.join(map(str, told[0]['loc']))}: {told[0]['msg']}" if told else str(error)

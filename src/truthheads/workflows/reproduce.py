@@ -92,13 +92,13 @@ class ReproduceOptions:
 def reproduce(
     recipe: Recipe, places: ReproduceOptions, *, tell: Tell | None = None, progress: Progress | None = None
 ) -> dict[str, Any]:
-    """Run a recipe; what is done is not done again.
+    """Run a recipe; finished steps are not repeated.
 
     Args:
         recipe: From :func:`truthheads.workflows.recipe.read_recipe`.
         places: Where to read and write.
-        tell: Told each step.
-        progress: Told what is done and in all, within a step.
+        tell: Called with each step.
+        progress: Called with the work done and the total, within a step.
 
     Returns:
         What ``reproduction.json`` holds: ``figures``, each with ``ours`` (value, low, high) and ``paper`` (or None).
@@ -182,7 +182,7 @@ class _Chain:
         return self.folder("gates", f"{name}.safetensors")
 
     def name_of(self, key: str) -> str:
-        """Return what ``load`` is to be given."""
+        """Find the name or folder of a model that ``load`` takes."""
         model = self.models[key]
         place = None if embedded(model) else model_place(model, self.places.models_dir)
         return str(place or model.id)

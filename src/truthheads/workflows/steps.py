@@ -1,4 +1,4 @@
-"""A chain of steps in one folder: a step whose results lie there, made from the same, is not done again."""
+"""A chain of steps in one folder: a step whose results exist, made from the same inputs, is not repeated."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ class Steps:
 
     Args:
         folder: Where the results lie.
-        tell: Told each step as it begins.
+        tell: Called with each step as it begins.
 
     Raises:
         ArtifactError: The folder cannot be written to.
@@ -34,7 +34,7 @@ class Steps:
         self._done = self._read()
 
     def run(self, name: str, given: Mapping[str, Any], results: Sequence[Path], work: Callable[[], Any]) -> bool:
-        """Do a step unless its results are there, unchanged, and were made from the same.
+        """Run a step unless its results exist, unchanged, and were made from the same inputs.
 
         Args:
             name: The step's, unique in the folder.
@@ -63,7 +63,7 @@ class Steps:
         return True
 
     def _make_room(self, results: Sequence[Path], *, known: bool, unfinished: bool) -> None:
-        """Remove what this step made of something else; what it has begun stays, for the work to go on from."""
+        """Remove what this step made from other inputs; unfinished work stays, so that it can be continued."""
         foreign = [path for path in results if path.exists() and not known]
         if foreign:
             raise ArtifactError(
