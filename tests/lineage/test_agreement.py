@@ -35,7 +35,7 @@ def test_disjoint_is_the_average_over_all_halves(monkeypatch: pytest.MonkeyPatch
         own[0].append(first.var(ddof=1))
         own[1].append(second.var(ddof=1))
     wanted = np.mean(cross) / np.sqrt(np.mean(own[0]) * np.mean(own[1]))
-    monkeypatch.setattr(agreement, "ENOUGH", 2)
+    monkeypatch.setattr(agreement, "MIN_SHARED_QUESTIONS", 2)
     found = relate(a, b, resamples=20).disjoint
     assert found is not None and found.value == pytest.approx(wanted, abs=1e-9)
 

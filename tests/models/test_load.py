@@ -310,8 +310,8 @@ def test_code_that_comes_with_a_model_is_not_executed(
 
 OFFLINE = """
 import sys
-from truthheads.models import sources
 from truthheads.cli import main
+from truthheads.models import sources
 sources.SMOLLM2_WHEEL = "a_wheel_that_is_not_installed"
 sys.argv[1:] = ["inspect", sys.argv[1]]
 main()

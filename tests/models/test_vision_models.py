@@ -216,8 +216,8 @@ def test_images_prepared_in_worker_processes_are_the_same(
 ) -> None:
     here = encode(model, questions)
     alone = pair_logprobs(model, here, batch_tokens=300)
-    monkeypatch.setattr(image_inputs, "WORTH", 1)
-    monkeypatch.setattr(forward, "WORTH", 1)
+    monkeypatch.setattr(image_inputs, "MIN_IMAGES_FOR_WORKERS", 1)
+    monkeypatch.setattr(forward, "MIN_IMAGES_FOR_WORKERS", 1)
     monkeypatch.setattr(image_inputs, "spare_processes", lambda: 2)
     there = encode(model, questions)
     assert there == here

@@ -218,10 +218,10 @@ def test_windows_and_blocks_give_the_scores_of_one(planted: Model, monkeypatch: 
     same(whole, parts, tolerance=2e-3)  # other batches, so other roundings; logits are kept in fp16
     assert torch.equal(whole.accuracy, parts.accuracy)
     fitted: list[int] = []
-    probe = fit._fit_block
+    probe = fit.fit_block
     with monkeypatch.context() as patch:
         patch.setattr(fit, "BLOCK_BYTES", 1)
-        patch.setattr(fit, "_fit_block", lambda z, *given: (fitted.append(len(z)), probe(z, *given))[1])
+        patch.setattr(fit, "fit_block", lambda z, *given: (fitted.append(len(z)), probe(z, *given))[1])
         one_by_one = score(planted, rows, batch_tokens=300)
     assert fitted == [1] * 8
     same(whole, one_by_one, tolerance=2e-3)

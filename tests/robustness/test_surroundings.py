@@ -377,7 +377,7 @@ def test_an_out_that_may_only_be_read_is_refused_before_any_work(
 ) -> None:
     folder = tmp_path / "shut"
     folder.mkdir()
-    nothing_runs = "from truthheads import forward; forward.run_batches = None"
+    nothing_runs = "from truthheads.models import forward; forward.run_batches = None"
     with read_only(folder):
         said = refused(finish(helper, place, name, folder, plain=True, first=nothing_runs))
     assert "could not be written" in said and "PermissionError" in said
