@@ -276,7 +276,7 @@ def test_several_processes_deal_windows_where_there_are_many(
     monkeypatch.setattr(activations, "WINDOW", 5)
     monkeypatch.setattr(activations, "WINDOWS_EACH", 3)
     whole = score(planted, rows, batch_tokens=200)
-    for place in ("truthheads.storage.distributed", "truthheads.scoring.activations", "truthheads.scoring.fit"):
+    for place in ("truthheads.storage.row_store", "truthheads.scoring.activations", "truthheads.scoring.fit"):
         monkeypatch.setattr(f"{place}.barrier", lambda: None)
     monkeypatch.setenv("WORLD_SIZE", "2")
     # One after the other, where they would wait for each other: the second one's share of the rows, the first one's,
