@@ -293,8 +293,9 @@ FAST = ("--method", "attribution", "--limit", "10")
 
 def scored(folder: Path, rows: Path, out: Path, *words: object) -> dict[str, Any]:
     result = run("score", folder, "--data", rows, "--out", out, "--dtype", "fp32", "--json", *words, *FAST)
-    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.exit_code == 0, result.stderr
     found: dict[str, Any] = json.loads(result.stdout)
+    assert result.stderr == "".join(f"warning: {warning}\n" for warning in found["warnings"])
     return found
 
 
