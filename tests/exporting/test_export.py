@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 import transformers
+from gguf import GGMLQuantizationType
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 from typer.testing import CliRunner, Result
 
 import truthheads as th
+from small_gguf import write as write_gguf
 from truthheads.cli import app
 from truthheads.errors import ArchitectureError, ArtifactError, GateError, ModelError, ShapeError
 from truthheads.exporting.checkpoint import CHUNK
@@ -492,7 +494,7 @@ def test_only_gguf_files_become_gguf_files(llama: Path, tmp_path: Path) -> None:
     gate = gate_for(llama)
     with pytest.raises(ModelError, match="convert_hf_to_gguf"):
         export(str(llama), gate, to="gguf", out=tmp_path / "out.gguf")
-    (tmp_path / "a.gguf").write_bytes(b"GGUF")
+    write_gguf(tmp_path / "a.gguf", GGMLQuantizationType.F16)
     for out, expected in (("out", "ends in .gguf"), ("a.gguf", "the model itself"), ("model", "is a folder")):
         with pytest.raises(ArtifactError, match=expected):
             export(str(tmp_path / "a.gguf"), gate, to="gguf", out=tmp_path / out, force=True)
