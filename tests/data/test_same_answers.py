@@ -71,12 +71,17 @@ def test_it_is_the_same_both_ways_and_for_the_answer_itself(one: str, other: str
     assert same_answer(one, other) == same_answer(other, one)
 
 
-def questions_at(path: Path, *, alike: int) -> Path:
-    """Write 30 planted questions, the first few with the truthful answer in capitals as the untruthful one."""
+def questions_at(path: Path, *, alike: int, wide: bool = False) -> Path:
+    """Write 30 planted questions, the first few with the truthful answer in capitals as the untruthful one.
+
+    ``wide``: in full-width letters, which are other words to SQuAD's normalisation.
+    """
     write_questions(path, planted_questions(30))
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     for row in rows[:alike]:
         row["untruthful"] = f"The {row['truthful'].upper()}."
+        if wide:
+            row["untruthful"] = "".join(chr(ord(letter) + 0xFEE0) for letter in row["truthful"])
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
@@ -117,13 +122,20 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_command_says_so_on_standard_error_and_in_json(
     model: Path, tmp_path: Path, words: tuple[str, ...]
 ) -> None:
-    rows = questions_at(tmp_path / "q.jsonl", alike=2)
+    rows = questions_at(tmp_path / "q.jsonl", alike=2, wide="conflict" in words)
     command = ("evaluate", model, "--task", words[1]) if words[0] == "evaluate" else (words[0], model, *words[1:])
     result = run(*command, "--data", rows, "--out", tmp_path / "out", "--dtype", "fp32", "--json")
     found = json.loads(result.stdout)
     said = [text for text in found.get("warnings", found.get("notes", [])) if "In 2 of 30 rows" in text]
     assert len(said) == 1 and "(line 1, line 2)" in said[0]
     assert "In 2 of 30 rows" in " ".join(result.stderr.split())
+
+
+def test_where_a_right_answer_counts_for_both_sides_a_conflict_is_refused(model: Path, tmp_path: Path) -> None:
+    rows = questions_at(tmp_path / "q.jsonl", alike=2)
+    result = run("evaluate", model, "--task", "conflict", "--data", rows, "--out", tmp_path / "out", "--json")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "row 'planted-0' is no conflict" in result.stderr and "counts for both sides" in result.stderr
 
 
 def test_data_pairs_says_so(tmp_path: Path) -> None:
