@@ -127,14 +127,16 @@ def test_gates_made_from_few_questions(folder: Path, tmp_path: Path) -> None:
 
 def test_tune_says_on_how_few_it_chooses(folder: Path, tmp_path: Path) -> None:
     words = ("--out", tmp_path / "g.safetensors", "--dtype", "fp32", "--json")
-    learned = run("tune", folder / "model", "--data", folder / "many.jsonl", "--epochs", 1, *words)
+    learned = run("tune", "learn", folder / "model", "--data", folder / "many.jsonl", "--epochs", 1, *words)
     found = json.loads(learned.stdout)
     assert found["rows"]["dev_groups"] == found["rows"]["dev"] < CHOSEN_FROM
     assert found["warnings"][0].startswith("Gates cannot be told apart safely: ")
     assert "Gates cannot be told apart safely" in learned.stderr
-    grid = ("--method", "grid", "--strengths", "1", "--norms", "centred", "--sites", "z")
+    grid = ("--strengths", "1", "--norms", "centred", "--sites", "z")
     scored = ("--scores", folder / "five.safetensors")
-    tried = json.loads(run("tune", folder / "model", "--data", folder / "many.jsonl", *grid, *scored, *words).stdout)
+    tried = json.loads(
+        run("tune", "grid", folder / "model", "--data", folder / "many.jsonl", *grid, *scored, *words).stdout
+    )
     assert len(tried["warnings"]) == 1 and "Of the scores that the gates are made from: Heads" in tried["warnings"][0]
 
 

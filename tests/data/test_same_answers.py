@@ -114,7 +114,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ("score",),
         ("trace",),
-        ("tune", "--epochs", "1"),
+        ("tune", "learn", "--epochs", "1"),
         ("evaluate", "pairs"),
         ("evaluate", "conflict"),
     ],
@@ -123,7 +123,8 @@ def test_every_command_says_so_on_standard_error_and_in_json(
     model: Path, tmp_path: Path, words: tuple[str, ...]
 ) -> None:
     rows = questions_at(tmp_path / "q.jsonl", alike=2, wide="conflict" in words)
-    command = ("evaluate", model, "--task", words[1]) if words[0] == "evaluate" else (words[0], model, *words[1:])
+    at = 2 if words[0] in ("evaluate", "tune") else 1
+    command = (*words[:at], model, *words[at:])
     result = run(*command, "--data", rows, "--out", tmp_path / "out", "--dtype", "fp32", "--json")
     found = json.loads(result.stdout)
     said = [text for text in found.get("warnings", found.get("notes", [])) if "In 2 of 30 rows" in text]
@@ -133,7 +134,7 @@ def test_every_command_says_so_on_standard_error_and_in_json(
 
 def test_where_a_right_answer_counts_for_both_sides_a_conflict_is_refused(model: Path, tmp_path: Path) -> None:
     rows = questions_at(tmp_path / "q.jsonl", alike=2)
-    result = run("evaluate", model, "--task", "conflict", "--data", rows, "--out", tmp_path / "out", "--json")
+    result = run("evaluate", "conflict", model, "--data", rows, "--out", tmp_path / "out", "--json")
     assert (result.exit_code, result.stdout) == (2, "")
     assert "row 'planted-0' is no conflict" in result.stderr and "counts for both sides" in result.stderr
 

@@ -233,7 +233,7 @@ class HaluEvalOptions(AskOptions):
     shown: ShownAnswers = field(
         default="both", metadata=help_text("Show both answers of a row, or one that the seed chooses.")
     )
-    new_tokens: int = field(default=1, metadata=help_text("Greedy tokens of each answer (1: a single forward pass)."))
+    new_tokens: int = field(default=1, metadata=help_text("Greedy tokens per answer (1: a single pass)."))
 
 
 def read_items(data: Sequence[Path], how: HaluEvalOptions) -> Items:

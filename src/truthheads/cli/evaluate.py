@@ -16,6 +16,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from truthheads.cli import console
 from truthheads.cli.console import guarded, multi_process
+from truthheads.cli.help import DATA, OUTPUT, RUN, Command, add_command
 from truthheads.cli.options import LOADING, BatchTokens, Json, ModelName
 from truthheads.storage.distributed import ranks
 
@@ -24,15 +25,20 @@ if TYPE_CHECKING:
 
 ANSWERS, RESCORE = "answers", "rescore"
 
-OneFile = Annotated[list[Path], typer.Option(help="The benchmark's file.")]
+OneFile = Annotated[list[Path], typer.Option(metavar="FILE", rich_help_panel=DATA, help="The benchmark's file.")]
 
-Files = Annotated[list[Path], typer.Option(help="The benchmark's file; repeat the option for several.")]
-
-NoFiles = Annotated[
-    list[Path] | None, typer.Option(help="Folder of task files, or a .jsonl of rows in place of the task's own.")
+Files = Annotated[
+    list[Path], typer.Option(metavar="FILE", rich_help_panel=DATA, help="The benchmark's file; repeatable.")
 ]
 
-OutFolder = Annotated[Path, typer.Option(help="Folder for predictions.jsonl and summary.json.")]
+NoFiles = Annotated[
+    list[Path] | None,
+    typer.Option(rich_help_panel=DATA, help="Folder of task files, or a .jsonl of rows in place of the task's own."),
+]
+
+OutFolder = Annotated[
+    Path, typer.Option(rich_help_panel=OUTPUT, metavar="DIR", help="Folder for predictions and summary.")
+]
 
 HarnessTask = Annotated[str, typer.Argument(metavar="NAME", help="The task's name in lm-evaluation-harness.")]
 
@@ -40,24 +46,47 @@ AnswerFiles = Annotated[list[Path], typer.Argument(metavar="ANSWERS...", help="F
 
 COMMON: dict[str, tuple[Any, Any]] = {
     "out": (OutFolder, Path("evaluation")),
-    "gate": (Annotated[list[Path] | None, typer.Option(help="Gate file; repeat the option for several.")], None),
+    "gate": (
+        Annotated[list[Path] | None, typer.Option(rich_help_panel=RUN, metavar="FILE", help="Gate file; repeatable.")],
+        None,
+    ),
     "controls": (
         Annotated[
             int,
-            typer.Option(min=0, help="Number of shuffled and of random control gates (one constant gate is added)."),
+            typer.Option(
+                rich_help_panel=RUN,
+                min=0,
+                metavar="N",
+                help="Number of shuffled and of random control gates.",
+            ),
         ],
         0,
     ),
     "neutral": (
         Annotated[
-            Path | None, typer.Option(help="Unrelated text for the harm figures: paragraphs, or .jsonl with text.")
+            Path | None,
+            typer.Option(rich_help_panel=RUN, metavar="FILE", help="Unrelated text for the harm figures."),
         ],
         None,
     ),
-    "guard_texts": (Annotated[int, typer.Option(min=0, help="Number of unrelated texts; 0 measures no harm.")], 32),
+    "guard_texts": (
+        Annotated[
+            int,
+            typer.Option(
+                rich_help_panel=RUN, min=0, metavar="N", help="Number of unrelated texts; 0 measures no harm."
+            ),
+        ],
+        32,
+    ),
     "batch_tokens": (BatchTokens, None),
 }
 """The options of every benchmark that runs a model."""
+
+OF_DATA = ("chat", "images", "limit", "synonyms", "truncate")
+"""Options of benchmarks that say what is read, and how it is shown."""
+
+METAVARS: dict[Any, str] = {int: "N", int | None: "N", Path: "FILE", Path | None: "FILE", str: "LIST"}
+"""How the value of a benchmark's option is shown in the help, by its type."""
 
 Parameters = dict[str, tuple[Any, Any]]
 
@@ -126,8 +155,8 @@ def _record(name: str) -> "Benchmark":
     return record_of(name)
 
 
-def _command(name: str, run: Callable[..., None], parameters: Parameters, about: str) -> TyperCommand:
-    """Return a command whose options are these parameters."""
+def _command(name: str, run: Callable[..., None], parameters: Parameters, about: str, example: str) -> TyperCommand:
+    """Make a command whose options are these parameters and whose help ends with an example."""
 
     def command(**given: Any) -> None:
         run(**given)
@@ -139,7 +168,7 @@ def _command(name: str, run: Callable[..., None], parameters: Parameters, about:
     command.__signature__ = inspect.Signature(own)  # type: ignore[attr-defined]
     command.__annotations__ = {one.name: one.annotation for one in own}
     made = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    made.command(name, help=about)(guarded(multi_process(command)))
+    made.command(name, cls=Command, help=about, epilog=f"Example: {escape(example)}")(guarded(multi_process(command)))
     found = typer.main.get_command(made)
     assert isinstance(found, TyperCommand)
     return found
@@ -156,7 +185,11 @@ def _own_options(options: "type[AnswerOptions]") -> Parameters:
             kind = Path | None
         elif isinstance(default, tuple):
             kind, default = str, ",".join(map(str, default))
-        found[one.name] = (Annotated[kind, typer.Option(help=one.metadata["help"], **least)], default)
+        panel = DATA if one.name in OF_DATA else RUN
+        names = [f"--{one.name.replace('_', '-')}"] if default is False else []  # without the name that changes nothing
+        shown = METAVARS.get(kind)
+        option = typer.Option(*names, metavar=shown, rich_help_panel=panel, help=one.metadata["help"], **least)
+        found[one.name] = (Annotated[kind, option], default)
     return found
 
 
@@ -179,8 +212,8 @@ def _data(record: "Benchmark") -> tuple[Any, Any]:
     return Files if record.several_files else OneFile, inspect.Parameter.empty
 
 
-def _asked(record: "Benchmark") -> tuple[Callable[..., None], Parameters, str]:
-    """Return what asks a model, its parameters and its help."""
+def _asked(record: "Benchmark") -> tuple[Callable[..., None], Parameters, str, str]:
+    """Make the function that asks a model, its parameters, its help and an example."""
     harness = record.asks == "harness"
     first: Parameters = {"name": (HarnessTask, inspect.Parameter.empty)} if harness else {}
     parameters = {
@@ -218,11 +251,13 @@ def _asked(record: "Benchmark") -> tuple[Callable[..., None], Parameters, str]:
             )
         _tell(summary, out, json)
 
-    return run, parameters, record.about
+    if harness:
+        return run, parameters, record.about, f"truthheads evaluate {record.name} arc_easy smollm2 --limit 100"
+    return run, parameters, record.about, f"truthheads evaluate {record.name} smollm2 --data rows.jsonl --limit 100"
 
 
-def _answered(record: "Benchmark") -> tuple[Callable[..., None], Parameters, str]:
-    """Return what scores answers made elsewhere, its parameters and its help."""
+def _answered(record: "Benchmark") -> tuple[Callable[..., None], Parameters, str, str]:
+    """Make the function that scores answers made elsewhere, its parameters, its help and an example."""
     elsewhere = record.elsewhere
     assert elsewhere is not None
     parameters: Parameters = {
@@ -241,15 +276,18 @@ def _answered(record: "Benchmark") -> tuple[Callable[..., None], Parameters, str
         check_target(out / "predictions.jsonl")
         _tell(score_answers(record.name, answers, data, out=out, how=how, seed=how.seed), out, json)
 
-    return run, parameters, elsewhere.about
+    example = f"truthheads evaluate {ANSWERS} {record.name} answers.jsonl --data rows.jsonl"
+    return run, parameters, elsewhere.about, example
 
 
-@app.command(RESCORE)
 @guarded
 def rescore(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The --out of an earlier evaluation.")],
     seed: Annotated[
-        int | None, typer.Option(min=0, help="Random seed of the intervals (default: that of the evaluation).")
+        int | None,
+        typer.Option(
+            rich_help_panel=RUN, min=0, help="Random seed of the intervals (default: that of the evaluation)."
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
@@ -257,6 +295,9 @@ def rescore(
     from truthheads.evaluation.summary import rescore as again
 
     _tell(again(folder, seed=seed), folder, json)
+
+
+add_command(app, RESCORE, rescore, example="truthheads evaluate rescore evaluation")
 
 
 def _tell(summary: dict[str, Any], out: Path, json: bool) -> None:

@@ -13,8 +13,7 @@ from truthheads.cli.help import DATA, MODEL, OUTPUT, RUN
 # --- the model -------------------------------------------------------------------------------------------------------
 
 ModelName = Annotated[
-    str,
-    typer.Argument(metavar="MODEL", help="Model or adapter folder, hub id, .gguf file, or smollm2[:reader|:vision]."),
+    str, typer.Argument(metavar="MODEL", help="Folder, adapter, hub id, .gguf or smollm2[:reader|:vision].")
 ]
 
 Device = Annotated[str, typer.Option(rich_help_panel=MODEL, help="Device: auto, cpu, cuda, cuda:1 or mps.")]
