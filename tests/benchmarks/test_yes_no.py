@@ -276,7 +276,7 @@ def test_a_halueval_row_whose_answers_are_the_same_is_refused(shown: Any, tmp_pa
     assert caught.value.problem == f"{path}:line 2: both answers are the same"
     assert caught.value.expected == "a hallucinated_answer that differs from the right_answer"
     assert caught.value.got == "'Italy' as both"
-    assert caught.value.fix == "mend or remove the row: one answer cannot count as right and as hallucinated"
+    assert caught.value.fix == "correct or remove the row: one answer cannot count as right and as hallucinated"
 
 
 @pytest.mark.parametrize("knowledge", [True, False])

@@ -635,7 +635,7 @@ def test_opposite_labels_about_a_text_are_refused_and_both_rows_named(
         assert caught.value.problem == f"{path}:line 3: the same answer to the same question has opposite labels"
         assert caught.value.expected == first.format(path)
         assert caught.value.got == f"{answer} to 'When does the ferry leave?'"
-        assert caught.value.fix == "mend one of the two rows, or remove both"
+        assert caught.value.fix == "correct one of the two rows, or remove both"
     changed = [{**FERRY, **one, "context": f"{FERRY['context']} {at}"} for at, one in enumerate(rows)]
     path.write_text("\n".join(map(json.dumps, changed)))
     assert len(read_questions(path)) == 3  # by another text it may be so

@@ -36,7 +36,7 @@ class AnswerOptions:
 
     Attributes:
         limit: Rows of each file, at most.
-        seed: Of what is drawn: controls, intervals, what is shown.
+        seed: Random seed of what is drawn: controls, intervals, what is shown.
     """
 
     limit: int | None = field(default=None, metadata=help_text("Rows of each file to read at most."))
@@ -266,13 +266,13 @@ class Benchmark:
 
 
 def begin_line(name: str, group: str, key: str, gold: Any, split: str = "") -> PredictionLine:
-    """Return what is known of a line before the model is asked.
+    """Begin a line with everything known before the model is asked.
 
     Args:
-        name: Of the item; unique in its split.
+        name: Name of the item; unique in its split.
         group: Items of one group are resampled together: a question, an image.
         key: Equal for equal prompts.
         gold: The right answer.
-        split: Of the benchmark, where it has several.
+        split: Split of the benchmark, where it has several.
     """
     return {"id": name, "split": split, "group": group, "prompt": key, "gold": gold}

@@ -49,7 +49,7 @@ class Caption(NamedTuple):
 
 
 def image_key(value: str | int) -> str:
-    """Return what an image is called in every file: COCO's number, else the file's name.
+    """Name an image as every file does: COCO's number, else the file's name.
 
     ``322791``, ``"322791"`` and ``COCO_val2014_000000322791.jpg`` are one image.
     """
@@ -141,7 +141,7 @@ def read_captions(path: Path, truth: Mapping[str, list[str]], *, limit: int | No
                 f"{path}:{row.place}: field 'finished'",
                 expected="true, false or null",
                 got=repr(finished)[:80],
-                fix="mend the row",
+                fix="correct the row",
             )
         captions[key] = Caption(key, text_of(path, row, "caption"), finished)
     check_images(path, list(captions), truth)
@@ -173,7 +173,7 @@ def whole_sentences(text: str, finished: bool | None = None) -> str:
 
 
 def parse_caption(text: str, finished: bool | None, mentions: Callable[[str], list[Mention]]) -> dict[str, Any]:
-    """Return what a prediction keeps of a caption at one cap: text and objects named, with and without the cut end."""
+    """Keep of a caption at one cap what a prediction needs: text and objects named, with and without the cut end."""
     kept = whole_sentences(text, finished)
     return {
         "text": text,
@@ -184,7 +184,7 @@ def parse_caption(text: str, finished: bool | None, mentions: Callable[[str], li
 
 
 def measure_chair(lines: Sequence[Mapping[str, Any]], *, seed: int = 0) -> Measured:
-    """Return what captions amount to, at each cap, the half sentence counted (as the official procedure) and not.
+    """Compute the figures of captions at each cap, the half sentence counted (as the official procedure) and not.
 
     Figures without a suffix are those of the lowest cap; ``_at_512`` of another one; ``_whole`` without the sentence
     that the cap has cut off. Repeated mentions count, as in the official procedure.
@@ -241,7 +241,7 @@ def check_vocabulary(truth: dict[str, list[str]], vocabulary: Vocabulary, path: 
 
 
 def chair_settings(vocabulary: Vocabulary, lemmatizer: str) -> dict[str, Any]:
-    """Return what a CHAIR result says about its rules."""
+    """Describe the rules of a CHAIR result."""
     return {
         "synonyms": vocabulary.name,
         "lemmatizer": lemmatizer,

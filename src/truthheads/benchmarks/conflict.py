@@ -74,13 +74,13 @@ def conflicts(questions: Iterable[Question], path: Path) -> list[Conflict]:
                     f"row {one.question.id!r} is no conflict: {answer[:60]!r} counts for both sides",
                     expected="answers of the context that differ from those of memory",
                     got=f"context {', '.join(one.context)[:120]}; memory {', '.join(one.memory)[:120]}",
-                    fix="mend or remove the row",
+                    fix="correct or remove the row",
                 )
     return found
 
 
 def conflict_notes(found: Sequence[Conflict]) -> list[str]:
-    """Return what a reader has to know: sides that give one number in two spellings, as NQ-Swap does ("eight", "8")."""
+    """List the caveats: sides that give one number in two spellings, as NQ-Swap does ("eight", "8")."""
     same = [one.question.id for one in found if any(exact_match(answer, one.memory) for answer in one.context)]
     if not same:
         return []
@@ -91,7 +91,7 @@ def conflict_notes(found: Sequence[Conflict]) -> list[str]:
 
 
 def first_line(text: str) -> str:
-    """Return what counts as the answer: the first line of what was generated, without blanks at its ends."""
+    """Cut the answer out: the first line of what was generated, without blanks at its ends."""
     return text.strip().split("\n")[0].strip()
 
 
@@ -140,7 +140,7 @@ def _f1(said: list[str], gold: list[str]) -> float:
 
 
 def measure_conflict(lines: Sequence[Mapping[str, Any]], *, seed: int = 0) -> Measured:
-    """Return what generated answers amount to: exact match and F1 with each side's answer, and neither.
+    """Compute the figures of generated answers: exact match and F1 with each side's answer, and neither.
 
     Number words and digits are one answer (:func:`words_by_value`); ``_strict`` figures compare the words alone, as
     SQuAD's normalisation leaves them.

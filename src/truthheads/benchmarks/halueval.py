@@ -96,7 +96,7 @@ def read_halueval(
         knowledge: Show the knowledge where a part has it. The benchmark does not; the method's runs do.
         shown: ``both`` answers of every row, or ``one``, by a coin that ``seed`` and the row throw.
         limit: Rows, at most.
-        seed: Of the coin.
+        seed: Random seed of the coin.
 
     Raises:
         DataError: Columns of no part, an empty text, a row twice, two answers that are the same, or an answer that is
@@ -119,14 +119,14 @@ def read_halueval(
                 f"{path}:{row.place}: an empty text",
                 expected=f"{part.asked}, {part.right} and {part.hallucinated} with words in them",
                 got="an empty one",
-                fix="mend the row",
+                fix="correct the row",
             )
         if said[0].strip() == said[1].strip():
             raise DataError(
                 f"{path}:{row.place}: both answers are the same",
                 expected=f"a {part.hallucinated} that differs from the {part.right}",
                 got=f"{said[0].strip()!r} as both"[:120],
-                fix="mend or remove the row: one answer cannot count as right and as hallucinated",
+                fix="correct or remove the row: one answer cannot count as right and as hallucinated",
             )
         _agree(path, row, part, said, golds)
         again = digest(asked, source, *said)
@@ -171,7 +171,7 @@ def _agree(path: Path, row: Row, part: HaluEvalFormat, said: Sequence[str], gold
                 f"{path}:{row.place}: the same answer to the same question has opposite labels",
                 expected=f"{before}, as in {path}:{place}",
                 got=f"{side} {text.strip()!r}"[:120],
-                fix="mend one of the two rows, or remove both",
+                fix="correct one of the two rows, or remove both",
             )
 
 
@@ -206,7 +206,7 @@ def _ending(part: HaluEvalFormat, instruction: str | None, text: str) -> str:
 
 
 def describe_judged(part: str, judged: Sequence[Judged]) -> dict[str, Any]:
-    """Return what a result says about its items."""
+    """Describe the items for a result."""
     return {
         "part": part,
         "items": len(judged),

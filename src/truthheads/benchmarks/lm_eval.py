@@ -37,7 +37,7 @@ def measure_means(lines: Sequence[Mapping[str, Any]], *, seed: int = 0) -> Measu
 
 
 def measure_task(lines: Sequence[Mapping[str, Any]], *, seed: int = 0) -> Measured:
-    """Return what a task's predictions amount to: yes/no figures where all are that, else the means of its metrics."""
+    """Compute the figures of a task's predictions: yes/no figures where all are that, else the means of its metrics."""
     return (measure_yesno if all("parsed" in line for line in lines) else measure_means)(lines, seed=seed)
 
 

@@ -13,7 +13,7 @@ from truthheads.stats.resampling import Measured, ratio
 
 
 def measure_pairs(lines: Sequence[Mapping[str, Any]], *, seed: int = 0) -> Measured:
-    """Return what pairs amount to: pair accuracy (ties one half), margin and log P(truthful) in nats.
+    """Compute the figures of pairs: pair accuracy (ties one half), margin and log P(truthful) in nats.
 
     Args:
         lines: Predictions of one run: ``logp`` of both answers, the truthful one first, and ``group``.

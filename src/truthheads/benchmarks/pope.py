@@ -108,7 +108,7 @@ def read_pope(paths: Sequence[Path], *, limit: int | None = None) -> list[PopeQu
                     f"{place}: one question has two labels",
                     expected=f"{before[0]}, as at {before[1]}",
                     got=f"{gold} for {text!r} about {question.image}",
-                    fix="mend one of the two rows",
+                    fix="correct one of the two rows",
                 )
             questions.append(question)
     if not questions:
@@ -123,7 +123,7 @@ def split_of(path: Path) -> str:
 
 
 def describe_pope(paths: Sequence[Path], questions: Sequence[PopeQuestion]) -> dict[str, Any]:
-    """Return what a result says about its questions: for each split rows, edition and digest, and what repeats."""
+    """Describe the questions for a result: for each split rows, edition and digest, and what repeats."""
     splits = {}
     for split in dict.fromkeys(question.split for question in questions):
         part = [question for question in questions if question.split == split]
@@ -142,7 +142,7 @@ def describe_pope(paths: Sequence[Path], questions: Sequence[PopeQuestion]) -> d
 
 
 def pope_notes(description: dict[str, Any]) -> list[str]:
-    """Return what a reader has to know about the questions, in sentences."""
+    """List the caveats about the questions, in sentences."""
     notes = []
     splits = description["splits"]
     rows = sum(part["rows"] for part in splits.values())

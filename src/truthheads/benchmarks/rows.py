@@ -31,7 +31,7 @@ def benchmark_rows(path: Path) -> Iterator[Row]:
     lines = path.suffix == ".json" and path.is_file() and _is_lines(path)
     for row in _lines(path) if lines else read_rows(path):
         if row.fields is None:
-            raise DataError(f"{path}:{row.place}: the row", expected="one row", got=row.fault, fix="mend the row")
+            raise DataError(f"{path}:{row.place}: the row", expected="one row", got=row.fault, fix="correct the row")
         yield row
 
 
@@ -82,7 +82,7 @@ def read_value(path: Path) -> Any:
 
 
 def _bytes(path: Path) -> bytes:
-    """Return what a file holds, unpacked where its name ends in ``.gz``.
+    """Read a whole file, unpacked where its name ends in ``.gz``.
 
     Raises:
         OSError: It is missing, damaged, no regular file, or unpacks to too much.
@@ -113,7 +113,7 @@ def text_of(path: Path, row: Row, *names: str) -> str:
             f"{path}:{row.place}: field {names[0]!r}",
             expected=f"text in valid Unicode under {' or '.join(names)}",
             got=f"columns {', '.join(map(str, fields))}" if value is None else repr(value)[:80],
-            fix="mend the row",
+            fix="correct the row",
         )
     return value
 
@@ -129,7 +129,7 @@ def context_of(path: Path, row: Row, name: str) -> str:
         joined = join_passages(value).text if isinstance(value, list | dict) else None
     except ValueError as error:
         raise DataError(
-            f"{path}:{row.place}: field {name!r}", expected=str(error), got=repr(value)[:80], fix="mend the row"
+            f"{path}:{row.place}: field {name!r}", expected=str(error), got=repr(value)[:80], fix="correct the row"
         ) from error
     return text_of(path, Row(row.place, {**(row.fields or {}), **({} if joined is None else {name: joined})}), name)
 
@@ -157,5 +157,5 @@ def placed_image(name: str, path: Path, images: Path | None) -> str:
             f"{path}: the image {name!r} lies elsewhere",
             expected=IMAGE_PATH_RULE,
             got=str(error),
-            fix="give the folder of the images as --images, or mend the row",
+            fix="give the folder of the images as --images, or correct the row",
         ) from error

@@ -33,7 +33,7 @@ def strict(text: str) -> Verdict | None:
 
 
 def released(text: str) -> Verdict | None:
-    """Return what the method's released POPE tasks read: yes or no where the text begins with it as a word.
+    """Parse an answer as the method's released POPE tasks do: yes or no where the text begins with it as a word.
 
     Case is ignored. ``Yes and no`` is yes. The A-OKVQA task first cuts the text at its first comma, which never
     changes the result, since nothing but the beginning is looked at.
@@ -46,7 +46,7 @@ def released(text: str) -> Verdict | None:
 
 
 def released_halueval(text: str) -> Verdict:
-    """Return what the method's released HaluEval task reads: as :func:`released`, and no for everything else.
+    """Parse an answer as the method's released HaluEval task does: as :func:`released`, and no for everything else.
 
     The text is first cut at its first blank line.
 
@@ -57,7 +57,7 @@ def released_halueval(text: str) -> Verdict:
 
 
 def original_pope(text: str) -> Verdict:
-    """Return what POPE's own evaluator reads: no where its first sentence has ``No``, ``no`` or ``not``, else yes.
+    """Parse as POPE's own evaluator does: no where its first sentence has ``No``, ``no`` or ``not``, else yes.
 
     Words are what stands between single blanks once commas are gone; whatever is not no is yes, an empty answer too.
 
@@ -69,7 +69,7 @@ def original_pope(text: str) -> Verdict:
 
 
 def original_halueval(text: str) -> Verdict | None:
-    """Return what HaluEval's own evaluator reads: whichever of ``Yes`` and ``No`` stands anywhere in the text.
+    """Parse an answer as HaluEval's own evaluator does: whichever of ``Yes`` and ``No`` stands anywhere in the text.
 
     Capitals matter, parts of words count (``Not`` is no), both or neither is a failure.
 
@@ -91,7 +91,7 @@ LOGITS = "logits"
 
 
 def parse_with(parsers: Mapping[str, Parser]) -> Callable[[PredictionLine, Answer, Any], PredictionLine]:
-    """Return what fills in a yes/no line: the text, both log-probabilities, and how each parser reads the answer."""
+    """Make the parser of a yes/no line: the text, both log-probabilities, and how each parser reads the answer."""
 
     def parse(line: PredictionLine, answer: Answer, _: Any) -> PredictionLine:
         assert answer.yes is not None and answer.no is not None
@@ -170,7 +170,7 @@ def two_golds(lines: Iterable[YesNoAnswer]) -> list[tuple[YesNoAnswer, YesNoAnsw
 
 
 def measure_yesno(lines: Sequence[YesNoAnswer], *, seed: int = 0) -> Measured:
-    """Return what yes/no predictions amount to.
+    """Compute the figures of yes/no predictions.
 
     The figures without a suffix come from the logits where there are any, else from the strict parser; a question
     that stands in several splits counts once in them; two rows that give it different gold answers count both, so that
@@ -179,7 +179,7 @@ def measure_yesno(lines: Sequence[YesNoAnswer], *, seed: int = 0) -> Measured:
 
     Args:
         lines: Predictions of one run: ``gold``, ``parsed``, ``group``, ``prompt``, and ``yes``, ``no`` where known.
-        seed: Of the halves for the calibrated accuracy.
+        seed: Random seed of the halves for the calibrated accuracy.
     """
     gold = np.array([line["gold"] == "yes" for line in lines])
     first: dict[tuple[str, str], int] = {}

@@ -374,7 +374,7 @@ def read_numbers(name: str, text: str) -> tuple[int, ...]:
     """Return comma-separated whole numbers above 0.
 
     Args:
-        name: Of the option.
+        name: Name of the option.
         text: What was given.
 
     Raises:

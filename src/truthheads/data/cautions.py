@@ -77,7 +77,7 @@ def cannot_choose(questions: int) -> str | None:
 
 
 def data_cautions(data: Mapping[str, Any] | None) -> list[str]:
-    """Return what must be said of a data set, from its description in an artefact.
+    """List the caveats of a data set, from its description in an artefact.
 
     Args:
         data: As :func:`truthheads.data.answers.describe_data` returns it; None where nothing is known.
@@ -90,7 +90,7 @@ def data_cautions(data: Mapping[str, Any] | None) -> list[str]:
         found.append(
             f"In {count} of {data.get('rows')} rows the untruthful answer is the truthful one but for case, "
             f"punctuation or an article, or one of its other forms ({', '.join(alike['first'])}{more}): such rows tell "
-            "no head from another; mend them or leave them out."
+            "no head from another; correct them or leave them out."
         )
     if note := data.get("note"):
         found.append(str(note))

@@ -59,7 +59,7 @@ class Said:
             f"{path}:{word} {abs(second)}: the same answer to the same question has opposite labels",
             expected=f"{'truthful' if first > 0 else 'untruthful'}, as in {path}:{word} {abs(first)}",
             got=f"{str(answer)[:60]!r} {f'about {question.image}' if pictured else f'to {question.question[:60]!r}'}",
-            fix="the released RLHF-V sets D and E have opposite labels: use one, and mend rows that disagree"
+            fix="the released RLHF-V sets D and E have opposite labels: use one, and correct rows that disagree"
             if pictured
-            else "mend one of the two rows, or remove both",
+            else "correct one of the two rows, or remove both",
         )

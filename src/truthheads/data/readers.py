@@ -68,7 +68,7 @@ def _text(row: dict[str, Any], field: str, default: str | None = None) -> str:
 
 
 def _listed(row: dict[str, Any], field: str) -> list[Any]:
-    """Return what a field holds as a list, missing items left out."""
+    """Read a field as a list; missing items are left out."""
     value = row.get(field)
     values = list(value) if isinstance(value, list | tuple) else [value]
     return [one for one in values if one is not None]

@@ -76,8 +76,8 @@ def evaluate(
         neutral: Neutral text for the guard; None: contexts of the data and the model's own samples.
         guard_texts: Texts of the guard; 0 leaves it out. Without gates there is none.
         batch_tokens: Padded tokens in a batch, at most; None: by device.
-        seed: Of controls, neutral text and intervals.
-        progress: Told the tokens done and in all.
+        seed: Random seed of controls, neutral text and intervals.
+        progress: Called with the tokens done and in all.
 
     Returns:
         What ``summary.json`` holds.

@@ -32,7 +32,7 @@ def score_answers(
         data: The benchmark's files.
         out: Folder for the result.
         how: The options that ``elsewhere`` names; None: their defaults.
-        seed: Of the intervals.
+        seed: Random seed of the intervals.
 
     Raises:
         DataError: The benchmark takes no such answers, a file cannot be used, or the two do not belong together.

@@ -144,7 +144,7 @@ class Journal:
 
 
 def key_of(line: Mapping[str, Any]) -> Key:
-    """Return what makes a line the only one of its kind: task, run, split, id."""
+    """Give the key that tells a line from all others: task, run, split, id."""
     return str(line["task"]), str(line["run"]), str(line.get("split") or ""), str(line["id"])
 
 

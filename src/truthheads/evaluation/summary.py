@@ -72,7 +72,7 @@ def compare_runs(plain: Measured, changed: Measured, *, seed: int, resampling: R
     Args:
         plain: The ungated run.
         changed: The gated run.
-        seed: Of the resamples, which both share: differences are paired.
+        seed: Random seed of the resamples, which both share: differences are paired.
         resampling: The resamples, where they are at hand.
     """
     resampling = resampling or resample(plain.clusters, seed=seed)
@@ -102,7 +102,7 @@ def effect_verdict(compared: Compared, p: float) -> str:
 
     Args:
         compared: The gate beside the ungated run.
-        p: Of the primary effect, adjusted for the number of gates.
+        p: p value of the primary effect, adjusted for the number of gates.
     """
     effect, main = compared.effect, compared.effect[compared.primary]
     found = np.isfinite(p) and p < SIGNIFICANCE_LEVEL and (main.low > 0 or main.high < 0)
@@ -132,7 +132,7 @@ def summarise_runs(
     Args:
         lines: Predictions of all runs, in any order; the ungated run is called ``none``. Names of controls are
             ``GATE/KIND-SEED``. Lines of task ``neutral`` are what each gate does to neutral text.
-        seed: Of the resamples and the halves for calibration.
+        seed: Random seed of the resamples and the halves for calibration.
         settings: How the predictions were made; carried into the result.
         notes: Sentences for the reader; what is noticed here is added.
 
@@ -253,7 +253,7 @@ def _harm(lines: Sequence[PredictionLine]) -> dict[str, list[PredictionLine]]:
 
 
 def _guard(lines: Sequence[PredictionLine], seed: int) -> dict[str, Any]:
-    """Return what a run does to neutral text: KL and rise of loss in nats a token, and the ratio of perplexities."""
+    """Measure a run's harm on neutral text: KL and rise of loss in nats a token, and the ratio of perplexities."""
     each = np.arange(len(lines))
     kl = mean_figure(np.array([line["kl"] for line in lines]), each, seed=seed)
     loss = mean_figure(np.array([line["loss"] for line in lines]), each, seed=seed)
@@ -271,7 +271,7 @@ def rescore(folder: Path, *, seed: int | None = None) -> dict[str, Any]:
 
     Args:
         folder: An ``--out`` of an evaluation; ``run.json`` in it, where it is there, tells the settings.
-        seed: Of the resamples; None: as in ``run.json``, else 0.
+        seed: Random seed of the resamples; None: as in ``run.json``, else 0.
 
     Raises:
         DataError: The predictions are missing or cannot be used.

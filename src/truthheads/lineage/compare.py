@@ -119,7 +119,7 @@ def relation_figures(relation: Relation) -> dict[str, Any]:
 
 
 def _few(a: Scores, b: Scores) -> str | None:
-    """Return what must be said of two files of which one rests on too few questions to rank heads."""
+    """Give the caution where one of two files rests on too few questions to rank heads."""
     fewer = min((one for one in (a, b) if one.caution), key=lambda one: one.questions or 0, default=None)
     return None if fewer is None else fewer.caution
 

@@ -73,7 +73,7 @@ def candidate_state(at: int, harm: Mapping[str, float], *, guard: float, chosen:
     Args:
         at: Its number.
         harm: Nats a token with their interval.
-        guard: Most harm allowed.
+        guard: Largest harm allowed.
         chosen: Number of the candidate that was chosen, or None.
     """
     return "chosen" if at == chosen else "within" if harm["high"] <= guard else "beyond"

@@ -73,7 +73,7 @@ class AttentionPicture:
         note: Below it.
         panels: One for each head.
         image: The image as a data URI, empty for text.
-        width: Of the image, in pixels.
+        width: Width of the image, in pixels.
         height: Likewise.
         boxes: Evidence in the image: ``(x0, y0, x1, y1)`` in pixels.
     """
@@ -94,7 +94,7 @@ class AttentionPictures:
     Attributes:
         title: Says which model's heads they are.
         pictures: One for each question.
-        version: Of this format.
+        version: Version of this format.
     """
 
     title: str

@@ -463,7 +463,7 @@ def warnings_of(result: dict[str, Any], caution: str | None = None) -> list[str]
 
     Args:
         result: As :func:`summarise` makes it.
-        caution: Of the scores: that heads cannot be ranked.
+        caution: Sentence that heads cannot be ranked, where it holds.
     """
     found = [caution] if caution else []
     form = result["form"]

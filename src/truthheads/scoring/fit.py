@@ -51,8 +51,8 @@ class Fits(NamedTuple):
         sample: Out-of-fold logits of the answers to keep.
         weight: Probes fitted on all answers.
         bias: Their intercepts.
-        dependence: Of answers, as in :class:`truthheads.stats.overlap.Overlap`.
-        pair_dependence: Of pairs, the same.
+        dependence: Dependence of answers, as in :class:`truthheads.stats.overlap.Overlap`.
+        pair_dependence: Dependence of pairs, the same.
         layer_dependence: Variance that training folds which overlap add to one answer's mean over a layer's heads.
         mean_dependence: The same over all heads.
     """

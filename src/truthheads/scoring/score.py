@@ -78,7 +78,7 @@ def chosen_best(
     pairs: list[tuple[Float[np.ndarray, "layers heads"], Float[np.ndarray, "layers heads"]]],
     group: Int[np.ndarray, " n"],
 ) -> dict[str, float] | None:
-    """Return what the best head scores on questions that did not choose it, with its interval; None without halves.
+    """Score the best head on questions that did not choose it, with an interval; None without halves.
 
     The head is the best of one half of the questions and measured on the other, whose probes never saw the first: each
     way round, averaged over splits. The score of the best of many heads on the questions that chose it is too high.

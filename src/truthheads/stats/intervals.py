@@ -26,7 +26,7 @@ class Spread(NamedTuple):
 
     Attributes:
         mean: Mean of each column.
-        variance: Of the mean, items of one cluster taken as dependent.
+        variance: Variance of the mean, items of one cluster taken as dependent.
         clusters: How many.
         alike: Design effect if items of one cluster were all alike: the mean size that an item finds.
     """
@@ -66,7 +66,7 @@ def share_ends(
 
     Args:
         share: The figures.
-        spread: Of the items that they are means of.
+        spread: Spread of the items that they are means of.
         count: How many items.
         added: Variance of one item that comes on top, from training folds that overlap.
         prior: See :data:`PRIOR`; less of it where an item is itself a mean.
@@ -116,7 +116,7 @@ def probed_ends(
 
     Args:
         share: The figures.
-        spread: Of the items that they are means of.
+        spread: Spread of the items that they are means of.
         count: How many items.
         dependence: As in :class:`truthheads.stats.overlap.Overlap`.
     """
@@ -151,7 +151,7 @@ def layer_ends(
 
     Args:
         share: The figures.
-        mean: Of each answer's heads, layer by layer.
+        mean: Mean of each answer's heads, layer by layer.
         clusters: Answers of one number are one draw.
         dependence: Variance of one answer's mean that comes on top; NaN where it is not known.
     """

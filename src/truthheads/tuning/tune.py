@@ -110,10 +110,10 @@ def gain_elsewhere(
     of several candidates on the questions that chose it is too high.
 
     Args:
-        gains: Of each candidate, question by question.
+        gains: Gains of each candidate, question by question.
         allowed: Whether its harm is within the guard.
         groups: Group of each dev question.
-        seed: Of halves and bootstrap.
+        seed: Random seed of halves and bootstrap.
     """
     half = half_of(groups, seed=seed)
     within = [gain for gain, may in zip(gains, allowed, strict=True) if may]
@@ -382,7 +382,7 @@ def _absent(model: Model) -> Iterator[tuple[int, int]]:
 
 
 def _warnings(data: dict[str, Any], dev: int, scores: Scores | None) -> list[str]:
-    """Return what a reader must know before trusting the choice, one sentence or two each."""
+    """List the caveats that a reader of the choice must know, one or two sentences each."""
     few = (
         []
         if scores is None or scores.caution is None
