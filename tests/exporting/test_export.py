@@ -797,6 +797,6 @@ def test_without_a_network_the_export_stays(llama: Path, tmp_path: Path, monkeyp
         export(str(llama), gate, to="checkpoint", out=tmp_path / "out", push_to_hub="user/gated")
     assert f"hf upload user/gated {tmp_path / 'out'}" in caught.value.fix
     assert torch.isfinite(logits_of(BY_NAME["llama"], network_of(BY_NAME["llama"], tmp_path / "out"))).all()
-    with pytest.raises(ArtifactError, match="no name for the hub"):
+    with pytest.raises(ArtifactError, match="not a valid name for the hub"):
         export(str(llama), gate, to="checkpoint", out=tmp_path / "other", push_to_hub="a/b/c")
     assert not (tmp_path / "other").exists()
