@@ -173,7 +173,8 @@ def _stored(shards: Shards, attention: str, model_type: str) -> tuple[Stored, ..
         f"queries, keys and values of {attention} in {shards.folder} were not found",
         expected=" or ".join(", ".join(f"{stored.tensor}.weight" for stored in choice) for choice in choices),
         got=", ".join(there) or "no tensors",
-        fix=f"add a row for model_type {model_type!r} to models.head_weights.ROWS, or give unquantised weights",
+        fix=f"add a row for model_type {model_type!r} to truthheads.models.head_weights.ROWS, "
+        "or give unquantised weights",
     )
 
 
