@@ -521,7 +521,7 @@ def test_figures_resample_layers(tmp_path: Path) -> None:
 
     figures = weight_drift(str(base), str(kept(base, change, tmp_path / "other"))).figures()
     for part in WEIGHT_PARTS:
-        # Heads of a layer are alike, layers 0, .1, .2, .3 apart. Four clusters are few: the expanded interval asks for the
+        # Heads of a layer are alike, layers 0, .1, .2, .3 apart. With four clusters the interval asks for the
         # quantile .0001 of the resampled means, and all four draws fall on one end in 1 of 256, so it spans all layers.
         assert figures[part].value == pytest.approx(0.15, rel=1e-4)
         assert figures[part].low == pytest.approx(0.0, abs=0.026)
