@@ -132,7 +132,7 @@ def names(tmp_path: Path) -> dict[str, Path]:
         ("chair m --data {truth} --instruction {none} --out {out}", "cannot be read"),
         ("m --task pope --data {pope} --captions {captions}", "not clear what to evaluate"),
         ("--task chair --data {pope} --answers {answers}", "not clear what to evaluate"),
-        ("--task chair --rescore {out}", "not clear what to evaluate"),
+        ("--task pope --answers {answers} --rescore {out}", "not clear what to evaluate"),
         ("--task pope --answers {none} --data {pope} --out {out}", "is not there"),
         ("--rescore {none} --out {out}", "cannot be read"),
     ],
@@ -150,6 +150,7 @@ def test_bad_input_ends_in_two_lines_and_code_2(words: str, problem: str, names:
         ("m --task pope", "Missing option '--data'"),
         ("pope --data {pope}", "Missing argument 'MODEL'"),
         ("pairs m --data {pope} --caps 64", "No such option: --caps"),
+        ("m --task pairs --data {pope} --cap 64", "No such option: --cap"),
         ("answers pairs {answers} --data {pope}", "No such command 'pairs'"),
         ("m --data {pope}", "No such command 'm'"),
     ],
@@ -185,12 +186,28 @@ def test_the_form_of_0_1_gives_the_same_and_a_note(old: str, new: str, names: di
     assert json.loads(again.stdout)["settings"]["seed"] == 3 and "evaluate rescore" in again.stderr
 
 
+def test_options_without_effect_in_the_form_of_0_1_are_left_out_and_named(names: dict[str, Path]) -> None:
+    """0.1.0 had one set of options for all tasks, and took those that the task did not use."""
+    out = names["out"]
+    words = "--task chair --captions {captions} --data {truth} --caps 64 --dtype=fp32 --chat --seed 2 --out {out}"
+    result = run("evaluate", *words.format(**names).split())
+    assert result.exit_code == 0, result.output
+    assert "; --caps, --dtype, --chat left out: no effect on answers chair" in " ".join(result.stderr.split())
+    assert json.loads((out / "run.json").read_text())["settings"]["seed"] == 2
+    result = run("evaluate", "--rescore", out, "--task", "chair", "--limit=1", "--json")
+    assert result.exit_code == 0 and json.loads(result.stdout)["rows"] == 2
+    assert "--task, --limit left out: no effect on rescore" in " ".join(result.stderr.split())
+
+
 def test_a_model_in_the_form_of_0_1(tmp_path: Path) -> None:
     model = save_planted(tmp_path / "planted")
     data = write_questions(tmp_path / "q.jsonl", planted_questions(8))
     for at, words in enumerate((("pairs", model), (model, "--task", "pairs"))):
-        result = run("evaluate", *words, "--data", data, "--out", tmp_path / str(at), "--limit", 4)
+        ignored = ("--caps", "64,512", "--no-knowledge", "--new-tokens", 3) if at else ()
+        result = run("evaluate", *words, "--data", data, *ignored, "--out", tmp_path / str(at), "--limit", 4)
         assert result.exit_code == 0, result.output
+        named = "--caps, --no-knowledge, --new-tokens left out: no effect on pairs"
+        assert (named in " ".join(result.stderr.split())) == bool(at)
     assert (tmp_path / "0" / "predictions.jsonl").read_bytes() == (tmp_path / "1" / "predictions.jsonl").read_bytes()
     refused = run("evaluate", model, "--task", "lm-eval:no_such_task", "--data", tmp_path / "absent")
     assert refused.exit_code == 2 and "evaluate lm-eval no_such_task" in refused.stderr

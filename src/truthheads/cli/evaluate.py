@@ -88,6 +88,16 @@ OF_DATA = ("chat", "images", "limit", "synonyms", "truncate")
 METAVARS: dict[Any, str] = {int: "N", int | None: "N", Path: "FILE", Path | None: "FILE", str: "LIST"}
 """How the value of a benchmark's option is shown in the help, by its type."""
 
+OLD_OPTIONS = (
+    "--data", "--out", "--gate", "--controls", "--images", "--instruction", "--shown", "--new-tokens", "--caps",
+    "--synonyms", "--lemmatizer", "--neutral", "--guard-texts", "--limit", "--batch-tokens", "--seed", "--device",
+    "--dtype", "--device-map", "--max-memory", "--offload-folder", "--load-in",
+)  # fmt: skip
+"""Options of ``evaluate`` in 0.1.0 that take a value, beside those that say what to evaluate."""
+
+OLD_FLAGS = ("--knowledge", "--no-knowledge", "--chat", "--truncate", "--trust-remote-code", "--json")
+"""Options of ``evaluate`` in 0.1.0 without a value. What had no effect on a task was accepted in silence."""
+
 Parameters = dict[str, tuple[Any, Any]]
 
 
@@ -318,38 +328,68 @@ def _new_form(args: Sequence[str]) -> list[str]:
     from truthheads.errors import TruthHeadsError
 
     named: dict[str, list[str]] = {"--task": [], "--rescore": [], "--answers": [], "--captions": []}
-    rest, words = [], iter(args)
-    for word in words:
+    rest: list[list[str]] = []
+    words = list(args)
+    while words:
+        word = words.pop(0)
         name, equals, value = word.partition("=")
+        if word == "--":
+            rest.append([word, *words])
+            break
         if name in named:
-            named[name].append(value if equals else next(words, ""))
+            named[name].append(value if equals else words.pop(0) if words else "")
         else:
-            rest.append(word)
+            rest.append([word, *words[: int(word in OLD_OPTIONS)]])
+            del words[: len(rest[-1]) - 1]
     (task, folder), made = (
         (named[name][-1:] for name in ("--task", "--rescore")),
         named["--answers"] + named["--captions"],
     )
     if not task and not folder:
         return list(args)
-    if (task and folder) or (named["--captions"] and task != ["chair"]) or (named["--answers"] and task != ["pope"]):
+    if (folder and made) or (named["--captions"] and task != ["chair"]) or (named["--answers"] and task != ["pope"]):
         raise TruthHeadsError(
             "it is not clear what to evaluate",
             expected="a benchmark and a model, `answers` with a benchmark, or `rescore` with a folder",
             got=f"evaluate {' '.join(args)}",
             fix="see `truthheads evaluate --help`",
         )
+    known = _known_options(task[0].partition(":")[0] if task else "", rescored=bool(folder), made=bool(made))
+    dropped = ["--task"] if task and folder else []
+    kept: list[str] = []
+    for piece in rest:
+        name = piece[0].partition("=")[0]
+        if known is not None and name in {*OLD_OPTIONS, *OLD_FLAGS} - known:
+            dropped.append(name)
+        else:
+            kept += piece
     if folder:
-        kept = [one for at, one in enumerate(rest) if one.split("=")[0] != "--out" and rest[at - 1 : at] != ["--out"]]
-        new = [RESCORE, *folder, *kept]  # it never wrote elsewhere
+        new = [RESCORE, *folder, *kept]
     elif made:
-        new = [ANSWERS, *task, *rest, "--", *made]
+        new = [ANSWERS, *task, *kept, "--", *made]
     else:
-        new = [*filter(None, task[0].partition(":")[::2]), *rest]
+        new = [*filter(None, task[0].partition(":")[::2]), *kept]
     if ranks().rank == 0:
+        what = " ".join(new[: 1 + (not folder and bool(made))])
+        left_out = f"; {', '.join(dict.fromkeys(dropped))} left out: no effect on {what}" if dropped else ""
         console.err.print(
-            f"note: this form of evaluate will go; type: truthheads evaluate {escape(shlex.join(new))}", style="dim"
+            f"note: this form of evaluate will go; type: truthheads evaluate {escape(shlex.join(new) + left_out)}",
+            style="dim",
         )
     return new
+
+
+def _known_options(task: str, *, rescored: bool, made: bool) -> set[str] | None:
+    """Return the names of the options that a sub-command has; None where there is no such sub-command."""
+    from truthheads.benchmarks.registry import BENCHMARKS
+
+    if rescored:
+        return {"--seed", "--json", "--help"}
+    if task not in BENCHMARKS:
+        return None
+    record = _record(task)
+    command = _command(task, *(_answered(record) if made else _asked(record)))
+    return {name for one in command.params for name in (*one.opts, *one.secondary_opts)}
 
 
 def read_instruction(path: Path | None) -> str | None:
