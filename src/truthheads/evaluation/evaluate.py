@@ -10,6 +10,7 @@ import torch
 
 from truthheads.benchmarks.base import AskOptions, PredictionLine
 from truthheads.benchmarks.registry import benchmark
+from truthheads.data.answers import same_data
 from truthheads.errors import ArtifactError, GateError
 from truthheads.evaluation.ask import PreparedBenchmark, prepare_benchmark
 from truthheads.evaluation.lm_eval import Harness
@@ -191,7 +192,8 @@ def _check_folder(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
         before = {}
     free = ("gates", "controls", "guard_texts", "packages", "command")
     now = json.loads(dumps(settings))
-    changed = sorted(key for key in {*now, *before} - {*free} if now.get(key) != before.get(key))
+    differ = (key for key in {*now, *before} - {*free} if now.get(key) != before.get(key))
+    changed = sorted(key for key in differ if key != "data" or not same_data(now.get(key), before.get(key)))
     gates = {name: told for name, told in (before.get("gates") or {}).items() if now["gates"].get(name, told) != told}
     if changed or gates:
         raise ArtifactError(
