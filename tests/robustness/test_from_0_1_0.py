@@ -3,8 +3,11 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
+import truthheads as th
 from planted import planted_questions, save_planted
 from truthheads.data.answers import describe_data, same_data
 from truthheads.data.questions import write_questions
@@ -36,3 +39,23 @@ def test_only_what_follows_from_the_rows_is_not_compared() -> None:
     before = {key: value for key, value in one.items() if key != "alike"}
     assert same_data(one, before) and same_data(before, one)
     assert not same_data(one, other) and not same_data(one, None) and not same_data(before, {**before, "path": "x"})
+
+
+def test_scores_are_built_by_the_arguments_of_0_1_0(tmp_path: Path) -> None:
+    """Of the constructor's fields the later ones come last and may be left out: their intervals are those of a file."""
+    drawn = np.random.default_rng(0)
+    values = torch.full((2, 3), 0.75)
+    numbers = torch.arange(40)
+    fields = (
+        "probe", values, values, values, values, values[None], torch.zeros(0, 2, 3),
+        torch.from_numpy(drawn.normal(size=(40, 2, 3))).half(), numbers % 2, numbers // 2, numbers // 2,
+        numbers // 2 + 7, torch.zeros(2, 3, 4), values, {"seed": 3},
+    )  # fmt: skip
+    scores = th.Scores(*fields)
+    assert scores.meta == {"seed": 3}
+    for name, shape in (("dependence", (2, 3)), ("pair_dependence", (2, 3)), ("layer_dependence", (2,))):
+        assert getattr(scores, name).shape == shape and getattr(scores, name).isnan().all()
+    scores.save(tmp_path / "scores.safetensors")
+    assert th.Scores.load(tmp_path / "scores.safetensors").table() == scores.table()
+    without = th.Scores.of("probe", values, meta={}, dependence=torch.ones(2, 3))
+    assert without.dependence.eq(1).all() and without.layer_dependence.isnan().all()

@@ -72,11 +72,11 @@ class Scores:
         sample_id: 64-bit digest of that question, equal for the same row in two files.
         probe_weight: Probe on raw z, fitted on all answers.
         probe_bias: Its intercept.
+        meta: Model, data, settings, seed, versions, command line.
         dependence: How far overlapping training folds widen a head's accuracy and AUROC
             (:mod:`truthheads.stats.overlap`); NaN where not known.
         pair_dependence: The same of pair accuracy.
         layer_dependence: What they add to the variance of one answer's mean over a layer's heads.
-        meta: Model, data, settings, seed, versions, command line.
     """
 
     method: str
@@ -93,10 +93,19 @@ class Scores:
     sample_id: Int[Tensor, " samples"]
     probe_weight: Float[Tensor, "num_layers num_heads head_dim"]
     probe_bias: Float[Tensor, "num_layers num_heads"]
-    dependence: Float[Tensor, "num_layers num_heads"]
-    pair_dependence: Float[Tensor, "num_layers num_heads"]
-    layer_dependence: Float[Tensor, " num_layers"]
     meta: Mapping[str, Any] = field(default_factory=dict)
+    # After the fields of 0.1.0, and not asked for: who builds scores as 0.1.0 did gets what a file of 0.1.0 gives.
+    dependence: Float[Tensor, "num_layers num_heads"] = None  # type: ignore[assignment]
+    pair_dependence: Float[Tensor, "num_layers num_heads"] = None  # type: ignore[assignment]
+    layer_dependence: Float[Tensor, " num_layers"] = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        """Fill in NaN where it is not known how far folds overlap."""
+        layers, heads = self.values.shape
+        for name, axes in LATER.items():
+            if getattr(self, name) is None:
+                shape = (layers, heads) if "num_heads" in axes else (layers,)
+                object.__setattr__(self, name, torch.full(shape, float("nan")))
 
     @classmethod
     def of(cls, method: str, values: Tensor, *, meta: Mapping[str, Any], **tensors: Tensor) -> "Scores":
@@ -124,9 +133,6 @@ class Scores:
             "sample_id": whole,
             "probe_weight": torch.zeros(layers, heads, 0),
             "probe_bias": nothing,
-            "dependence": nothing,
-            "pair_dependence": nothing,
-            "layer_dependence": nothing[:, 0],
         }
         return cls(method=method, values=values.float(), meta=dict(meta), **{**blank, **tensors})
 
@@ -163,9 +169,7 @@ class Scores:
             )
         meta = {key: value for key, value in artifact.meta.items() if key not in ("kind", "method", "format_version")}
         wanted = {name: artifact.tensors[name] for name in (*TENSORS, *there)}
-        blank = torch.full_like(wanted["values"], float("nan"))
-        missing = {name: blank if "num_heads" in LATER[name] else blank[:, 0] for name in LATER if name not in there}
-        return cls(method=str(artifact.meta.get("method")), meta=meta, **wanted, **missing)
+        return cls(method=str(artifact.meta.get("method")), meta=meta, **wanted)
 
     @property
     def questions(self) -> int | None:
