@@ -18,7 +18,7 @@ from truthheads.storage.files import dumps
 
 @pytest.mark.parametrize("task", ["pairs", "conflict"])
 def test_an_evaluation_that_0_1_0_began_is_continued(task: str, tmp_path: Path) -> None:
-    """0.1.0 did not write down which rows have two answers that are alike: its folder is of the same data all the same."""
+    """0.1.0 did not write down which rows have two answers that are alike; its folder is of the same data anyway."""
     model = load(str(save_planted(tmp_path / "model")), dtype="fp32")
     data = write_questions(tmp_path / "rows.jsonl", planted_questions(6))
     out = tmp_path / "out"

@@ -136,7 +136,8 @@ def same_data(one: object, other: object) -> bool:
         one: As :func:`describe_data` or a benchmark made it.
         other: The same.
     """
-    told = [{key: value for key, value in each.items() if key != "alike"} for each in (one, other) if isinstance(each, dict)]
+    both = [each for each in (one, other) if isinstance(each, dict)]
+    told = [{key: value for key, value in each.items() if key != "alike"} for each in both]
     return len(told) == 2 and told[0] == told[1]
 
 
