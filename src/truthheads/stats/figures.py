@@ -1,7 +1,7 @@
 """Figures with their uncertainty: correlations, AUROC, clustered bootstrap, split halves."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Num
@@ -17,6 +17,14 @@ DRAWN_AT_ONCE = 1 << 20
 """Numbers of a bootstrap that are in memory at once."""
 
 
+class FigureJson(TypedDict):
+    """A figure as JSON results hold it; NaN is written as null, and null is what a file may hold."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
 class Figure(NamedTuple):
     """A number with its 95 % interval."""
 
@@ -24,7 +32,7 @@ class Figure(NamedTuple):
     low: float
     high: float
 
-    def json(self) -> dict[str, float]:
+    def json(self) -> FigureJson:
         """Return the shape that every JSON result uses."""
         return {"value": self.value, "low": self.low, "high": self.high}
 
