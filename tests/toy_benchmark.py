@@ -1,6 +1,6 @@
 """A benchmark of one file, for tests: how often does an answer hold a word that the row names?"""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from truthheads.benchmarks.base import (
     Benchmark,
     Item,
     Items,
-    PredictionLine,
+    Prediction,
     begin_line,
     help_text,
 )
@@ -43,11 +43,11 @@ def read(data: Sequence[Path], how: ToyOptions) -> Items:
     return Items(items, {"before": how.before, "marks": list(how.marks)}, [how.note] if how.note else [])
 
 
-def parse(line: PredictionLine, answer: Answer, _: Any) -> PredictionLine:
+def parse(line: Prediction, answer: Answer, _: Any) -> Prediction:
     return {**line, "answer": answer.text}
 
 
-def measure(lines: Sequence[Mapping[str, Any]], *, seed: int = 0) -> Measured:
+def measure(lines: Sequence[Prediction], *, seed: int = 0) -> Measured:
     lacks = np.array([float(line["gold"] not in line["answer"]) for line in lines])
     length = np.array([float(len(line["answer"])) for line in lines])
     features = {"n": np.ones(len(lines)), "lacks": lacks, "length": length}
@@ -57,7 +57,7 @@ def measure(lines: Sequence[Mapping[str, Any]], *, seed: int = 0) -> Measured:
 
 def read_answered(answers: Sequence[Path], data: Sequence[Path], how: AnswerOptions) -> AnswersRead:
     told = [text_of(answers[0], row, "answer") for row in benchmark_rows(answers[0])]
-    lines = [
+    lines: list[Prediction] = [
         {**begin_line(row.place, row.place, "", text_of(data[0], row, "word")), "answer": text}
         for row, text in zip(benchmark_rows(data[0]), told, strict=True)
     ]

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Required, TypedDict, get_args
 
 from truthheads.data.questions import Question
 from truthheads.errors import TruthHeadsError
@@ -13,14 +13,63 @@ from truthheads.stats.resampling import Measured
 RESERVED = ("neutral", "answers", "rescore")
 """What stands where a benchmark's name does: the lines on neutral text, and sub-commands of ``evaluate``."""
 
-PredictionLine = dict[str, Any]
-"""What is known of one item in one run: a line of ``predictions.jsonl``."""
+
+class Prediction(TypedDict, total=False):
+    """What is known of one item in one run: a line of ``predictions.jsonl``.
+
+    A benchmark whose lines hold more has its own type, which extends this one.
+
+    Attributes:
+        task: Name of the benchmark.
+        run: Name of the run.
+        id: Name of the item; unique in its split.
+        split: Split of the benchmark, where it has several.
+        group: Items of one group are resampled together: a question, an image.
+        prompt: Equal for equal prompts.
+        gold: The right answer, as the benchmark compares it.
+        answer: What was written.
+        finished: Whether the text came to its end before the cap.
+        yes: Log-probability of yes as the first token; None where no model was asked.
+        no: Log-probability of no.
+        parsed: How each parser reads the answer: ``yes``, ``no``, or None.
+        logp: Log-probabilities of both answers, the truthful one first.
+        metrics: What lm-evaluation-harness measured of the item.
+        last: Whether it is the last line of a run that is written whole.
+        kl: Of a line on neutral text: change under the gate, in nats a token.
+        loss: Of a line on neutral text: rise of the loss, in nats a token.
+    """
+
+    task: str
+    run: str
+    id: Required[str]
+    split: str
+    group: str
+    prompt: str | None
+    gold: Any
+    answer: str | None
+    finished: bool
+    yes: float | None
+    no: float | None
+    parsed: Mapping[str, str | None]
+    logp: list[float]
+    metrics: Mapping[str, float]
+    last: bool
+    kl: float
+    loss: float
+
+
+class OptionHelp(TypedDict):
+    """The metadata of an option's field: its help, and whether the command line takes the name of a text file."""
+
+    help: str
+    text_file: bool
+
 
 Asks = Literal["yes_no", "text", "pair_logprobs", "harness"]
 """How a model is asked: the logits of yes and no, generated text, log P of two answers, or by lm-evaluation-harness."""
 
 
-def help_text(text: str, *, text_file: bool = False) -> dict[str, Any]:
+def help_text(text: str, *, text_file: bool = False) -> OptionHelp:
     """Return the metadata of an option's field; the command line is made from it.
 
     Args:
@@ -86,7 +135,7 @@ class Item:
 
     prompt: str | Question
     share: str
-    lines: list[PredictionLine]
+    lines: list[Prediction]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +151,7 @@ class Items:
     """
 
     items: list[Item]
-    settings: dict[str, Any]
+    settings: Mapping[str, object]
     notes: Sequence[str] = ()
     contexts: Sequence[Question] = ()
     tools: Any = None
@@ -146,8 +195,8 @@ class Answer:
 class AnswersRead:
     """Answers that were made elsewhere: whole lines, what the result says about them, and notes for the reader."""
 
-    lines: list[PredictionLine]
-    settings: dict[str, Any]
+    lines: Sequence[Prediction]
+    settings: Mapping[str, object]
     notes: Sequence[str] = ()
 
 
@@ -196,7 +245,7 @@ class Benchmark:
     options: type[AskOptions]
     measure: Callable[..., Measured]
     read: Callable[[Sequence[Path], Any], Items] | None = None
-    parse: Callable[[PredictionLine, Answer, Any], PredictionLine] | None = None
+    parse: Callable[[Prediction, Answer, Any], Prediction] | None = None
     primary: str | None = None
     lower_is_better: bool = False
     shown_beside: tuple[str, ...] = ()
@@ -239,7 +288,7 @@ class Benchmark:
                 found.append("options.new_tokens (how many tokens are written)")
         return found
 
-    def ask_options(self, given: AskOptions | Mapping[str, Any] | None = None, *, seed: int = 0) -> AskOptions:
+    def ask_options(self, given: AskOptions | Mapping[str, object] | None = None, *, seed: int = 0) -> AskOptions:
         """Return this benchmark's options from its own, from the common ones, or from names and values.
 
         Args:
@@ -265,7 +314,7 @@ class Benchmark:
         return self.options(**values)
 
 
-def begin_line(name: str, group: str, key: str, gold: Any, split: str = "") -> PredictionLine:
+def begin_line(name: str, group: str, key: str, gold: Any, split: str = "") -> Prediction:
     """Begin a line with everything known before the model is asked.
 
     Args:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from truthheads.benchmarks.base import (
     Benchmark,
     Item,
     Items,
-    PredictionLine,
+    Prediction,
     QuestionOptions,
     begin_line,
     help_text,
@@ -33,7 +33,7 @@ from truthheads.benchmarks.rows import benchmark_rows, digest, placed_image, rea
 from truthheads.data.questions import Question
 from truthheads.errors import DataError
 from truthheads.stats.resampling import Measured, Metric
-from truthheads.storage.files import file_sha256
+from truthheads.storage.files import describe_file
 
 PROMPT = "Please describe this image in detail."
 
@@ -92,7 +92,7 @@ def read_truth(paths: Sequence[Path], mentions: Callable[[str], list[Mention]]) 
 
 
 def _coco(
-    path: Path, value: dict[str, Any], truth: dict[str, set[str]], mentions: Callable[[str], list[Mention]]
+    path: Path, value: Mapping[str, Any], truth: dict[str, set[str]], mentions: Callable[[str], list[Mention]]
 ) -> None:
     try:
         names = {entry["id"]: str(entry["name"]) for entry in value.get("categories", [])}
@@ -172,7 +172,36 @@ def whole_sentences(text: str, finished: bool | None = None) -> str:
     return text[: ends[-1].end()] if ends else ""
 
 
-def parse_caption(text: str, finished: bool | None, mentions: Callable[[str], list[Mention]]) -> dict[str, Any]:
+class WholeSentences(TypedDict):
+    """A caption without the sentence that the cap has cut off: its words, and the objects that it names."""
+
+    words: int
+    objects: list[list[str]]
+
+
+class CaptionAtCap(TypedDict):
+    """A caption as it is at one cap.
+
+    Attributes:
+        text: The caption.
+        cut_off: Whether its last sentence was cut off.
+        objects: Category and words of each object that it names.
+        whole: The same without the sentence that was cut off.
+    """
+
+    text: str
+    cut_off: bool
+    objects: list[list[str]]
+    whole: WholeSentences
+
+
+class CaptionPrediction(Prediction, total=False):
+    """A line of CHAIR: the caption at each cap; one cap called ``given`` where it was made elsewhere."""
+
+    captions: dict[str, CaptionAtCap]
+
+
+def parse_caption(text: str, finished: bool | None, mentions: Callable[[str], list[Mention]]) -> CaptionAtCap:
     """Keep of a caption at one cap what a prediction needs: text and objects named, with and without the cut end."""
     kept = whole_sentences(text, finished)
     return {
@@ -183,7 +212,7 @@ def parse_caption(text: str, finished: bool | None, mentions: Callable[[str], li
     }
 
 
-def measure_chair(lines: Sequence[Mapping[str, Any]], *, seed: int = 0) -> Measured:
+def measure_chair(lines: Sequence[CaptionPrediction], *, seed: int = 0) -> Measured:
     """Compute the figures of captions at each cap, the half sentence counted (as the official procedure) and not.
 
     Figures without a suffix are those of the lowest cap; ``_at_512`` of another one; ``_whole`` without the sentence
@@ -206,7 +235,7 @@ def measure_chair(lines: Sequence[Mapping[str, Any]], *, seed: int = 0) -> Measu
     return Measured(features, [str(line["group"]) for line in lines], metrics, "chair_i", sign=-1)
 
 
-def _counts(parsed: Mapping[str, Any], gold: Sequence[str], whole: bool) -> tuple[int, int, bool, int, int]:
+def _counts(parsed: CaptionAtCap, gold: Sequence[str], whole: bool) -> tuple[int, int, bool, int, int]:
     objects = parsed["whole"]["objects"] if whole else parsed["objects"]
     words = parsed["whole"]["words"] if whole else len(parsed["text"].split())
     named = [category for category, _ in objects]
@@ -240,7 +269,15 @@ def check_vocabulary(truth: dict[str, list[str]], vocabulary: Vocabulary, path: 
         )
 
 
-def chair_settings(vocabulary: Vocabulary, lemmatizer: str) -> dict[str, Any]:
+class ChairSettings(TypedDict):
+    """The rules of a CHAIR result."""
+
+    synonyms: str
+    lemmatizer: str
+    cut_sentence: str
+
+
+def chair_settings(vocabulary: Vocabulary, lemmatizer: str) -> ChairSettings:
     """Describe the rules of a CHAIR result."""
     return {
         "synonyms": vocabulary.name,
@@ -339,7 +376,7 @@ def read_items(data: Sequence[Path], how: ChairOptions) -> Items:
     return Items(items, settings, tools=ChairTools(how.caps, mentions))
 
 
-def parse(line: PredictionLine, answer: Answer, tools: ChairTools) -> PredictionLine:
+def parse(line: Prediction, answer: Answer, tools: ChairTools) -> CaptionPrediction:
     """Return a line with the caption as it is at each cap."""
     captions = {
         str(cap): parse_caption(answer.text_at(cap).strip(), answer.finished_at(cap), tools.mentions)
@@ -359,7 +396,7 @@ def read_captioned(answers: Sequence[Path], data: Sequence[Path], how: ChairWord
         )
     vocabulary, mentions, truth = _ground_truth(data, how)
     found = read_captions(answers[0], truth, limit=how.limit)
-    lines: list[PredictionLine] = [
+    lines: list[CaptionPrediction] = [
         {
             "id": caption.image,
             "group": caption.image,
@@ -371,8 +408,8 @@ def read_captioned(answers: Sequence[Path], data: Sequence[Path], how: ChairWord
         for caption in found
     ]
     settings = {
-        "data": [{"path": str(path), "sha256": file_sha256(path)} for path in data],
-        "captions": [{"path": str(path), "sha256": file_sha256(path)} for path in answers],
+        "data": [describe_file(path) for path in data],
+        "captions": [describe_file(path) for path in answers],
         **chair_settings(vocabulary, how.lemmatizer),
         "prompt": None,
         "caps": ["given"],

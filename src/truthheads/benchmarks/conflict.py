@@ -3,10 +3,10 @@
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from truthheads.benchmarks.base import (
     Benchmark,
     Item,
     Items,
-    PredictionLine,
+    Prediction,
     QuestionOptions,
     begin_line,
     help_text,
@@ -139,7 +139,7 @@ def _f1(said: list[str], gold: list[str]) -> float:
     return 2 * common / (len(said) + len(gold))
 
 
-def measure_conflict(lines: Sequence[Mapping[str, Any]], *, seed: int = 0) -> Measured:
+def measure_conflict(lines: Sequence[Prediction], *, seed: int = 0) -> Measured:
     """Compute the figures of generated answers: exact match and F1 with each side's answer, and neither.
 
     Number words and digits are one answer (:func:`words_by_value`); ``_strict`` figures compare the words alone, as
@@ -151,7 +151,7 @@ def measure_conflict(lines: Sequence[Mapping[str, Any]], *, seed: int = 0) -> Me
     """
     del seed
     features = {"n": np.ones(len(lines))}
-    answers = [first_line(line["answer"]) for line in lines]
+    answers = [first_line(cast(str, line["answer"])) for line in lines]  # a text model always writes one
     for suffix, words in (("", words_by_value), ("_strict", plain_words)):
         for side in SIDES:
             both = [(answer, line["gold"][side]) for answer, line in zip(answers, lines, strict=True)]
@@ -190,7 +190,7 @@ def read_items(data: Sequence[Path], how: ConflictOptions) -> Items:
     return Items(items, settings, notes=[*questions.cautions, *conflict_notes(found)], contexts=questions)
 
 
-def parse(line: PredictionLine, answer: Answer, _: Any) -> PredictionLine:
+def parse(line: Prediction, answer: Answer, _: Any) -> Prediction:
     """Return a line with what was written."""
     return {**line, "answer": answer.text, "finished": answer.finished}
 

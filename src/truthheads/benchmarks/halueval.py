@@ -1,9 +1,9 @@
 """HaluEval recognition: does the answer that is shown contain a hallucination? Yes or no."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple, TypedDict
 
 from truthheads.benchmarks.base import AskOptions, Benchmark, Item, Items, begin_line, help_text
 from truthheads.benchmarks.rows import benchmark_rows, context_of, digest, text_of
@@ -175,7 +175,7 @@ def _agree(path: Path, row: Row, part: HaluEvalFormat, said: Sequence[str], gold
             )
 
 
-def _recognised(path: Path, fields: dict[str, Any]) -> HaluEvalFormat:
+def _recognised(path: Path, fields: Mapping[str, object]) -> HaluEvalFormat:
     for part in HALUEVAL_FORMATS:
         if {part.asked, part.right, part.hallucinated} <= fields.keys():
             return part
@@ -205,7 +205,16 @@ def _ending(part: HaluEvalFormat, instruction: str | None, text: str) -> str:
     return f" {text}\n" + ("#Your Judgement#:" if instruction is not None else "Contains a hallucination:")
 
 
-def describe_judged(part: str, judged: Sequence[Judged]) -> dict[str, Any]:
+class JudgedSummary(TypedDict):
+    """What a result says about the answers to be judged."""
+
+    part: str
+    items: int
+    yes_items: int
+    sha256: str
+
+
+def describe_judged(part: str, judged: Sequence[Judged]) -> JudgedSummary:
     """Describe the items for a result."""
     return {
         "part": part,

@@ -1,11 +1,10 @@
 """Tasks of lm-evaluation-harness: the harness reads and asks them, their figures are measured here."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
-from truthheads.benchmarks.base import AskOptions, Benchmark
+from truthheads.benchmarks.base import AskOptions, Benchmark, Prediction
 from truthheads.benchmarks.yes_no import measure_yesno
 from truthheads.stats.resampling import Measured, ratio
 
@@ -13,7 +12,7 @@ LEADING = ("acc", "exact_match", "acc_norm", "f1")
 """Metrics that a verdict is about, the first that a task has; else the first in alphabetical order."""
 
 
-def measure_means(lines: Sequence[Mapping[str, Any]], *, seed: int = 0) -> Measured:
+def measure_means(lines: Sequence[Prediction], *, seed: int = 0) -> Measured:
     """Return the means of every metric that all items have.
 
     Args:
@@ -36,7 +35,7 @@ def measure_means(lines: Sequence[Mapping[str, Any]], *, seed: int = 0) -> Measu
     )
 
 
-def measure_task(lines: Sequence[Mapping[str, Any]], *, seed: int = 0) -> Measured:
+def measure_task(lines: Sequence[Prediction], *, seed: int = 0) -> Measured:
     """Compute the figures of a task's predictions: yes/no figures where all are that, else the means of its metrics."""
     return (measure_yesno if all("parsed" in line for line in lines) else measure_means)(lines, seed=seed)
 

@@ -1,18 +1,18 @@
 """Pairs: is the truthful answer the more likely one?"""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from truthheads.benchmarks.base import Answer, Benchmark, Item, Items, PredictionLine, QuestionOptions, begin_line
+from truthheads.benchmarks.base import Answer, Benchmark, Item, Items, Prediction, QuestionOptions, begin_line
 from truthheads.benchmarks.rows import digest
 from truthheads.data.readers import read_questions
 from truthheads.stats.resampling import Measured, ratio
 
 
-def measure_pairs(lines: Sequence[Mapping[str, Any]], *, seed: int = 0) -> Measured:
+def measure_pairs(lines: Sequence[Prediction], *, seed: int = 0) -> Measured:
     """Compute the figures of pairs: pair accuracy (ties one half), margin and log P(truthful) in nats.
 
     Args:
@@ -49,7 +49,7 @@ def read_items(data: Sequence[Path], how: QuestionOptions) -> Items:
     return Items(items, {"data": describe_data(questions)}, notes=questions.cautions, contexts=questions)
 
 
-def parse(line: PredictionLine, answer: Answer, _: Any) -> PredictionLine:
+def parse(line: Prediction, answer: Answer, _: Any) -> Prediction:
     """Return a line with the log-probabilities of both answers."""
     return {**line, "logp": list(answer.logp)}
 

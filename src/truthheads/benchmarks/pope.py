@@ -2,11 +2,11 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from truthheads.benchmarks.base import (
     AnswerOptions,
@@ -15,7 +15,7 @@ from truthheads.benchmarks.base import (
     Benchmark,
     Item,
     Items,
-    PredictionLine,
+    Prediction,
     QuestionOptions,
     begin_line,
     help_text,
@@ -24,7 +24,7 @@ from truthheads.benchmarks.rows import benchmark_rows, digest, placed_image, tex
 from truthheads.benchmarks.yes_no import POPE_PARSERS, measure_yesno, parse_with
 from truthheads.data.questions import Question
 from truthheads.errors import DataError
-from truthheads.storage.files import file_sha256
+from truthheads.storage.files import FileSummary, describe_file
 
 SPLITS = ("random", "popular", "adversarial")
 
@@ -122,9 +122,33 @@ def split_of(path: Path) -> str:
     return found[0] if len(found) == 1 else ""
 
 
-def describe_pope(paths: Sequence[Path], questions: Sequence[PopeQuestion]) -> dict[str, Any]:
+class SplitSummary(TypedDict):
+    """One split of POPE: its rows, which edition it is, and its digest."""
+
+    rows: int
+    edition: str | None
+    sha256: str
+
+
+class PopeSummary(TypedDict):
+    """What a result says about the questions.
+
+    Attributes:
+        files: Path and SHA-256 of each file.
+        splits: Each split by name; ``all`` where the files name none.
+        distinct: How many different questions there are.
+        repeated_within_split: How many rows repeat a question of their own split.
+    """
+
+    files: list[FileSummary]
+    splits: dict[str, SplitSummary]
+    distinct: int
+    repeated_within_split: int
+
+
+def describe_pope(paths: Sequence[Path], questions: Sequence[PopeQuestion]) -> PopeSummary:
     """Describe the questions for a result: for each split rows, edition and digest, and what repeats."""
-    splits = {}
+    splits: dict[str, SplitSummary] = {}
     for split in dict.fromkeys(question.split for question in questions):
         part = [question for question in questions if question.split == split]
         splits[split or "all"] = {
@@ -134,14 +158,14 @@ def describe_pope(paths: Sequence[Path], questions: Sequence[PopeQuestion]) -> d
         }
     within = Counter((question.split, question.key) for question in questions)
     return {
-        "files": [{"path": str(path), "sha256": file_sha256(path)} for path in paths],
+        "files": [describe_file(path) for path in paths],
         "splits": splits,
         "distinct": len({question.key for question in questions}),
         "repeated_within_split": sum(count - 1 for count in within.values()),
     }
 
 
-def pope_notes(description: dict[str, Any]) -> list[str]:
+def pope_notes(description: PopeSummary) -> list[str]:
     """List the caveats about the questions, in sentences."""
     notes = []
     splits = description["splits"]
@@ -153,7 +177,7 @@ def pope_notes(description: dict[str, Any]) -> list[str]:
         )
     if description["repeated_within_split"]:
         notes.append(f"{description['repeated_within_split']} of the repeated questions stand twice in one split")
-    if (edition := splits.get("random", {}).get("edition")) == "2,910-row":
+    if (edition := "random" in splits and splits["random"]["edition"]) == "2,910-row":
         notes.append(f"the random split is the {edition} edition: not comparable with the 3,000-row one")
     return notes
 
@@ -200,7 +224,7 @@ def read_answers(paths: Sequence[Path], questions: Sequence[PopeQuestion]) -> li
     return [found[question.split, question.id] for question in questions]
 
 
-def _same(path: Path, place: str, fields: dict[str, Any], question: PopeQuestion) -> None:
+def _same(path: Path, place: str, fields: Mapping[str, object], question: PopeQuestion) -> None:
     told = {
         "text": (fields.get("text", fields.get("question")), question.text),
         "image": (Path(str(fields["image"])).name if fields.get("image") else None, Path(question.image).name),
@@ -239,7 +263,7 @@ def read_items(data: Sequence[Path], how: PopeOptions) -> Items:
     """Return the questions as prompts; one that stands in several splits is asked once."""
     questions = read_pope(data, limit=how.limit)
     ending = f"\n{how.instruction.strip()}" if how.instruction else ""
-    lines: dict[str, list[PredictionLine]] = {}
+    lines: dict[str, list[Prediction]] = {}
     for one in questions:
         line = begin_line(one.id, Path(one.image).name, digest(one.key, ending), one.gold, one.split)
         lines.setdefault(one.key, []).append(line)
@@ -262,7 +286,7 @@ def read_answered(answers: Sequence[Path], data: Sequence[Path], how: AnswerOpti
     """Return the lines of answers that were made elsewhere."""
     questions = read_pope(data, limit=how.limit)
     texts = read_answers(answers, questions)
-    lines: list[PredictionLine] = [
+    lines: list[Prediction] = [
         {
             **begin_line(question.id, Path(question.image).name, question.key, question.gold, question.split),
             "answer": text,
@@ -273,7 +297,7 @@ def read_answered(answers: Sequence[Path], data: Sequence[Path], how: AnswerOpti
         for question, text in zip(questions, texts, strict=True)
     ]
     described = describe_pope(data, questions)
-    told = [{"path": str(path), "sha256": file_sha256(path)} for path in answers]
+    told = [describe_file(path) for path in answers]
     settings = {"data": described, "answers": told, "parsers": list(POPE_PARSERS), "limit": how.limit}
     return AnswersRead(lines, settings, pope_notes(described))
 

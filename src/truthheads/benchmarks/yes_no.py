@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy.special import ndtri
 
-from truthheads.benchmarks.base import Answer, PredictionLine
+from truthheads.benchmarks.base import Answer, Prediction
 from truthheads.benchmarks.rows import digest
 from truthheads.stats.resampling import Curve, Measured, Metric, Sums
 
@@ -85,15 +85,13 @@ POPE_PARSERS: dict[str, Parser] = {"strict": strict, "released": released, "orig
 
 HALUEVAL_PARSERS: dict[str, Parser] = {"strict": strict, "released": released_halueval, "original": original_halueval}
 
-YesNoAnswer = Mapping[str, Any]
-
 LOGITS = "logits"
 
 
-def parse_with(parsers: Mapping[str, Parser]) -> Callable[[PredictionLine, Answer, Any], PredictionLine]:
+def parse_with(parsers: Mapping[str, Parser]) -> Callable[[Prediction, Answer, Any], Prediction]:
     """Make the parser of a yes/no line: the text, both log-probabilities, and how each parser reads the answer."""
 
-    def parse(line: PredictionLine, answer: Answer, _: Any) -> PredictionLine:
+    def parse(line: Prediction, answer: Answer, _: Any) -> Prediction:
         assert answer.yes is not None and answer.no is not None
         said = {name: reads(answer.text) for name, reads in parsers.items()}
         parsed = {LOGITS: "yes" if answer.yes > answer.no else "no", **said}
@@ -158,10 +156,10 @@ def _released(of: str, *, as_pope: bool) -> dict[str, Metric]:
     }
 
 
-def two_golds(lines: Iterable[YesNoAnswer]) -> list[tuple[YesNoAnswer, YesNoAnswer]]:
+def two_golds(lines: Iterable[Prediction]) -> list[tuple[Prediction, Prediction]]:
     """Return the items that one prompt asks and that have different gold answers, the first two of each prompt."""
-    first: dict[str, YesNoAnswer] = {}
-    found: dict[str, tuple[YesNoAnswer, YesNoAnswer]] = {}
+    first: dict[str | None, Prediction] = {}
+    found: dict[str | None, tuple[Prediction, Prediction]] = {}
     for line in lines:
         before = first.setdefault(line["prompt"], line)
         if before["gold"] != line["gold"]:
@@ -169,7 +167,7 @@ def two_golds(lines: Iterable[YesNoAnswer]) -> list[tuple[YesNoAnswer, YesNoAnsw
     return list(found.values())
 
 
-def measure_yesno(lines: Sequence[YesNoAnswer], *, seed: int = 0) -> Measured:
+def measure_yesno(lines: Sequence[Prediction], *, seed: int = 0) -> Measured:
     """Compute the figures of yes/no predictions.
 
     The figures without a suffix come from the logits where there are any, else from the strict parser; a question
@@ -182,7 +180,7 @@ def measure_yesno(lines: Sequence[YesNoAnswer], *, seed: int = 0) -> Measured:
         seed: Random seed of the halves for the calibrated accuracy.
     """
     gold = np.array([line["gold"] == "yes" for line in lines])
-    first: dict[tuple[str, str], int] = {}
+    first: dict[tuple[str | None, str], int] = {}
     once = np.array([first.setdefault((line["prompt"], line["gold"]), at) == at for at, line in enumerate(lines)])
     logits = bool(lines) and all(line.get("yes") is not None for line in lines)
     readings = [name for name in (LOGITS, *POPE_PARSERS) if name in lines[0]["parsed"] and (logits or name != LOGITS)]
@@ -210,7 +208,8 @@ def measure_yesno(lines: Sequence[YesNoAnswer], *, seed: int = 0) -> Measured:
         metrics |= {f"{key}_{split}": _inside(metric, split, main) for key, metric in _metrics(main).items()}
     curves = {}
     if logits:
-        margin = np.array([float(line["yes"]) - float(line["no"]) for line in lines])
+        margin = np.array([line["yes"] for line in lines], dtype=float)
+        margin -= np.array([line["no"] for line in lines], dtype=float)
         curves["auroc"] = Curve(margin[once], gold[once], np.flatnonzero(once))
         names = [str(line["group"]) for line in lines]
         features["calibrated"] = calibrated(margin, gold, names, seed=seed) * once

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from safetensors import SafetensorError
 
@@ -382,3 +382,15 @@ def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file's bytes as hexadecimal."""
     with path.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+class FileSummary(TypedDict):
+    """What a result says about a file that it rests on: its path and the SHA-256 of its bytes."""
+
+    path: str
+    sha256: str
+
+
+def describe_file(path: Path) -> FileSummary:
+    """Describe a file for a result's settings."""
+    return {"path": str(path), "sha256": file_sha256(path)}
