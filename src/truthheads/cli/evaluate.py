@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.markup import escape
@@ -22,6 +22,11 @@ from truthheads.storage.distributed import ranks
 
 if TYPE_CHECKING:
     from truthheads.benchmarks.base import AnswerOptions, Benchmark
+    from truthheads.results.evaluation import EvaluationResult, RunResult
+    from truthheads.results.gate import Gate
+    from truthheads.stats.figures import FigureJson
+
+    Options = TypeVar("Options", bound=AnswerOptions)
 
 ANSWERS, RESCORE = "answers", "rescore"
 
@@ -203,17 +208,17 @@ def _own_options(options: "type[AnswerOptions]") -> Parameters:
     return found
 
 
-def _options_given(options: "type[AnswerOptions]", given: dict[str, Any]) -> dict[str, Any]:
-    """Return the values of a benchmark's options from those of a command; they are taken out of ``given``."""
-    found = {}
+def _options_given(options: "type[Options]", given: dict[str, object]) -> "Options":
+    """Return a benchmark's options from the values of a command; they are taken out of ``given``."""
+    found: dict[str, Any] = {}
     for one in fields(options):
-        value = given.pop(one.name)
+        value: Any = given.pop(one.name)
         if one.metadata["text_file"]:
             value = read_instruction(value)
         elif isinstance(one.default, tuple):
             value = read_numbers(one.name, value)
         found[one.name] = value
-    return found
+    return options(**found)
 
 
 def _data(record: "Benchmark") -> tuple[Any, Any]:
@@ -241,7 +246,7 @@ def _asked(record: "Benchmark") -> tuple[Callable[..., None], Parameters, str, s
         from truthheads.models.load import load
         from truthheads.storage.files import check_target
 
-        asking = record.options(**_options_given(record.options, given))
+        asking = _options_given(record.options, given)
         how = {one: given.pop(one) for one in LOADING}
         check_target(out / "predictions.jsonl")
         gates = read_gates(given.pop("gate") or [])
@@ -282,7 +287,7 @@ def _answered(record: "Benchmark") -> tuple[Callable[..., None], Parameters, str
         from truthheads.evaluation.external import score_answers
         from truthheads.storage.files import check_target
 
-        how = elsewhere.options(**_options_given(elsewhere.options, given))
+        how = _options_given(elsewhere.options, given)
         check_target(out / "predictions.jsonl")
         _tell(score_answers(record.name, answers, data, out=out, how=how, seed=how.seed), out, json)
 
@@ -310,7 +315,7 @@ def rescore(
 add_command(app, RESCORE, rescore, example="truthheads evaluate rescore evaluation")
 
 
-def _tell(summary: dict[str, Any], out: Path, json: bool) -> None:
+def _tell(summary: "EvaluationResult", out: Path, json: bool) -> None:
     for note in summary["notes"]:
         console.err.print(f"note: {escape(note)}")
     if json:
@@ -433,7 +438,7 @@ def read_numbers(name: str, text: str) -> tuple[int, ...]:
     return tuple(map(int, parts))
 
 
-def read_gates(paths: list[Path]) -> dict[str, Any]:
+def read_gates(paths: list[Path]) -> "dict[str, Gate]":
     """Return gates under their files' names; folders are added where two files share one.
 
     Raises:
@@ -449,7 +454,7 @@ def read_gates(paths: list[Path]) -> dict[str, Any]:
     return {name: Gate.load(path) for name, path in zip(names, paths, strict=True)}
 
 
-def show(summary: dict[str, Any]) -> None:
+def show(summary: "EvaluationResult") -> None:
     """Print the ungated figures, and what each gate did."""
     from truthheads.benchmarks.registry import benchmark
 
@@ -470,7 +475,7 @@ def show(summary: dict[str, Any]) -> None:
             console.out.print(f"{escape(run['name'])}: [bold]{run['verdict']}[/]")
 
 
-def _row(run: dict[str, Any], primary: str, beside: tuple[str, ...]) -> list[str]:
+def _row(run: "RunResult", primary: str, beside: tuple[str, ...]) -> list[str]:
     held = run.get("controls")
     guard = run.get("guard")
     return [
@@ -483,5 +488,5 @@ def _row(run: dict[str, Any], primary: str, beside: tuple[str, ...]) -> list[str
     ]
 
 
-def _whole(figure: dict[str, float]) -> dict[str, float] | None:
+def _whole(figure: "FigureJson") -> "FigureJson | None":
     return figure if figure["value"] == figure["value"] else None

@@ -1,7 +1,7 @@
 """From a benchmark's items to token ids, and from what the model returns to predictions."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from truthheads.benchmarks.base import (
     Benchmark,
     Item,
     Items,
-    PredictionLine,
+    Prediction,
     QuestionOptions,
 )
 from truthheads.data.questions import Question
@@ -42,7 +42,7 @@ class TokenizedItem:
     ids: tuple[int, ...]
     image: str | None
     share: str
-    lines: list[PredictionLine] = field(default_factory=list)
+    lines: list[Prediction] = field(default_factory=list)
 
 
 def ask_questions(
@@ -187,7 +187,7 @@ def _cases(word: str) -> tuple[str, ...]:
     return word, word.capitalize(), word.upper()
 
 
-Finish = Callable[[PredictionLine, Any, int], PredictionLine]
+Finish = Callable[[Prediction, Any, int], Prediction]
 """From a begun line, what the model gave for its batch, and the row in it, to the whole line."""
 
 
@@ -210,11 +210,11 @@ class PreparedBenchmark:
 
     task: str
     encoded: list[Encoded]
-    lines: list[list[list[PredictionLine]]]
+    lines: list[list[list[Prediction]]]
     finish: Finish
     new_tokens: int
     words: dict[str, list[int]] | None
-    settings: dict[str, Any]
+    settings: Mapping[str, object]
     notes: list[str] = field(default_factory=list)
     contexts: Sequence[Question] = ()
     head: tuple[int, ...] = ()
@@ -263,7 +263,7 @@ def _written(model: Model, record: Benchmark, found: Items, how: AskOptions) -> 
     def decode(tokens: Sequence[int]) -> str:
         return str(model.tokenizer.decode(list(tokens), skip_special_tokens=True))
 
-    def finish(line: PredictionLine, written: Written, row: int) -> PredictionLine:
+    def finish(line: Prediction, written: Written, row: int) -> Prediction:
         yes = None if written.yes is None else written.yes[row]
         no = None if written.no is None else written.no[row]
         return parse(line, Answer(written.tokens[row], decode, written.finished[row], yes, no), tools)
@@ -282,7 +282,7 @@ def _written(model: Model, record: Benchmark, found: Items, how: AskOptions) -> 
     )
 
 
-def _begun(record: Benchmark, item: Item) -> list[PredictionLine]:
+def _begun(record: Benchmark, item: Item) -> list[Prediction]:
     return [{"task": record.name, **line} for line in item.lines]
 
 
@@ -320,7 +320,7 @@ def _pairs(model: Model, record: Benchmark, found: Items, how: AskOptions) -> Pr
     truncate = isinstance(how, QuestionOptions) and how.truncate
     encoded = encode(model, questions, chat=how.chat, truncate=truncate, share_prefix=shares_prefix(model))
 
-    def finish(line: PredictionLine, logp: list[list[float]], row: int) -> PredictionLine:
+    def finish(line: Prediction, logp: list[list[float]], row: int) -> Prediction:
         return parse(line, Answer(logp=logp[row]), tools)
 
     lines = [[_begun(record, item)] for item in found.items]

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from truthheads.benchmarks.base import AskOptions, PredictionLine
+from truthheads.benchmarks.base import AskOptions, Prediction
 from truthheads.benchmarks.registry import benchmark
 from truthheads.data.answers import same_data
 from truthheads.errors import ArtifactError, GateError
@@ -30,11 +30,11 @@ from truthheads.models.generate import SharedPrefix, answer, check_finite
 from truthheads.models.load import Model
 from truthheads.models.neutral_text import measure_harm, neutral_ids
 from truthheads.models.prompts import Encoded
-from truthheads.results.evaluation import GUARD, PLAIN, SETTINGS, SUMMARY
+from truthheads.results.evaluation import GUARD, PLAIN, SETTINGS, SUMMARY, EvaluationResult, GateMark
 from truthheads.results.gate import Control, Gate
 from truthheads.storage.artifacts import provenance
 from truthheads.storage.distributed import barrier, ranks
-from truthheads.storage.files import dumps, file_sha256, write_json
+from truthheads.storage.files import describe_file, dumps, write_json
 from truthheads.storage.output_lock import lock_output
 
 GUARD_TEXTS = 32
@@ -51,13 +51,13 @@ def evaluate(
     out: str | Path,
     gates: Mapping[str, Gate] | Sequence[Gate] = (),
     controls: int = 0,
-    asking: AskOptions | Mapping[str, Any] | None = None,
+    asking: AskOptions | Mapping[str, object] | None = None,
     neutral: Path | None = None,
     guard_texts: int = GUARD_TEXTS,
     batch_tokens: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> EvaluationResult:
     """Run a benchmark on a model as it is, under each gate and under its controls, and write the figures.
 
     ``predictions.jsonl`` grows as answers come; what is there already is not computed again, and a run that was
@@ -105,12 +105,13 @@ def evaluate(
     texts: list[list[int]] = []
     if named and guard_texts:
         texts = neutral_ids(model, job.contexts if job else (), path=neutral, texts=guard_texts, seed=seed)
-    settings = {
+    marks: dict[str, GateMark] = {name: {"digest": gate.digest, "site": gate.site} for name, gate in named.items()}
+    settings: dict[str, Any] = {
         "model": {**model.describe(), "dtype": str(model.dtype)},
         "task": task,
         **(job.settings if job else harness.settings if harness else {}),
-        "files": [{"path": str(path), "sha256": file_sha256(path)} for path in paths if path.is_file()],
-        "gates": {name: {"digest": gate.digest, "site": gate.site} for name, gate in named.items()},
+        "files": [describe_file(path) for path in paths if path.is_file()],
+        "gates": marks,
         "controls": controls,
         "chat": how.chat,
         "batch_tokens": limit,
@@ -118,7 +119,7 @@ def evaluate(
         "seed": seed,
         **provenance(),
     }
-    settings["gates"] = {**_check_folder(folder, settings), **settings["gates"]}
+    settings["gates"] = {**_check_folder(folder, settings), **marks}
     told = [*(job.notes if job else []), *_relatives(model, named)]
     write_json(folder / SETTINGS, {"settings": settings, "notes": told})
     barrier()  # the first process holds the folder for all: nobody writes before it does
@@ -181,7 +182,7 @@ def _check_gates(model: Model, gates: Mapping[str, Gate]) -> None:
         gate.apply(model).remove()
 
 
-def _check_folder(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _check_folder(folder: Path, settings: Mapping[str, object]) -> dict[str, GateMark]:
     """Return the gates that a folder holds; raise ArtifactError where its predictions were made another way."""
     there = folder / SETTINGS
     if not files_of(folder / NAME):
@@ -222,7 +223,9 @@ def _run(
 ) -> None:
     """Fill in the lines of one run that are not there yet."""
     place = {id(item): at for at, item in enumerate(job.encoded)}
-    begun = [[{**line, "run": name} for lines in group for line in lines] for group in job.lines]
+    begun: list[list[Prediction]] = [
+        [{**line, "run": name} for lines in group for line in lines] for group in job.lines
+    ]
     done = {
         number
         for number, batch in enumerate(batches)
@@ -262,11 +265,11 @@ def _keys(
             yield from (key_of(line) for line in _guard_lines(name, texts))
 
 
-def _guard_lines(name: str, texts: int) -> list[PredictionLine]:
+def _guard_lines(name: str, texts: int) -> list[Prediction]:
     return [{"task": GUARD, "run": name, "id": f"text-{at}"} for at in range(texts)]
 
 
-def _there(journal: Journal, line: PredictionLine) -> bool:
+def _there(journal: Journal, line: Prediction) -> bool:
     return key_of(line) in journal.done
 
 

@@ -1,15 +1,14 @@
 """Score answers and captions that were made elsewhere: no model runs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from truthheads.benchmarks.base import AnswerOptions, PredictionLine
+from truthheads.benchmarks.base import AnswerOptions, Prediction
 from truthheads.benchmarks.registry import benchmark
 from truthheads.errors import DataError
 from truthheads.evaluation.predictions import NAME
 from truthheads.evaluation.summary import summarise_runs
-from truthheads.results.evaluation import PLAIN, SETTINGS, SUMMARY
+from truthheads.results.evaluation import PLAIN, SETTINGS, SUMMARY, EvaluationResult
 from truthheads.storage.artifacts import provenance
 from truthheads.storage.files import dumps, replaced, write_json
 from truthheads.storage.output_lock import lock_output
@@ -23,7 +22,7 @@ def score_answers(
     out: Path,
     how: AnswerOptions | None = None,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> EvaluationResult:
     """Score answers that were made elsewhere; write ``predictions.jsonl`` and ``summary.json``.
 
     Args:
@@ -48,14 +47,14 @@ def score_answers(
             fix="evaluate a model instead: `truthheads evaluate " + task + " MODEL --data FILE`",
         )
     found = record.elsewhere.read(list(answers), list(data), how or record.elsewhere.options(seed=seed))
-    lines: list[PredictionLine] = [{"task": record.name, "run": PLAIN, **line} for line in found.lines]
+    lines: list[Prediction] = [{"task": record.name, "run": PLAIN, **line} for line in found.lines]
     return write_results(out, lines, found.settings, found.notes, seed)
 
 
 @lock_output("out")
 def write_results(
-    out: Path, lines: Sequence[PredictionLine], settings: dict[str, Any], notes: Sequence[str], seed: int
-) -> dict[str, Any]:
+    out: Path, lines: Sequence[Prediction], settings: Mapping[str, object], notes: Sequence[str], seed: int
+) -> EvaluationResult:
     """Write predictions, settings and figures into a folder and return the figures."""
     settings = {**settings, "seed": seed, **provenance()}
     summary = summarise_runs(lines, seed=seed, settings=settings, notes=notes)

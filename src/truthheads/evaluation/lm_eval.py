@@ -6,14 +6,21 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, redirect_stdout
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
-from truthheads.benchmarks.base import PredictionLine
+from truthheads.benchmarks.base import Prediction
 from truthheads.errors import DataError, ModelError, TruthHeadsError
 from truthheads.evaluation.predictions import Journal
 from truthheads.models.load import Model
 from truthheads.results.gate import Gate
 from truthheads.storage.files import dumps
+
+
+class HarnessSettings(TypedDict):
+    """What a result says about a task of the harness: the harness's version, and how many documents were asked."""
+
+    harness: str
+    limit: int | None
 
 
 class Harness:
@@ -102,7 +109,7 @@ class Harness:
         return str(path)
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> HarnessSettings:
         """What a result says about the task."""
         from importlib.metadata import version
 
@@ -148,7 +155,7 @@ class Harness:
         journal.add(lines)
 
 
-def _with_rows(name: str, source: str, rows: Path) -> dict[str, Any]:
+def _with_rows(name: str, source: str, rows: Path) -> dict[str, object]:
     """Return a task that is another one on a user's own rows; JSON is YAML."""
     return {
         "include": source,
@@ -163,7 +170,7 @@ def _with_rows(name: str, source: str, rows: Path) -> dict[str, Any]:
     }
 
 
-def line_of(task: str, run: str, part: str, sample: Mapping[str, Any]) -> PredictionLine:
+def line_of(task: str, run: str, part: str, sample: Mapping[str, Any]) -> Prediction:
     """Return the prediction in one logged sample; a choice between yes and no becomes one of ours.
 
     Args:
@@ -173,7 +180,7 @@ def line_of(task: str, run: str, part: str, sample: Mapping[str, Any]) -> Predic
         sample: As ``simple_evaluate`` logs it.
     """
     doc = sample["doc"]
-    begun: PredictionLine = {
+    begun: Prediction = {
         "task": task,
         "run": run,
         "id": f"{sample['doc_id']}:{sample.get('filter', 'none')}",
@@ -186,7 +193,13 @@ def line_of(task: str, run: str, part: str, sample: Mapping[str, Any]) -> Predic
     if sorted(asked) == ["no", "yes"]:
         given = {word: float(pair[0]) for word, pair in zip(asked, sample["filtered_resps"], strict=True)}
         said = "yes" if given["yes"] > given["no"] else "no"
-        return {**begun, **given, "parsed": {"logits": said}, "gold": asked[int(sample["target"])]}
+        return {
+            **begun,
+            "yes": given["yes"],
+            "no": given["no"],
+            "parsed": {"logits": said},
+            "gold": asked[int(sample["target"])],
+        }
     numbers = {
         name: float(sample[name]) for name in sample.get("metrics", ()) if isinstance(sample.get(name), int | float)
     }

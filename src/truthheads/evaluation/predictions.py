@@ -2,11 +2,11 @@
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
-from truthheads.benchmarks.base import PredictionLine
+from truthheads.benchmarks.base import Prediction
 from truthheads.errors import DataError
 from truthheads.storage.distributed import barrier, leave, ranks
 from truthheads.storage.files import dumps, unwritable, write_text
@@ -20,7 +20,7 @@ NAME = "predictions.jsonl"
 class Read(NamedTuple):
     """The lines of a file, the bytes that they take, and what was dropped behind them."""
 
-    lines: list[PredictionLine]
+    lines: list[Prediction]
     size: int
     dropped: str
 
@@ -40,7 +40,7 @@ def read_predictions(path: Path) -> Read:
             got="no such file" if isinstance(error, FileNotFoundError) else str(error),
             fix="give the --out of an earlier `truthheads evaluate`",
         ) from error
-    lines: list[PredictionLine] = []
+    lines: list[Prediction] = []
     size, seen = 0, set()
     parts = whole.splitlines(keepends=True)
     for number, part in enumerate(parts, start=1):
@@ -69,12 +69,13 @@ def read_predictions(path: Path) -> Read:
     return Read(lines, size, "")
 
 
-def _parsed(part: bytes) -> PredictionLine | None:
+def _parsed(part: bytes) -> Prediction | None:
     try:
         line = json.loads(part)
     except (ValueError, RecursionError):
         return None
-    return line if isinstance(line, dict) and {"task", "run", "id"} <= line.keys() else None
+    whole = isinstance(line, dict) and {"task", "run", "id"} <= line.keys()
+    return cast(Prediction, line) if whole else None
 
 
 class Journal:
@@ -96,7 +97,7 @@ class Journal:
     def __init__(self, path: Path, *, whole: bool = False) -> None:
         apart = ranks().several and not whole
         self.path, self.dropped = _part(path, ranks().rank) if apart else path, ""
-        self.lines: list[PredictionLine] = []
+        self.lines: list[Prediction] = []
         if self.path.is_file():
             read = read_predictions(self.path)
             self.lines, self.dropped = read.lines, read.dropped
@@ -107,13 +108,13 @@ class Journal:
         self.known = self.lines + [line for other in others for line in read_predictions(other).lines]
         self.done |= {key_of(line) for line in self.known}
 
-    def add(self, lines: Iterable[Mapping[str, Any]]) -> None:
+    def add(self, lines: Iterable[Prediction]) -> None:
         """Write the lines that are not there yet, and see them to the disk.
 
         Raises:
             ArtifactError: The file cannot be written to.
         """
-        new = [dict(line) for line in lines if key_of(line) not in self.done]
+        new = [line for line in lines if key_of(line) not in self.done]
         if not new:
             return
         text = "".join(dumps(line) + "\n" for line in new).encode()
@@ -143,7 +144,7 @@ class Journal:
             raise unwritable(self.path, error) from error
 
 
-def key_of(line: Mapping[str, Any]) -> Key:
+def key_of(line: Prediction) -> Key:
     """Give the key that tells a line from all others: task, run, split, id."""
     return str(line["task"]), str(line["run"]), str(line.get("split") or ""), str(line["id"])
 

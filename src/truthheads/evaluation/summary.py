@@ -8,13 +8,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from truthheads.benchmarks.base import PredictionLine
+from truthheads.benchmarks.base import Prediction
 from truthheads.benchmarks.registry import BENCHMARKS, benchmark
 from truthheads.benchmarks.yes_no import two_golds
 from truthheads.errors import DataError, TruthHeadsError
 from truthheads.evaluation.predictions import NAME, key_of, read_predictions
-from truthheads.results.evaluation import GUARD, PLAIN, SETTINGS, SUMMARY
-from truthheads.stats.figures import Figure, mean_figure
+from truthheads.results.evaluation import (
+    GUARD,
+    PLAIN,
+    SETTINGS,
+    SUMMARY,
+    ControlRanks,
+    EvaluationResult,
+    Guard,
+    PValues,
+    RunResult,
+)
+from truthheads.stats.figures import Figure, FigureJson, mean_figure
 from truthheads.stats.resampling import (
     Draws,
     Measured,
@@ -121,12 +131,12 @@ def effect_verdict(compared: Compared, p: float) -> str:
 
 
 def summarise_runs(
-    lines: Sequence[PredictionLine],
+    lines: Sequence[Prediction],
     *,
     seed: int = 0,
-    settings: Mapping[str, Any] | None = None,
+    settings: Mapping[str, object] | None = None,
     notes: Sequence[str] = (),
-) -> dict[str, Any]:
+) -> EvaluationResult:
     """Return every figure of an evaluation.
 
     Args:
@@ -143,7 +153,7 @@ def summarise_runs(
         DataError: There is no ungated run, more than one task, or a task that is not known.
     """
     tasks = {line["task"] for line in lines} - {GUARD}
-    runs: dict[str, dict[tuple[str, str], PredictionLine]] = {}
+    runs: dict[str, dict[tuple[str, str], Prediction]] = {}
     for line in lines:
         if line["task"] != GUARD:
             runs.setdefault(line["run"], {})[key_of(line)[2:]] = line
@@ -160,8 +170,15 @@ def summarise_runs(
     notes = [*notes, *_disputed(list(plain.values()))]
     measured = _measured(task, plain, list(plain), seed)
     resampling = resample(measured.clusters, seed=seed)
-    first = {"name": PLAIN, "kind": PLAIN, "rows": len(plain), "effect": {}, "verdict": None}
-    entries = [{**first, "metrics": _json(metric_figures(measured, seed=seed, resampling=resampling))}]
+    first: RunResult = {
+        "name": PLAIN,
+        "kind": "none",
+        "rows": len(plain),
+        "metrics": _json(metric_figures(measured, seed=seed, resampling=resampling)),
+        "effect": {},
+        "verdict": None,
+    }
+    items: dict[str, int] = {}
     compared: dict[str, Compared] = {}
     for name, found in runs.items():
         both = [key for key in plain if key in found]
@@ -172,14 +189,15 @@ def summarise_runs(
         before, drawn = (measured, resampling) if len(both) == len(plain) else (None, None)
         before = before or _measured(task, plain, both, seed)
         compared[name] = compare_runs(before, _measured(task, found, both, seed), seed=seed, resampling=drawn)
-        entries.append({"name": name, "rows": len(both)})
+        items[name] = len(both)
     harm = _harm(lines)
     adjusted = holm({name: entry.p["paired"] for name, entry in compared.items() if "/" not in name})
-    for entry in entries[1:]:
-        name = str(entry["name"])
-        entry |= _entry(name, compared, adjusted, seed)
+    entries = [first]
+    for name, rows in items.items():
+        entry = _entry(name, rows, compared, adjusted)
         if name in harm:
             entry["guard"] = _guard(harm[name], seed)
+        entries.append(entry)
     return {
         "task": task,
         "rows": len(plain),
@@ -190,7 +208,7 @@ def summarise_runs(
     }
 
 
-def _disputed(lines: Sequence[PredictionLine]) -> list[str]:
+def _disputed(lines: Sequence[Prediction]) -> list[str]:
     """Return a note on yes/no prompts with two gold answers, which readers of our own refuse where they can see it."""
     found = two_golds(lines) if all("parsed" in line for line in lines) else []
     if not found:
@@ -203,7 +221,7 @@ def _disputed(lines: Sequence[PredictionLine]) -> list[str]:
 
 
 def _measured(
-    task: str, found: Mapping[tuple[str, str], PredictionLine], keys: Sequence[tuple[str, str]], seed: int
+    task: str, found: Mapping[tuple[str, str], Prediction], keys: Sequence[tuple[str, str]], seed: int
 ) -> Measured:
     record = benchmark(task)
     measured = record.measure([found[key] for key in keys], seed=seed)
@@ -218,15 +236,20 @@ def _measured(
     return replace(measured, primary=primary, sign=-1 if record.lower_is_better else 1)
 
 
-def _entry(name: str, compared: Mapping[str, Compared], adjusted: Mapping[str, float], seed: int) -> dict[str, Any]:
+def _entry(name: str, rows: int, compared: Mapping[str, Compared], adjusted: Mapping[str, float]) -> RunResult:
     one = compared[name]
     gate, control, kind = name.partition("/")
     p = adjusted.get(name, one.p["paired"])
-    entry: dict[str, Any] = {
+    values: PValues = {"paired": one.p["paired"], "holm": adjusted.get(name)}
+    if "mcnemar" in one.p:
+        values["mcnemar"] = one.p["mcnemar"]
+    entry: RunResult = {
+        "name": name,
         "kind": "control" if control else "gate",
+        "rows": rows,
         "metrics": _json(one.metrics),
         "effect": _json(one.effect),
-        "p": {**one.p, "holm": adjusted.get(name)},
+        "p": values,
         "verdict": effect_verdict(one, p),
     }
     if control:
@@ -237,36 +260,34 @@ def _entry(name: str, compared: Mapping[str, Compared], adjusted: Mapping[str, f
             gains.setdefault(other.partition("/")[2].rpartition("-")[0], []).append(theirs.gain)
     if gains:
         every = [gain for part in gains.values() for gain in part]
-        entry["controls"] = {
-            **rank_among(one.gain, every),
-            "by_kind": {kind: rank_among(one.gain, part) for kind, part in sorted(gains.items())},
-        }
+        by_kind = {kind: rank_among(one.gain, part) for kind, part in sorted(gains.items())}
+        entry["controls"] = ControlRanks(**rank_among(one.gain, every), by_kind=by_kind)
     return entry
 
 
-def _harm(lines: Sequence[PredictionLine]) -> dict[str, list[PredictionLine]]:
-    found: dict[str, list[PredictionLine]] = {}
+def _harm(lines: Sequence[Prediction]) -> dict[str, list[Prediction]]:
+    found: dict[str, list[Prediction]] = {}
     for line in lines:
         if line["task"] == GUARD:
             found.setdefault(line["run"], []).append(line)
     return found
 
 
-def _guard(lines: Sequence[PredictionLine], seed: int) -> dict[str, Any]:
+def _guard(lines: Sequence[Prediction], seed: int) -> Guard:
     """Measure a run's harm on neutral text: KL and rise of loss in nats a token, and the ratio of perplexities."""
     each = np.arange(len(lines))
     kl = mean_figure(np.array([line["kl"] for line in lines]), each, seed=seed)
     loss = mean_figure(np.array([line["loss"] for line in lines]), each, seed=seed)
     ratio = Figure(*(float(np.exp(value)) for value in loss))
-    return {**_json({"kl": kl, "loss": loss, "perplexity_ratio": ratio}), "texts": len(lines)}
+    return {"kl": kl.json(), "loss": loss.json(), "perplexity_ratio": ratio.json(), "texts": len(lines)}
 
 
-def _json(found: Mapping[str, Figure]) -> dict[str, dict[str, float]]:
+def _json(found: Mapping[str, Figure]) -> dict[str, FigureJson]:
     return {name: figure.json() for name, figure in found.items()}
 
 
 @lock_output("folder")
-def rescore(folder: Path, *, seed: int | None = None) -> dict[str, Any]:
+def rescore(folder: Path, *, seed: int | None = None) -> EvaluationResult:
     """Compute every figure of a folder again from its predictions alone, and write ``summary.json``.
 
     Args:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -185,8 +185,17 @@ def holm(p: Mapping[str, float]) -> dict[str, float]:
     return adjusted
 
 
-def rank_among(gain: float, controls: Sequence[float]) -> dict[str, Any]:
-    """Return how a gate stands among its controls: how many it beats, its rank from 1, and the permutation p."""
+class ControlRank(TypedDict):
+    """How a gate stands among its controls: how many of them it beats, its rank from 1, and the permutation p."""
+
+    beaten: int
+    of: int
+    rank: int
+    p: float
+
+
+def rank_among(gain: float, controls: Sequence[float]) -> ControlRank:
+    """Return how a gate stands among its controls."""
     as_good = sum(control >= gain for control in controls)
     return {
         "beaten": len(controls) - as_good,
