@@ -3,7 +3,7 @@
 import hashlib
 from array import array
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -102,9 +102,38 @@ def _numbered(names: UInt64[np.ndarray, " n"]) -> tuple[Int[np.ndarray, " n"], I
     return number[index.reshape(-1)], first[by_place]
 
 
-def describe_data(
-    questions: Sequence[Question], *, digest: Int[np.ndarray, " questions"] | None = None
-) -> dict[str, Any]:
+class AlikeSummary(TypedDict):
+    """How many rows have two answers that are one but for its form, and where the first few of them stand."""
+
+    rows: int
+    first: list[str]
+
+
+class DataSummary(TypedDict):
+    """What an artefact says about the data that it rests on.
+
+    Attributes:
+        layout: Name of the layout, where the questions come from a file.
+        path: The file's address.
+        sha256: Of the file, else of the rows.
+        rows_sha256: Of the rows that were used.
+        rows: How many.
+        skipped: Bad rows that were left out.
+        note: What is to be known about the layout.
+        alike: Rows whose two answers are one.
+    """
+
+    layout: str | None
+    path: str | None
+    sha256: str
+    rows_sha256: str
+    rows: int
+    skipped: int
+    note: str
+    alike: AlikeSummary
+
+
+def describe_data(questions: Sequence[Question], *, digest: Int[np.ndarray, " questions"] | None = None) -> DataSummary:
     """Describe the data for an artefact's metadata: layout, rows, digests of the file and of the rows used.
 
     Args:
@@ -141,7 +170,7 @@ def same_data(one: object, other: object) -> bool:
     return len(told) == 2 and told[0] == told[1]
 
 
-def _alike(questions: Sequence[Question]) -> dict[str, Any]:
+def _alike(questions: Sequence[Question]) -> AlikeSummary:
     """Return how many rows have two answers that are one but for its form, and where the first few stand."""
     found = questions.alike if isinstance(questions, Questions) else alike_rows(questions)
     return {"rows": found.rows, "first": list(found.first)}

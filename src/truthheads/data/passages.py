@@ -91,11 +91,11 @@ def _passages(value: Any) -> list[_Passage]:
     return [passage for one in value for passage in (_passages(one) or [_Passage("", "")])]
 
 
-def _of_object(fields: Mapping[str, Any]) -> list[_Passage]:
+def _of_object(fields: Mapping[str, object]) -> list[_Passage]:
     """Return the passage that an object holds, or the passages whose columns it holds."""
     key = next((name for name in TEXT_KEYS if fields.get(name) is not None), None)
     if key is None:
-        inner = next((fields[name] for name in INNER_KEYS if isinstance(fields.get(name), Mapping)), None)
+        inner = next((one for name in INNER_KEYS if isinstance(one := fields.get(name), Mapping)), None)
         if inner is None:
             raise ValueError(FORMS)
         return _of_object(inner)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ class Layout(NamedTuple):
 
     name: str
     columns: frozenset[str]
-    convert: Callable[[dict[str, Any], str], Question]
+    convert: Callable[[Mapping[str, object], str], Question]
     note: str = ""
 
 
@@ -57,7 +57,7 @@ def checked(question: Question) -> Question:
 MISSING = "text (an empty cell is none, nor is nan; in a CSV answer neither is None, null or NA)"
 
 
-def _text(row: dict[str, Any], field: str, default: str | None = None) -> str:
+def _text(row: Mapping[str, object], field: str, default: str | None = None) -> str:
     """Return the one text of a field; a list must hold one text, however often."""
     values = _listed(row, field)
     if len(values) > 1 and not all(value == values[0] for value in values):
@@ -67,14 +67,14 @@ def _text(row: dict[str, Any], field: str, default: str | None = None) -> str:
     return _string(values[0], field) if values else _string(None, field)
 
 
-def _listed(row: dict[str, Any], field: str) -> list[Any]:
+def _listed(row: Mapping[str, object], field: str) -> list[object]:
     """Read a field as a list; missing items are left out."""
     value = row.get(field)
     values = list(value) if isinstance(value, list | tuple) else [value]
     return [one for one in values if one is not None]
 
 
-def _string(value: Any, field: str) -> str:
+def _string(value: object, field: str) -> str:
     if value is None:
         raise BadField(field, MISSING, value)
     if isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
@@ -93,7 +93,7 @@ class _Forms(NamedTuple):
     aliases: tuple[str, ...]
 
 
-def _forms(row: dict[str, Any], field: str) -> _Forms:
+def _forms(row: Mapping[str, object], field: str) -> _Forms:
     """Return an answer of which a list holds several forms: the first that is not blank is scored, the others match."""
     values = list(dict.fromkeys(_string(value, field) for value in _listed(row, field)))
     filled = [value for value in values if value.strip()]
@@ -102,7 +102,7 @@ def _forms(row: dict[str, Any], field: str) -> _Forms:
     return _Forms(filled[0], tuple(filled[1:]))
 
 
-def _untruthful(row: dict[str, Any], field: str) -> _Forms:
+def _untruthful(row: Mapping[str, object], field: str) -> _Forms:
     """Return an untruthful answer; a list may hold forms of one, since of several none is more untruthful."""
     found = _forms(row, field)
     if not all(same_answer(found.text, other) for other in found.aliases):
@@ -110,7 +110,7 @@ def _untruthful(row: dict[str, Any], field: str) -> _Forms:
     return found
 
 
-def _context(row: dict[str, Any], field: str) -> Joined:
+def _context(row: Mapping[str, object], field: str) -> Joined:
     """Return the text of a context and where its passages stand in it."""
     value = row.get(field)
     if isinstance(value, bool | int | float):
@@ -135,7 +135,7 @@ LABELS = {
 }
 
 
-def _label(row: dict[str, Any], field: str) -> bool:
+def _label(row: Mapping[str, object], field: str) -> bool:
     value = row.get(field)
     number = value if isinstance(value, bool | int | float | str) else None
     key = str(int(number)) if isinstance(number, float) and number in (0.0, 1.0) else str(number).strip().casefold()
@@ -148,7 +148,7 @@ LARGEST = 2**53
 """Positions and pixels stay below: every whole number up to here is exact as a float."""
 
 
-def _spans(row: dict[str, Any], field: str, *widths: int) -> list[tuple[Any, ...]]:
+def _spans(row: Mapping[str, object], field: str, *widths: int) -> list[tuple[Any, ...]]:
     value = row.get(field)
     width = " or ".join(map(str, widths))
     if value is None or value == "":
@@ -166,7 +166,7 @@ def _spans(row: dict[str, Any], field: str, *widths: int) -> list[tuple[Any, ...
     return spans
 
 
-def _evidence(row: dict[str, Any], context: Joined) -> tuple[tuple[int, int], ...]:
+def _evidence(row: Mapping[str, object], context: Joined) -> tuple[tuple[int, int], ...]:
     """Return evidence as spans of the joined context; ``[passage, start, end]`` counts inside of one passage."""
     spans = _spans(row, "evidence", 2) if isinstance(row.get("context"), str) else _spans(row, "evidence", 2, 3)
     if not all(isinstance(n, int) for span in spans for n in span):
@@ -186,7 +186,7 @@ def _evidence(row: dict[str, Any], context: Joined) -> tuple[tuple[int, int], ..
     return tuple(found)
 
 
-def _native(row: dict[str, Any], place: str) -> Question:
+def _native(row: Mapping[str, object], place: str) -> Question:
     truthful: _Forms | None
     untruthful: _Forms | None
     if row.get("truthful") is not None or row.get("untruthful") is not None or "answer" not in row:
@@ -226,7 +226,7 @@ def _single(answer: str, truthful: bool, field: str) -> tuple[str | None, str | 
     return (answer, None) if truthful else (None, answer)
 
 
-def _halueval(row: dict[str, Any], place: str) -> Question:
+def _halueval(row: Mapping[str, object], place: str) -> Question:
     return _with_occurrences(
         Question(
             id=_text(row, "id", "") or place,
@@ -240,7 +240,7 @@ def _halueval(row: dict[str, Any], place: str) -> Question:
     )
 
 
-def _needed(row: dict[str, Any], field: str) -> str:
+def _needed(row: Mapping[str, object], field: str) -> str:
     """Return a context that must be there, be it empty."""
     return _context(row, field).text if row.get(field) is not None else _string(None, field)
 
@@ -257,18 +257,18 @@ def _with_occurrences(question: Question, truthful: _Forms, untruthful: _Forms) 
     )
 
 
-def _nqswap(row: dict[str, Any], place: str) -> Question:
+def _nqswap(row: Mapping[str, object], place: str) -> Question:
     question = Question(place, _needed(row, "sub_context"), _text(row, "question"), None, None)
     return _with_occurrences(question, _forms(row, "sub_answer"), _forms(row, "org_answer"))
 
 
-def _gold_or_hallucinated(row: dict[str, Any], place: str) -> Question:
+def _gold_or_hallucinated(row: Mapping[str, object], place: str) -> Question:
     truthful, untruthful = _single(_text(row, "answer"), _label(row, "label"), "answer")
     image = _text(row, "image_file", "") or _text(row, "image_id")
     return Question(place, "", _text(row, "question"), truthful, untruthful, image=image)
 
 
-def _pope(row: dict[str, Any], place: str) -> Question:
+def _pope(row: Mapping[str, object], place: str) -> Question:
     label = _text(row, "label").strip().casefold()
     if label not in ("yes", "no"):
         raise BadField("label", "yes or no", row.get("label"))
@@ -277,7 +277,7 @@ def _pope(row: dict[str, Any], place: str) -> Question:
     return Question(place, "", _text(row, "text"), label, other, image=image)
 
 
-def _truthfulqa(row: dict[str, Any], place: str) -> Question:
+def _truthfulqa(row: Mapping[str, object], place: str) -> Question:
     best, wrong = _text(row, "Best Answer"), _parts(row, "Incorrect Answers")
     if not wrong:
         raise BadField("Incorrect Answers", "at least one answer", row.get("Incorrect Answers"))
@@ -286,7 +286,7 @@ def _truthfulqa(row: dict[str, Any], place: str) -> Question:
     return Question(place, "", _text(row, "Question"), best, worst, aliases=right)
 
 
-def _parts(row: dict[str, Any], field: str) -> list[str]:
+def _parts(row: Mapping[str, object], field: str) -> list[str]:
     """Return answers with semicolons between them."""
     return [part.strip() for part in _text(row, field, "").split(";") if part.strip()]
 
@@ -319,7 +319,7 @@ LAYOUTS = (
 """Known layouts, the most telling columns first."""
 
 
-def _half(row: dict[str, Any], place: str) -> Question:
+def _half(row: Mapping[str, object], place: str) -> Question:
     if row.get("truthful") is not None and row.get("untruthful") not in (None, ""):
         return _native(row, place)
     answer = row.get("truthful") if row.get("truthful") is not None else row.get("answer")

@@ -68,7 +68,7 @@ def parse_hub(path: str | Path) -> HubData:
     )
 
 
-def hub_rows(path: str | Path) -> Iterator[dict[str, Any]]:
+def hub_rows(path: str | Path) -> Iterator[dict[str, object]]:
     """Yield the rows of a data set on the hub in order, as they come; code that lies beside it is never run.
 
     Raises:
