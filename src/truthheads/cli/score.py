@@ -50,7 +50,8 @@ def inspect_model(
         typer.echo(dumps(found))
         return
     names = ("architecture", "num_layers", "num_heads", "head_dim", "num_kv_heads", "projection", "parameters", "dtype")
-    rows = [[name, f"{found[name]:,}" if name == "parameters" else str(found[name])] for name in names]
+    facts = found.items()
+    rows = [[name, f"{value:,}" if name == "parameters" else str(value)] for name, value in facts if name in names]
     if found["adapter"] is not None:
         rows.append(["adapter", found["adapter"]])
     rows += [["gates at", ", ".join(found["sites"])], ["exports to", ", ".join(found["exports"]) or "nothing"]]

@@ -3,6 +3,7 @@
 import json
 import warnings
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -163,7 +164,7 @@ def _settings(folder: Path) -> dict[str, Any]:
     return settings
 
 
-def _base(folder: Path, settings: dict[str, Any]) -> str:
+def _base(folder: Path, settings: Mapping[str, object]) -> str:
     base = settings.get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise ModelError(

@@ -2,7 +2,7 @@
 
 import gc
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
@@ -260,7 +260,7 @@ def prepare_tails(model: Model, batch: Sequence[Encoded]) -> Tails:
     return Tails(ids, real, owner, last, starts, positioned(model, inputs, seen, ids.shape[1]))
 
 
-def _after(prompt: dict[str, Any], past: Tensor, real: Tensor, owner: Tensor) -> dict[str, Tensor]:
+def _after(prompt: Mapping[str, Tensor], past: Tensor, real: Tensor, owner: Tensor) -> dict[str, Tensor]:
     """Return the tails' positions where those of the prefix have three axes: an image takes up less than its tokens."""
     if "position_ids" not in prompt:
         return {}
@@ -305,7 +305,7 @@ def _padded(rows: Sequence[Sequence[int]], *, left: bool, device: torch.device) 
     return ids.to(device), real.to(device)
 
 
-def positioned(model: Model, inputs: dict[str, Any], seen: Tensor, width: int) -> dict[str, Any]:
+def positioned(model: Model, inputs: Mapping[str, object], seen: Tensor, width: int) -> dict[str, object]:
     """Add the mask over everything seen and, where the network takes them, the positions of the new tokens."""
     inputs = {**inputs, "attention_mask": seen.long()}
     if "position_ids" not in inputs and "position_ids" in inspect.signature(backbone(model).forward).parameters:

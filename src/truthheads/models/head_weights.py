@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple, TypedDict
 
 from transformers import AutoConfig
 
@@ -224,6 +224,24 @@ def _misfit(shards: Shards, tensor: str, expected: str) -> ModelError:
 WANTED = ["config.json", SINGLE, INDEX, "model-*.safetensors"]
 
 
+class CheckpointSummary(TypedDict):
+    """What an artefact says about a checkpoint.
+
+    Attributes:
+        name: What the user called it.
+        architecture: Its class.
+        dtype: Type of its weights, as safetensors names it.
+        layers: The layers that have heads.
+        tensors: For q, k, v and o the tensor of the first of them.
+    """
+
+    name: str
+    architecture: str
+    dtype: str
+    layers: list[int]
+    tensors: dict[str, str]
+
+
 class Checkpoint(NamedTuple):
     """Where the heads of one model's weights lie on disk.
 
@@ -239,7 +257,7 @@ class Checkpoint(NamedTuple):
     shards: Shards
     layers: tuple[LayerParts, ...]
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> CheckpointSummary:
         """Describe the checkpoint for an artefact's metadata."""
         first = self.layers[0].parts
         return {

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypedDict, get_args
+from typing import Any, Literal, NotRequired, TypedDict, get_args
 
 import torch
 from torch import Tensor, nn
@@ -149,6 +149,24 @@ FINGERPRINT_VALUES = 256
 EXPORTS = ("adapter", "checkpoint", "gguf")
 
 
+class ModelSummary(TypedDict):
+    """What an artefact says about the model that it was made on.
+
+    Attributes:
+        name: What the user called it.
+        fingerprint: Of its weights.
+        architecture: The network's class.
+        load_in: How its weights are quantised, where they are.
+        adapter: The PEFT adapter that is merged into them, where there is one.
+    """
+
+    name: str
+    fingerprint: str
+    architecture: str
+    load_in: NotRequired[str]
+    adapter: NotRequired[str]
+
+
 @dataclass(frozen=True)
 class Model:
     """A network with its tokenizer, processor and heads.
@@ -205,16 +223,18 @@ class Model:
                 digest.update(sample.to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())
         return digest.hexdigest()[:32]
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> ModelSummary:
         """Describe the model for an artefact's metadata."""
-        said: dict[str, Any] = {
+        said: ModelSummary = {
             "name": self.name,
             "fingerprint": self.fingerprint,
             "architecture": self.layout.architecture,
         }
         if self.load_in is not None:
             said["load_in"] = self.load_in
-        return said if self.adapter is None else {**said, "adapter": self.adapter}
+        if self.adapter is not None:
+            said["adapter"] = self.adapter
+        return said
 
 
 def _plain(value: Tensor) -> Iterator[Tensor]:
@@ -354,6 +374,42 @@ def _tokenizer_source(adapter: Adapter | None, source: str) -> str:
     return str(adapter.folder) if adapter is not None and own else source
 
 
+class ModelInfo(TypedDict):
+    """What ``truthheads inspect --json`` prints: where a model's heads are, and what a gate of it may become.
+
+    Attributes:
+        architecture: The network's class.
+        num_layers: Layers of the decoder.
+        num_heads: Heads of a layer, at most.
+        head_dim: Width of a head.
+        num_kv_heads: Key-value heads of a layer.
+        projection: Path of the output projection in a layer.
+        skipped: Layers without heads, and why.
+        parameters: Number of parameters, tied ones counted once.
+        dtype: Type that the configuration names.
+        image: Whether it takes images.
+        sites: What a gate may scale.
+        exports: What a gate may become.
+        refused: The sites and exports that are not among them, and why.
+        adapter: The PEFT adapter that is merged into the weights.
+    """
+
+    architecture: str
+    num_layers: int
+    num_heads: int
+    head_dim: int
+    num_kv_heads: int
+    projection: str
+    skipped: dict[str, str]
+    parameters: int
+    dtype: str | None
+    image: bool
+    sites: list[str]
+    exports: list[str]
+    refused: dict[str, str]
+    adapter: str | None
+
+
 @dataclass(frozen=True, slots=True)
 class Inspection:
     """The facts about a model that need no weights.
@@ -378,7 +434,7 @@ class Inspection:
     refused: dict[str, str]
     adapter: str | None = None
 
-    def json(self) -> dict[str, Any]:
+    def json(self) -> ModelInfo:
         """Return the JSON result of ``truthheads inspect``."""
         layout = self.layout
         return {

@@ -6,7 +6,7 @@ import logging
 import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ def check_config(folder: Path) -> None:
     check_counts(str(path), config)
 
 
-def check_counts(name: str, config: dict[str, Any]) -> None:
+def check_counts(name: str, config: Mapping[str, object]) -> None:
     """Raise ModelError where a configuration counts layers, heads or labels beyond reason.
 
     Args:

@@ -278,7 +278,7 @@ class Header(NamedTuple):
         """The file's metadata."""
         return self.items.get("__metadata__") or {}
 
-    def noted(self, note: dict[str, Any]) -> bytes:
+    def noted(self, note: Mapping[str, object]) -> bytes:
         """Return the first bytes of a file with these tensors and our note beside the metadata that was there.
 
         Written by hand, since the library writes several metadata keys in another order each time.

@@ -1,8 +1,8 @@
 """Whether a network and the file that it was loaded from hold the same parameters: none at random, none left over."""
 
 import re
-from collections.abc import Collection, Iterable
-from typing import Any
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, TypedDict
 
 from torch import nn
 
@@ -22,7 +22,16 @@ HEADLESS = re.compile(r"Model$")
 BARE = "a class without the head that predicts words"
 
 
-def check_loaded(name: str, network: Any, info: dict[str, Any]) -> None:
+class LoadingInfo(TypedDict, total=False):
+    """What ``from_pretrained`` says of the tensors that it could not place."""
+
+    missing_keys: Collection[str]
+    unexpected_keys: Collection[str]
+    error_msgs: Sequence[str]
+    mismatched_keys: Collection[tuple[str, Sequence[int], Sequence[int]]]
+
+
+def check_loaded(name: str, network: Any, info: LoadingInfo) -> None:
     """Raise ModelError where a network's parameters are not those of its files.
 
     Tied weights, buffers that are computed, and what the class itself declares as ignorable have been taken out by
