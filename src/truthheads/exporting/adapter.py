@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import torch
 from jaxtyping import Float
@@ -22,7 +22,27 @@ WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 
 
-def write_adapter(folder: Path, gate: Gate, layout: HeadLayout, *, width: int, base: str, note: dict[str, Any]) -> None:
+class ExportNote(TypedDict):
+    """What exported weights say of their gate, in the metadata of each file.
+
+    Attributes:
+        format_version: Of this note.
+        kind: ``gated``.
+        gate: Digest of the gate.
+        site: What it scales.
+        factors: Its factors, ``[layers, heads]``.
+        packages: Versions of the packages that wrote the files.
+    """
+
+    format_version: int
+    kind: str
+    gate: str
+    site: str
+    factors: list[list[float]]
+    packages: dict[str, str]
+
+
+def write_adapter(folder: Path, gate: Gate, layout: HeadLayout, *, width: int, base: str, note: ExportNote) -> None:
     """Write ``adapter_config.json`` and ``adapter_model.safetensors``, which ``PeftModel.from_pretrained`` loads.
 
     For PEFT a feed-forward module is one whose input is scaled, which is the site ``z``; any other module has its

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from truthheads.errors import ArchitectureError, ModelError
-from truthheads.exporting.adapter import moved_layers, spread
+from truthheads.exporting.adapter import ExportNote, moved_layers, spread
 from truthheads.exporting.card import CARD
 from truthheads.models.architectures import HeadLayer, HeadLayout
 from truthheads.models.head_weights import NON_DECODER_PATH, decoder_prefix
@@ -85,7 +85,7 @@ def quantised(folder: Path, got: str) -> ModelError:
     )
 
 
-def _quantisation(config: Any) -> dict[str, Any] | None:
+def _quantisation(config: object) -> Mapping[str, object] | None:
     """Find the settings of quantised weights in a configuration, or in one nested in it."""
     if not isinstance(config, dict):
         return None
@@ -158,7 +158,7 @@ def plan(shards: Shards, layout: HeadLayout, gate: Gate) -> dict[str, Scaled]:
 
 
 def write_checkpoint(
-    folder: Path, shards: Shards, scaled: dict[str, Scaled], note: dict[str, Any], *, progress: Advance | None = None
+    folder: Path, shards: Shards, scaled: dict[str, Scaled], note: ExportNote, *, progress: Advance | None = None
 ) -> None:
     """Write every file of a checkpoint anew, the scaled tensors multiplied, our note in the header of each shard.
 
@@ -191,7 +191,7 @@ def write_checkpoint(
 
 
 def _write_shard(
-    shards: Shards, file: Path, target: Path, scaled: dict[str, Scaled], note: dict[str, Any]
+    shards: Shards, file: Path, target: Path, scaled: dict[str, Scaled], note: ExportNote
 ) -> Iterator[int]:
     header = read_header(file)
     buffer = bytearray(CHUNK)

@@ -4,7 +4,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import huggingface_hub
 from huggingface_hub.errors import HFValidationError
@@ -14,7 +14,7 @@ from transformers import AutoConfig
 
 from truthheads.choices import ExportFormat
 from truthheads.errors import ArtifactError, GateError, ModelError
-from truthheads.exporting.adapter import write_adapter
+from truthheads.exporting.adapter import ExportNote, write_adapter
 from truthheads.exporting.card import Base, write_card
 from truthheads.exporting.checkpoint import check_source, check_ungated, plan, source_folder, write_checkpoint
 from truthheads.models.adapters import find_adapter
@@ -350,7 +350,7 @@ def _base(name: str, folder: Path | None, image: bool) -> Base:
     return Base(path.resolve().name if path.exists() else name, str(Path(source).resolve()), False, image, folder)
 
 
-def _note(gate: Gate) -> dict[str, Any]:
+def _note(gate: Gate) -> ExportNote:
     return {
         "format_version": FORMAT_VERSION,
         "kind": KIND,

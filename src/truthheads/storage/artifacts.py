@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -131,7 +131,14 @@ def check_tensors(
 PACKAGES = ("truthheads", "torch", "transformers", "safetensors", "numpy", "scipy")
 
 
-def provenance() -> dict[str, Any]:
+class Provenance(TypedDict):
+    """How an artefact was made: versions of the packages, and the command; None outside the program."""
+
+    packages: dict[str, str]
+    command: str | None
+
+
+def provenance() -> Provenance:
     """Record how an artefact was made: package versions and the command line.
 
     The command is None outside the ``truthheads`` program. ``--out`` and its value are left out, since where a file

@@ -314,7 +314,7 @@ def _put(store: RowStore, path: Path, number: int) -> None:
     store.complete(number)
 
 
-def _told(plan: Path) -> dict[str, Any]:
+def _told(plan: Path) -> dict[str, object]:
     """Read from a plan what the stored rows are, without the fields of a store."""
     told = read_json(plan) if plan.is_file() else {}
     return {name: told[name] for name in ("identity", "rows") if name in told}

@@ -5,7 +5,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 from truthheads.errors import ArtifactError
 from truthheads.storage.files import dumps, file_sha256, write_json
@@ -14,6 +14,13 @@ NAME = "steps.json"
 
 Tell = Callable[[str, bool], None]
 """Called with a step's name, and whether its results are there already."""
+
+
+class StepDone(TypedDict, total=False):
+    """What ``steps.json`` says of a step: what it was made from, and the SHA-256 of each result; None: unfinished."""
+
+    given: str
+    results: dict[str, str | None] | None
 
 
 class Steps:
@@ -50,7 +57,7 @@ class Steps:
         """
         told = {key: content_sha256(value) if isinstance(value, Path) else value for key, value in given.items()}
         made_from = hashlib.sha256(dumps(told).encode()).hexdigest()
-        before = self._done.get(name, {})
+        before: StepDone = self._done.get(name, {})
         there = before.get("given") == made_from and before.get("results") == self._found(results)
         if self.tell is not None:
             self.tell(name, there)
@@ -86,12 +93,16 @@ class Steps:
     def _found(self, results: Sequence[Path]) -> dict[str, str | None]:
         return {str(path.relative_to(self.folder)): content_sha256(path) for path in results}
 
-    def _read(self) -> dict[str, Any]:
+    def _read(self) -> "dict[str, StepDone]":
         try:
             found = json.loads((self.folder / NAME).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
             return {}  # nothing is known to be done: doing it again loses nothing
-        return {name: one for name, one in found.items() if isinstance(one, dict)} if isinstance(found, dict) else {}
+        return (
+            {name: cast(StepDone, one) for name, one in found.items() if isinstance(one, dict)}
+            if isinstance(found, dict)
+            else {}
+        )
 
 
 def content_sha256(path: Path) -> str | None:
