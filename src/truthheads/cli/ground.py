@@ -1,7 +1,7 @@
 """``truthheads ground``: learn a gate from a user's rows, test it, export the model if it is better."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -25,6 +25,9 @@ from truthheads.cli.options import (
     loads_model,
 )
 from truthheads.stats.thresholds import GATE_HARM_NATS, GROUND_TEST_SHARE
+
+if TYPE_CHECKING:
+    from truthheads.results.grounding import GroundResult
 
 
 @guarded
@@ -111,7 +114,7 @@ STEPS = {
 }
 
 
-def _show(result: dict[str, Any], out: Path) -> None:
+def _show(result: "GroundResult", out: Path) -> None:
     rows = []
     for name, before in result["ungated"].items():
         rows.append([name.replace("_", " "), console.figure(before), console.figure(result["effect"].get(name))])

@@ -1,9 +1,9 @@
 """From a user's own rows to a model that follows its context more closely: a learned gate, tested on held-out rows."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Unpack, cast
 
 import numpy as np
 
@@ -20,7 +20,9 @@ from truthheads.models.answer_logprobs import group_numbers
 from truthheads.models.forward import Progress
 from truthheads.models.load import PACKAGES, Loading, Model, load
 from truthheads.reporting.report import write_report
+from truthheads.results.evaluation import SUMMARY, EvaluationResult
 from truthheads.results.gate import Gate
+from truthheads.results.grounding import GroundDecision, GroundResult
 from truthheads.stats.thresholds import GROUND_MIN_TEST_GROUPS, GROUND_TEST_SHARE
 from truthheads.storage.artifacts import provenance
 from truthheads.storage.files import read_json, write_json
@@ -82,7 +84,7 @@ def ground(
     tell: Tell | None = None,
     progress: Progress | None = None,
     **loading: Unpack[Loading],
-) -> dict[str, Any]:
+) -> GroundResult:
     """Pair, split, learn, test, export and report; every step is done once, also when the run was killed.
 
     Writes into ``out``: ``pairs.jsonl``, ``dev.jsonl`` and ``test.jsonl`` (no group is in both), ``gate.safetensors``
@@ -142,8 +144,8 @@ def ground(
         [tested],
         lambda: _test(network(), test, gate, tested, how, progress),
     )
-    result = _judged(read_json(tested / "summary.json"), read_json(tuning))
-    if result["better"] or (how.export_anyway and result["moved"]):
+    decided = _judged(cast(EvaluationResult, read_json(tested / SUMMARY)), read_json(tuning))
+    if decided["better"] or (how.export_anyway and decided["moved"]):
         steps.run(
             "export",
             {"model": model, "gate": gate},
@@ -158,10 +160,16 @@ def ground(
                 progress=progress,
             ),
         )
-        result["exported"] = exported.name
+        decided["exported"] = exported.name
     few = cannot_choose(read_json(tuning)["rows"].get("dev_groups", CHOSEN_FROM))
-    result["warnings"] = [*rows.cautions, *([few] if few else [])]
-    result |= {"model": model, "data": str(data), "anyway": how.export_anyway and not result["better"], **provenance()}
+    result: GroundResult = {
+        **decided,
+        "model": model,
+        "data": str(data),
+        "anyway": how.export_anyway and not decided["better"],
+        "warnings": [*rows.cautions, *([few] if few else [])],
+        **provenance(),
+    }
     write_json(folder / RESULT, result)
     write_report(folder, folder / REPORT)
     return result
@@ -270,12 +278,12 @@ def _test(model: Model, test: Path, gate: Path, out: Path, how: Settings, progre
     )
 
 
-def _judged(summary: dict[str, Any], tuning: dict[str, Any]) -> dict[str, Any]:
+def _judged(summary: EvaluationResult, tuning: Mapping[str, Any]) -> GroundDecision:
     """Return whether the model is better: the verdict says so, and the gate beats every control."""
     plain, learned = (next(run for run in summary["runs"] if run["name"] == name) for name in ("none", RUN))
-    beaten = learned.get("controls", {})
+    held = learned.get("controls")
     moved = tuning["chosen"] is not None
-    every = not beaten or beaten["beaten"] == beaten["of"]
+    every = held is None or held["beaten"] == held["of"]
     return {
         "better": moved and learned["verdict"] == BETTER and every,
         "moved": moved,
@@ -284,7 +292,7 @@ def _judged(summary: dict[str, Any], tuning: dict[str, Any]) -> dict[str, Any]:
         "test_rows": summary["rows"],
         "ungated": plain["metrics"],
         "effect": learned["effect"],
-        "controls": beaten,
+        "controls": {**held} if held is not None else {},
         "guard": learned.get("guard"),
         "exported": None,
     }

@@ -1,0 +1,65 @@
+"""What ``ground`` writes and ``report`` reads: names of the files, and what ``ground.json`` holds."""
+
+from typing import TypedDict
+
+from truthheads.results.evaluation import Guard
+from truthheads.stats.figures import FigureJson
+from truthheads.stats.resampling import ControlRank
+
+
+class TestedControls(TypedDict, total=False):
+    """How the gate stands among its controls (see :class:`ControlRanks`); empty where it was tested without any."""
+
+    beaten: int
+    of: int
+    rank: int
+    p: float
+    by_kind: dict[str, ControlRank]
+
+
+class GroundDecision(TypedDict):
+    """What the test rows say of the learned gate.
+
+    Attributes:
+        better: Whether the verdict says so and the gate beats every control.
+        moved: Whether tuning chose a gate at all.
+        verdict: In words.
+        primary: The figure that the verdict is about.
+        test_rows: How many rows the gate was tested on.
+        ungated: Every figure without the gate.
+        effect: Its change under the gate.
+        controls: How the gate stands among its controls; empty where there are none.
+        guard: What the gate does to neutral text.
+        exported: The file or folder that was written; None where none was.
+    """
+
+    better: bool
+    moved: bool
+    verdict: str | None
+    primary: str
+    test_rows: int
+    ungated: dict[str, FigureJson]
+    effect: dict[str, FigureJson]
+    controls: TestedControls
+    guard: Guard | None
+    exported: str | None
+
+
+class GroundResult(GroundDecision):
+    """What ``ground.json`` holds.
+
+    Attributes:
+        model: The model, as it was given.
+        data: The file of questions.
+        anyway: Whether the model is to be written although nothing shows that it is better.
+        warnings: Sentences for the reader.
+        packages: Versions of the packages.
+        command: The command; None outside the program.
+    """
+
+    model: str
+    data: str
+    anyway: bool
+    warnings: list[str]
+    packages: dict[str, str]
+    command: str | None
