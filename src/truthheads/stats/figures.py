@@ -1,5 +1,6 @@
 """Figures with their uncertainty: correlations, AUROC, clustered bootstrap, split halves."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypedDict
 
@@ -31,6 +32,12 @@ class Figure(NamedTuple):
     value: float
     low: float
     high: float
+
+    @classmethod
+    def of(cls, json: FigureJson) -> "Figure":
+        """Return the figure that :meth:`json` made; NaN where a file holds null."""
+        value, low, high = (math.nan if end is None else end for end in (json["value"], json["low"], json["high"]))
+        return cls(value, low, high)
 
     def json(self) -> FigureJson:
         """Return the shape that every JSON result uses."""
