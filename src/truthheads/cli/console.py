@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -21,6 +21,9 @@ from rich.table import Table
 
 from truthheads.errors import ActivationError, NotFirstRank, TruthHeadsError, out_of_memory
 from truthheads.storage.distributed import check_launched, meet, ranks
+
+if TYPE_CHECKING:
+    from truthheads.stats.figures import FigureJson
 
 P = ParamSpec("P")
 
@@ -225,6 +228,8 @@ def number(value: float | None) -> str:
     return "–" if value is None or value != value else f"{value:.3f}"
 
 
-def figure(value: dict[str, Any] | None) -> str:
+def figure(value: "FigureJson | None") -> str:
     """Return a figure with its interval."""
-    return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]" if value else "–"
+    from truthheads.stats.figures import Figure
+
+    return str(Figure.of(value)) if value else "–"

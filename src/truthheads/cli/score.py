@@ -1,7 +1,7 @@
 """``truthheads inspect``, ``score`` and ``demo``: where the heads are and how truthful each is."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -27,6 +27,9 @@ from truthheads.cli.options import (
     Truncate,
     loads_model,
 )
+
+if TYPE_CHECKING:
+    from truthheads.results.scores import DepthProfile, ScoreSummary
 
 
 @guarded
@@ -139,24 +142,26 @@ def score(
         )
     scores.save(out)
     shutil.rmtree(work, ignore_errors=True)
-    result: dict[str, Any] = {**summarise_scores(scores, top=top), "out": str(out)}
+    result, written = summarise_scores(scores, top=top), {"out": str(out)}
     if plot is not None:
         save_chart(scores.chart(), plot)
-        result["plot"] = str(plot)
+        written["plot"] = str(plot)
     if json:
-        typer.echo(dumps(result))
+        typer.echo(dumps({**result, **written}))
     else:
         _show_scores(result)
+        for path in written.values():
+            console.written(path)
     for warning in result["warnings"]:
         console.warn(warning)
 
 
-def _show_scores(result: dict[str, Any]) -> None:
-    data = result["data"]
+def _show_scores(result: "ScoreSummary") -> None:
+    data = result["data"] or {}
     unit, mean, half = result["unit"], result["mean"], result["split_half"]
     console.out.print(
         f"{data['rows']} rows ({data['layout'] or 'questions'}), {unit} per head; mean over heads "
-        f"{console.figure(mean)}; split-half rank correlation {console.figure(half['spearman'])}"
+        f"{console.figure(mean)}; split-half rank correlation {console.figure(half and half['spearman'])}"
     )
     rows = [
         [
@@ -172,7 +177,7 @@ def _show_scores(result: dict[str, Any]) -> None:
     )
     console.out.print(console.grid(title, ["head", f"{unit} [95 %]", "AUROC", "pairs"], rows))
     names = ["all rows", *result["kinds"]]
-    profiles = [result, *result["kinds"].values()]
+    profiles: list[DepthProfile] = [result, *result["kinds"].values()]
     layers = [
         [f"layer {layer}", *(console.number(profile["layers"][layer]) for profile in profiles)]
         for layer in range(len(result["layers"]))
@@ -187,6 +192,3 @@ def _show_scores(result: dict[str, Any]) -> None:
     console.out.print(
         console.grid("\nDepth profile (means of layers), by kind of untruthful answer", ["", *names], layers + ends)
     )
-    for name in ("out", "plot"):
-        if name in result:
-            console.written(result[name])

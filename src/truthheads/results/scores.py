@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from tokenize import TokenError
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from truthheads.data.cautions import cannot_rank, data_cautions
 from truthheads.errors import ArtifactError
 from truthheads.plots.charts import chart_html, heat_map
+from truthheads.stats.figures import Figure, FigureJson
 from truthheads.stats.intervals import auroc_spread, layer_ends, mean_ends, probed_ends, spread_of
 from truthheads.stats.overlap import UNKNOWN
 from truthheads.stats.thresholds import CHANCE_SCORE
@@ -50,6 +51,139 @@ LATER = {
 """Tensors that files of 0.1.0 lack; their intervals are then as wide as labels without meaning would make them."""
 
 TOLD = {"model": dict, "data": dict, "kinds": list, "summary": dict}
+
+
+class HeadScore(TypedDict):
+    """One row of a table of heads; figures that are not defined are NaN, null in a file."""
+
+    head: str
+    score: float
+    low: float
+    high: float
+    auroc: float
+    auroc_low: float
+    auroc_high: float
+    pair_accuracy: float
+    pair_accuracy_low: float
+    pair_accuracy_high: float
+    ranked: NotRequired[bool]
+
+
+class BestHead(TypedDict):
+    """The highest score, and ``chosen``: what the best head of one half of the questions scores on the other."""
+
+    head: str
+    score: float
+    low: NotRequired[float | None]
+    high: NotRequired[float | None]
+    chosen: NotRequired[FigureJson | None]
+
+
+class DepthProfile(TypedDict):
+    """Mean over heads, best head, and the means of the layers; None where there is no value."""
+
+    heads_mean: float | None
+    best: BestHead | None
+    layers: list[float | None]
+
+
+class KindRows(TypedDict, total=False):
+    """How many rows have one kind of untruthful answer."""
+
+    rows: int
+
+
+class KindProfile(DepthProfile):
+    """The scores on the rows of one kind alone."""
+
+    rows: NotRequired[int]
+
+
+class LayerInterval(TypedDict):
+    """The ends of the 95 % interval of a layer's mean."""
+
+    low: float
+    high: float
+
+
+class SplitHalf(TypedDict):
+    """Reliability of scores: correlation between disjoint halves of the questions, averaged over splits."""
+
+    splits: int
+    pearson: FigureJson | None
+    spearman: FigureJson | None
+
+
+class FormResult(TypedDict):
+    """How far the mere form of the answers separates them."""
+
+    accuracy: FigureJson
+    best_feature: str
+    best_accuracy: float
+    warns: bool
+
+
+class StoredSummary(TypedDict, total=False):
+    """What a score file keeps of its summary; arrays from elsewhere have none of it."""
+
+    mean: FigureJson
+    margin: FigureJson
+    split_half: SplitHalf
+    form: FormResult | None
+    kinds: dict[str, KindRows]
+    chosen: FigureJson | None
+
+
+class ScoreSettings(TypedDict):
+    """How scores were computed."""
+
+    method: str
+    chat: bool
+    truncate: bool
+    batch_tokens: int
+    dtype: str
+    probe: NotRequired[str | None]
+    folds: NotRequired[str | None]
+    num_folds: NotRequired[int | None]
+    share_prefix: NotRequired[bool]
+    shuffle_labels: NotRequired[bool]
+    untruthful: NotRequired[bool]
+
+
+class ScoreMeta(TypedDict):
+    """Metadata of scores that ``truthheads score`` computes, as their file holds it."""
+
+    model: Mapping[str, Any]
+    data: Mapping[str, Any]
+    settings: ScoreSettings
+    seed: int
+    groups: int
+    packages: dict[str, str]
+    command: str | None
+    kinds: NotRequired[list[str]]
+    summary: NotRequired[StoredSummary]
+    measure: NotRequired[str]
+    position: NotRequired[str]
+
+
+class ScoreSummary(DepthProfile):
+    """The JSON result of ``truthheads score``; None where the file does not tell."""
+
+    model: Mapping[str, Any] | None
+    data: Mapping[str, Any] | None
+    settings: Mapping[str, Any] | None
+    seed: int | None
+    unit: str
+    questions: int | None
+    ranked: bool
+    mean: FigureJson | None
+    margin: FigureJson | None
+    split_half: SplitHalf | None
+    form: FormResult | None
+    top: list[HeadScore]
+    layer_intervals: list[LayerInterval | None]
+    kinds: dict[str, KindProfile]
+    warnings: list[str]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -279,7 +413,7 @@ class Scores:
         heads = [divmod(int(i), self.values.shape[1]) for i in order if not torch.isnan(flat[i])]
         return heads[:count]
 
-    def table(self, count: int = 10) -> list[dict[str, Any]]:
+    def table(self, count: int = 10) -> list[HeadScore]:
         """Return the top heads as rows: head, score with interval, AUROC, pair accuracy.
 
         Where the questions are too few to rank heads (:attr:`caution`), every row has ``ranked``, which is False.
@@ -287,7 +421,7 @@ class Scores:
         low, high = self.intervals()
         heads = self.top(count)
         ranks = self.rank_intervals(heads)
-        return [
+        rows: list[HeadScore] = [
             {
                 "head": f"L{layer}H{head}",
                 "score": float(self.values[layer, head]),
@@ -299,10 +433,13 @@ class Scores:
                 "pair_accuracy": float(self.pair_accuracy[layer, head]),
                 "pair_accuracy_low": float(ranks["pair_accuracy"][0][at]),
                 "pair_accuracy_high": float(ranks["pair_accuracy"][1][at]),
-                **({} if self.caution is None else {"ranked": False}),
             }
             for at, (layer, head) in enumerate(heads)
         ]
+        if self.caution is not None:
+            for row in rows:
+                row["ranked"] = False
+        return rows
 
     def chart(self) -> Any:
         """Return the heat map of layers × heads as an Altair chart, one more for each kind of row."""
@@ -403,7 +540,7 @@ NOT_BINDING = (
 )
 
 
-def summarise_scores(scores: Scores, *, top: int = 10) -> dict[str, Any]:
+def summarise_scores(scores: Scores, *, top: int = 10) -> ScoreSummary:
     """Return the JSON result of ``truthheads score``.
 
     Args:
@@ -411,13 +548,13 @@ def summarise_scores(scores: Scores, *, top: int = 10) -> dict[str, Any]:
         top: Heads in the list.
     """
     meta = scores.meta
-    values = scores.values.numpy()
-    summary = meta.get("summary", {})
-    kinds = {
-        name: {**summary.get("kinds", {}).get(name, {}), **_profile(scores.kind_values[i].numpy())}
+    summary: StoredSummary = meta.get("summary", {})
+    stored = summary.get("kinds", {})
+    kinds: dict[str, KindProfile] = {
+        name: {**stored.get(name, {}), **_profile(scores.kind_values[i].numpy())}
         for i, name in enumerate(meta.get("kinds", []))
     }
-    result = {
+    result: ScoreSummary = {
         "model": meta.get("model"),
         "data": meta.get("data"),
         "settings": meta.get("settings"),
@@ -430,17 +567,21 @@ def summarise_scores(scores: Scores, *, top: int = 10) -> dict[str, Any]:
         "split_half": summary.get("split_half"),
         "form": summary.get("form"),
         "top": scores.table(top),
-        **_profile(values),
+        **_profile(scores.values.numpy()),
         "layer_intervals": _layer_intervals(scores),
         "kinds": kinds,
+        "warnings": [],
     }
     if result["best"] is not None:
-        own = result["top"][0] if result["top"] else {}
-        result["best"] |= {end: own.get(end) for end in ("low", "high")} | {"chosen": summary.get("chosen")}
-    return {**result, "warnings": warnings_of(result, scores.caution)}
+        own = result["top"][0] if result["top"] else None
+        result["best"]["low"] = None if own is None else own["low"]
+        result["best"]["high"] = None if own is None else own["high"]
+        result["best"]["chosen"] = summary.get("chosen")
+    result["warnings"] = warnings_of(result, scores.caution)
+    return result
 
 
-def _layer_intervals(scores: Scores) -> list[dict[str, float] | None]:
+def _layer_intervals(scores: Scores) -> list[LayerInterval | None]:
     """Return the ends of each layer's interval; None where they are not known."""
     low, high = scores.layer_intervals()
     return [
@@ -449,7 +590,7 @@ def _layer_intervals(scores: Scores) -> list[dict[str, float] | None]:
     ]
 
 
-def _profile(values: np.ndarray) -> dict[str, Any]:
+def _profile(values: np.ndarray) -> DepthProfile:
     """Return mean, best head and the means of the layers (None where a layer has no value)."""
     if not np.isfinite(values).any():
         return {"heads_mean": None, "best": None, "layers": [None] * len(values)}
@@ -462,7 +603,7 @@ def _profile(values: np.ndarray) -> dict[str, Any]:
     }
 
 
-def warnings_of(result: dict[str, Any], caution: str | None = None) -> list[str]:
+def warnings_of(result: ScoreSummary, caution: str | None = None) -> list[str]:
     """List the caveats that a reader of the scores must know, one or two sentences each.
 
     Args:
@@ -473,9 +614,9 @@ def warnings_of(result: dict[str, Any], caution: str | None = None) -> list[str]
     form = result["form"]
     if form and form["warns"]:
         found.append(
-            f"The form of the answers alone separates them at {form['accuracy']['value']:.3f} "
-            f"[{form['accuracy']['low']:.3f}, {form['accuracy']['high']:.3f}] ({form['best_feature']!r} alone at "
-            f"{form['best_accuracy']:.3f}): scores on this data measure the answers' form, not only their truth."
+            f"The form of the answers alone separates them at {Figure.of(form['accuracy'])} ({form['best_feature']!r} "
+            f"alone at {form['best_accuracy']:.3f}): scores on this data measure the answers' form, not only their "
+            "truth."
         )
     if result["kinds"] and set(result["kinds"]) <= {"absent", "not in context"}:
         found.append(NOT_BINDING)

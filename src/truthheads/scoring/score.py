@@ -1,9 +1,9 @@
 """The stage behind ``truthheads score``: questions in, Truth Scores out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, cast
 
 import numpy as np
 import torch
@@ -17,13 +17,13 @@ from truthheads.models.devices import pick_batch_tokens
 from truthheads.models.forward import Progress, shares_prefix
 from truthheads.models.load import Model
 from truthheads.models.prompts import Encoded, encode, token_digest
-from truthheads.results.scores import Scores
+from truthheads.results.scores import FormResult, ScoreMeta, Scores, ScoreSettings, SplitHalf, StoredSummary
 from truthheads.scoring.activations import Activations, gather
 from truthheads.scoring.attribution import attribute
 from truthheads.scoring.fit import fit_probes, subset_of
 from truthheads.scoring.form_probe import FormProbe, form_features, probe_form
 from truthheads.scoring.probes import NUM_FOLDS, PROBES, dealt_folds, paper_folds
-from truthheads.stats.figures import half_of, layer_bootstrap, mean_figure, pearson, spearman
+from truthheads.stats.figures import FigureJson, half_of, layer_bootstrap, mean_figure, pearson, spearman
 from truthheads.stats.intervals import chosen_figure, share_figure
 from truthheads.storage.artifacts import provenance
 from truthheads.storage.files import dumps
@@ -34,6 +34,15 @@ NUM_SPLITS = 2
 """Random splits of the questions into halves, over which reliability is averaged."""
 
 
+class MadeFrom(TypedDict):
+    """What computed values depend on beside the tokens; values of something else that lie on disk are not used."""
+
+    model: Mapping[str, object]
+    data: Mapping[str, object]
+    settings: ScoreSettings
+    packages: dict[str, str]
+
+
 def mean_scores(
     method: str,
     questions: Sequence[Question],
@@ -41,24 +50,25 @@ def mean_scores(
     sample: Float[np.ndarray, "n num_layers num_heads"],
     rows: Int[np.ndarray, " n"],
     group: Int[np.ndarray, " n"],
-    meta: dict[str, Any],
+    meta: ScoreMeta,
     max_samples: int,
-    **figures: Any,
+    *,
+    margin: FigureJson | None = None,
 ) -> Scores:
     """Return scores that are means over questions of one number per head, row by row of ``questions``."""
-    seed = int(meta["seed"])
+    seed = meta["seed"]
     names = [answer_kind(questions[row]) for row in rows]
     kinds = sorted({name for name in names if name is not None})
     halves = [half_of(group, seed=seed + split) for split in range(NUM_SPLITS)]
     pairs = [(sample[half].mean(0), sample[~half].mean(0)) for half in halves if half.any() and not half.all()]
-    meta["kinds"] = kinds
-    meta["summary"] = {
+    summary: StoredSummary = {
         "mean": mean_figure(np.nanmean(sample, axis=(1, 2)), group, seed=seed).json(),
-        **figures,
         "split_half": split_half(pairs, seed),
         "form": None,
         "kinds": {name: {"rows": names.count(name)} for name in kinds},
     }
+    if margin is not None:
+        summary["margin"] = margin
     by_kind = [sample[[name == kind for name in names]].mean(0) for kind in kinds]
     kept = kept_samples(rows, max_samples, seed)
     return Scores.of(
@@ -70,14 +80,14 @@ def mean_scores(
         sample_group=torch.from_numpy(group[kept]).long(),
         sample_question=torch.from_numpy(rows[kept]).long(),
         sample_id=digests(questions, rows[kept]),
-        meta=meta,
+        meta={**meta, "kinds": kinds, "summary": summary},
     )
 
 
 def chosen_best(
     pairs: list[tuple[Float[np.ndarray, "layers heads"], Float[np.ndarray, "layers heads"]]],
     group: Int[np.ndarray, " n"],
-) -> dict[str, float] | None:
+) -> FigureJson | None:
     """Score the best head on questions that did not choose it, with an interval; None without halves.
 
     The head is the best of one half of the questions and measured on the other, whose probes never saw the first: each
@@ -101,7 +111,7 @@ def chosen_best(
 
 def split_half(
     pairs: list[tuple[Float[np.ndarray, "layers heads"], Float[np.ndarray, "layers heads"]]], seed: int
-) -> dict[str, Any]:
+) -> SplitHalf:
     """Return the reliability of scores: correlation between disjoint halves of the questions."""
     if not pairs or not any(np.isfinite(a).any() and np.isfinite(b).any() for a, b in pairs):
         return {"splits": 0, "pearson": None, "spearman": None}
@@ -181,7 +191,8 @@ def score(
             progress=progress,
         ).as_scores()
         each = (found.sample.double().numpy(), found.sample_question.numpy(), found.sample_group.numpy())
-        return mean_scores("evidence", questions, found.values.numpy(), *each, dict(found.meta), max_samples)
+        told = cast(ScoreMeta, found.meta)  # a trace's metadata has all of it
+        return mean_scores("evidence", questions, found.values.numpy(), *each, told, max_samples)
     if method == "attribution" and any(len(question.answers) != 2 for question in questions):
         raise DataError(
             "attribution needs pairs",
@@ -189,7 +200,7 @@ def score(
             got="rows with one answer",
             fix="use --method probe, or make pairs",
         )
-    settings = {
+    settings: ScoreSettings = {
         "method": method,
         "probe": probe if method == "probe" else None,
         "folds": folds if method == "probe" else None,
@@ -207,16 +218,18 @@ def score(
         shuffle=seed if shuffle_labels else None,
         features=form_features if method == "probe" else None,
     )
-    meta: dict[str, Any] = {
+    made = provenance()
+    meta: ScoreMeta = {
         "model": model.describe(),
         "data": describe_data(questions, digest=answers.digest),
         "settings": settings,
         "seed": seed,
         "groups": len(answers.order),
-        **provenance(),
+        "packages": made["packages"],
+        "command": made["command"],
     }
-    tokens = partial(encode, model, chat=chat, truncate=truncate, share_prefix=bool(settings["share_prefix"]))
-    made_from = {key: meta[key] for key in ("model", "data", "settings", "packages")}
+    tokens = partial(encode, model, chat=chat, truncate=truncate, share_prefix=settings["share_prefix"])
+    made_from = _made_from(meta)
     with work_folder(work_dir) as folder:
         if method == "attribution":
             return _attributed(
@@ -240,15 +253,24 @@ def score(
             activations.close()
 
 
+def _made_from(meta: ScoreMeta) -> MadeFrom:
+    return {
+        "model": meta["model"],
+        "data": meta["data"],
+        "settings": meta["settings"],
+        "packages": meta["packages"],
+    }
+
+
 def _probe_scores(
     model: Model,
     answers: Answers,
     fold: Int[np.ndarray, " n"],
     activations: Activations,
-    meta: dict[str, Any],
+    meta: ScoreMeta,
     max_samples: int,
 ) -> Scores:
-    layout, seed = model.layout, int(meta["seed"])
+    layout, seed = model.layout, meta["seed"]
     kinds = answers_by_kind(answers)
     halves = [half_of(answers.group, seed=seed + split) for split in range(NUM_SPLITS)]
     everything = np.ones(len(answers.label), dtype=bool)
@@ -262,20 +284,19 @@ def _probe_scores(
         kept,
         probe=PROBES[str(meta["settings"]["probe"])],
         device=model.device,
-        made_from={key: meta[key] for key in ("model", "data", "settings", "packages", "seed")} | {"kept": len(kept)},
+        made_from={**_made_from(meta), "seed": seed, "kept": len(kept)},
     )
     accuracy, first_half = fits.accuracy, 1 + len(kinds)
     pairs = [(accuracy[i], accuracy[i + 1]) for i in range(first_half, len(masks), 2)]
     form = probe_form(answers.features, answers.label, fold, answers.group, answers.question)
     right = fits.right / sum(head.num_heads for head in layout.layers)
-    meta["summary"] = {
+    summary: StoredSummary = {
         "mean": share_figure(right, answers.group, added=fits.mean_dependence).json(),
         "split_half": split_half(pairs, seed),
         "form": _form_json(form),
         "kinds": {name: {"rows": len(np.unique(answers.question[mask]))} for name, mask in kinds.items()},
         "chosen": chosen_best(pairs, answers.group),
     }
-    meta["kinds"] = list(kinds)
     return Scores.of(
         "probe",
         torch.from_numpy(accuracy[0]),
@@ -294,7 +315,7 @@ def _probe_scores(
         dependence=torch.from_numpy(fits.dependence),
         pair_dependence=torch.from_numpy(fits.pair_dependence),
         layer_dependence=torch.from_numpy(fits.layer_dependence),
-        meta=meta,
+        meta={**meta, "kinds": list(kinds), "summary": summary},
     )
 
 
@@ -304,13 +325,13 @@ def _attributed(
     encoded: Sequence[Encoded],
     answers: Answers,
     folder: Path,
-    made_from: dict[str, Any],
-    meta: dict[str, Any],
+    made_from: MadeFrom,
+    meta: ScoreMeta,
     max_samples: int,
     progress: Progress | None,
 ) -> Scores:
     identity = dumps({"tokens": token_digest(encoded), **made_from})
-    batch_tokens = int(meta["settings"]["batch_tokens"])
+    batch_tokens = meta["settings"]["batch_tokens"]
     store = attribute(
         model, encoded, questions, folder, identity=identity, batch_tokens=batch_tokens, progress=progress
     )
@@ -322,7 +343,7 @@ def _attributed(
     finally:
         store.close()
     rows = np.arange(len(questions))
-    found = mean_figure(margin, group, seed=int(meta["seed"])).json()
+    found = mean_figure(margin, group, seed=meta["seed"]).json()
     return mean_scores(
         "attribution", questions, gradient.mean(0), gradient, rows, group, meta, max_samples, margin=found
     )
@@ -341,7 +362,7 @@ def _folds(answers: Answers, folds: str, num_folds: int) -> Int[np.ndarray, " n"
     return dealt_folds(answers.group, answers.order, num_folds=num_folds)
 
 
-def _form_json(form: FormProbe) -> dict[str, Any]:
+def _form_json(form: FormProbe) -> FormResult:
     return {
         "accuracy": form.accuracy.json(),
         "best_feature": form.best_feature,
