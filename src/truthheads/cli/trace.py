@@ -1,7 +1,7 @@
 """``truthheads trace``: which heads look at the evidence, and whether they are the truthful ones."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -25,6 +25,9 @@ from truthheads.cli.options import (
     Truncate,
     loads_model,
 )
+
+if TYPE_CHECKING:
+    from truthheads.results.trace import ClaimResult, TraceSummary
 
 
 @guarded
@@ -111,24 +114,26 @@ def trace(
         )
     found.save(out)
     shutil.rmtree(work, ignore_errors=True)
-    result: dict[str, Any] = {**summarise_trace(found, top=top), "out": str(out)}
+    result, written = summarise_trace(found, top=top), {"out": str(out)}
     if plot is not None:
         save_chart(found.chart(), plot)
-        result["plot"] = str(plot)
+        written["plot"] = str(plot)
     if pictures is not None:
         drawn = draw(loaded, questions, found, rows=picture_rows, chat=chat, truncate=truncate)
         write_pictures(pictures, drawn)
-        result["pictures"] = str(pictures)
+        written["pictures"] = str(pictures)
     if json:
-        typer.echo(dumps(result))
+        typer.echo(dumps({**result, **written}))
     else:
         _show(result)
+        for path in written.values():
+            console.written(path)
     for warning in result["warnings"]:
         console.warn(warning)
 
 
-def _show(result: dict[str, Any]) -> None:
-    data, number = result["data"], console.number
+def _show(result: "TraceSummary") -> None:
+    data, number = result["data"] or {}, console.number
     console.out.print(
         f"{result['rows']} of {data['rows']} rows ({data['layout'] or 'questions'}); evidence from "
         f"{', '.join(f'{name} ({count})' for name, count in result['sources'].items())}, "
@@ -144,7 +149,11 @@ def _show(result: dict[str, Any]) -> None:
         [
             row["head"],
             f"{number(row['auroc'])} [{number(row['low'])}, {number(row['high'])}]",
-            *(number(row[name]) for name in ("lift", "pointing", "sink", "distractor_auroc", "truth_score")),
+            number(row["lift"]),
+            number(row["pointing"]),
+            number(row["sink"]),
+            number(row["distractor_auroc"]),
+            number(row["truth_score"]),
         ]
         for row in result["top"]
     ]
@@ -153,12 +162,9 @@ def _show(result: dict[str, Any]) -> None:
     console.out.print(console.grid(f"\nTop heads, {result['position']}'s last token{few}", columns, rows))
     if result["claim"]:
         _show_claim(result["claim"][result["position"]])
-    for name in ("out", "plot", "pictures"):
-        if name in result:
-            console.written(result[name])
 
 
-def _show_claim(claim: dict[str, Any]) -> None:
+def _show_claim(claim: "dict[str, ClaimResult]") -> None:
     rows = [
         [
             name.replace("_", " "),

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from truthheads.data.cautions import cannot_rank
 from truthheads.errors import ArtifactError, DataError
 from truthheads.plots.charts import chart_html, heat_map
 from truthheads.results.scores import Scores, told_groups
+from truthheads.stats.figures import FigureJson
 from truthheads.stats.intervals import mean_ends
 from truthheads.storage.artifacts import check_tensors, load_artifact, save_artifact
 
@@ -32,6 +33,72 @@ UNITS = {
 }
 
 MIDDLES = {"auroc": 0.5, "lift": 1.0}
+
+
+class TracedHead(TypedDict):
+    """One row of a table of heads; figures that are not defined are NaN, null in a file."""
+
+    head: str
+    auroc: float
+    low: float
+    high: float
+    lift: float
+    pointing: float
+    sink: float
+    distractor_auroc: float
+    distractor_lift: float
+    distractor_pointing: float
+    truth_score: float
+    ranked: NotRequired[bool]
+
+
+class ClaimResult(TypedDict):
+    """How one measure correlates with Truth Scores over heads; what each figure is: ``tracing.score_correlation``."""
+
+    spearman: FigureJson
+    within_layer: FigureJson
+    p_permutation: float
+    depth_only: float
+    pearson: FigureJson
+    pearson_within_layer: FigureJson
+    p_pearson: float
+    disjoint_within_layer: FigureJson | None
+    equal_depth: FigureJson
+    heads: int
+    shared_questions: int
+
+
+Claim = dict[str, dict[str, ClaimResult]]
+"""Results by position and measure."""
+
+
+class TraceCounts(TypedDict):
+    """What was traced, and means over heads by position and measure."""
+
+    rows: int
+    left_out: dict[str, int]
+    sources: dict[str, int]
+    distractors: int
+    evidence_tokens: float
+    evidence_share: float
+    means: dict[str, dict[str, FigureJson]]
+
+
+class TraceSummary(TraceCounts):
+    """The JSON result of ``truthheads trace``; None where the file does not tell."""
+
+    model: Mapping[str, Any] | None
+    data: Mapping[str, Any] | None
+    settings: Mapping[str, Any] | None
+    seed: int | None
+    positions: list[str]
+    position: str
+    scores: Mapping[str, Any] | None
+    claim: Claim | None
+    top: list[TracedHead]
+    questions: int | None
+    ranked: bool
+    warnings: list[str]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -148,24 +215,32 @@ class Trace:
         """Return the heads with the largest values, best first; heads without a value are left out."""
         return self.as_scores(measure).top(count)
 
-    def table(self, count: int = 10) -> list[dict[str, Any]]:
+    def table(self, count: int = 10) -> list[TracedHead]:
         """Return the top heads by AUROC as rows: AUROC with interval, lift, pointing rate, sinks, Truth Score.
 
         Where the questions are too few to rank heads (:attr:`caution`), every row has ``ranked``, which is False.
         """
         low, high = self.intervals("auroc")
-        return [
+        rows: list[TracedHead] = [
             {
                 "head": f"L{layer}H{head}",
                 "auroc": float(self.auroc[layer, head]),
                 "low": float(low[layer, head]),
                 "high": float(high[layer, head]),
-                **{name: float(self.array(name)[layer, head]) for name in MEASURES[1:]},
+                "lift": float(self.lift[layer, head]),
+                "pointing": float(self.pointing[layer, head]),
+                "sink": float(self.sink[layer, head]),
+                "distractor_auroc": float(self.array("distractor_auroc")[layer, head]),
+                "distractor_lift": float(self.array("distractor_lift")[layer, head]),
+                "distractor_pointing": float(self.array("distractor_pointing")[layer, head]),
                 "truth_score": float(self.truth[layer, head]),
-                **({} if self.caution is None else {"ranked": False}),
             }
             for layer, head in self.top(count)
         ]
+        if self.caution is not None:
+            for row in rows:
+                row["ranked"] = False
+        return rows
 
     def chart(self, measure: str = "auroc", position: str | None = None) -> Any:
         """Return the heat map of layers × heads as an Altair chart."""

@@ -2,7 +2,7 @@
 
 import inspect
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -279,10 +279,10 @@ def _attention_module(model: Model, projection: str) -> nn.Module:
     return module
 
 
-def _scope(module: nn.Module) -> dict[str, Any]:
+def _scope(module: nn.Module) -> Mapping[str, Any]:
     """Return the names that a module's ``forward`` sees: the file that its class was written in."""
     forward: Any = inspect.unwrap(type(module).forward)
-    scope: dict[str, Any] = getattr(forward, "__globals__", {})
+    scope: Mapping[str, Any] = getattr(forward, "__globals__", {})
     return scope
 
 

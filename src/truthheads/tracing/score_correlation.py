@@ -1,7 +1,6 @@
 """Test whether heads with high Truth Scores attend to the evidence more than others."""
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,8 +11,8 @@ from truthheads.data.cautions import data_cautions
 from truthheads.errors import ShapeError
 from truthheads.lineage.agreement import paired_items, relate
 from truthheads.results.scores import Scores
-from truthheads.results.trace import Trace
-from truthheads.stats.figures import Figure, interval
+from truthheads.results.trace import Claim, ClaimResult, Trace, TraceCounts, TraceSummary
+from truthheads.stats.figures import Figure, FigureJson, interval
 from truthheads.stats.thresholds import TOP_HEADS_SHARE
 
 TESTED = ("auroc", "lift", "pointing", "distractor_auroc", "distractor_lift", "distractor_pointing")
@@ -26,7 +25,7 @@ Draws = Float[np.ndarray, "#draws heads"]
 """An array of heads, or one for each draw."""
 
 
-def score_correlations(trace: Trace, scores: Scores, *, seed: int = 0) -> dict[str, dict[str, Any]]:
+def score_correlations(trace: Trace, scores: Scores, *, seed: int = 0) -> Claim:
     """Return, for every position and measure, how the measure correlates with Truth Scores over heads.
 
     Args:
@@ -48,7 +47,7 @@ def score_correlations(trace: Trace, scores: Scores, *, seed: int = 0) -> dict[s
         ShapeError: The scores are of another shape.
     """
     check_shape(tuple(trace.truth.shape), scores)
-    found: dict[str, dict[str, Any]] = {}
+    found: Claim = {}
     for position in trace.positions:
         arrays = {name: trace.as_scores(name, position) for name in TESTED}
         known = {name: array for name, array in arrays.items() if bool(torch.isfinite(array.values).any())}
@@ -56,7 +55,7 @@ def score_correlations(trace: Trace, scores: Scores, *, seed: int = 0) -> dict[s
     return found
 
 
-def summarise_trace(trace: Trace, *, top: int = 10) -> dict[str, Any]:
+def summarise_trace(trace: Trace, *, top: int = 10) -> TraceSummary:
     """Return the JSON result of ``truthheads trace``.
 
     Args:
@@ -64,13 +63,27 @@ def summarise_trace(trace: Trace, *, top: int = 10) -> dict[str, Any]:
         top: Heads in the list.
     """
     meta = trace.meta
-    shown = ("model", "data", "settings", "seed", "positions", "position", "scores", "claim")
-    result = {**{name: meta.get(name) for name in shown}, **meta["summary"], "top": trace.table(top)}
-    result |= {"questions": trace.questions, "ranked": trace.caution is None}
-    return {**result, "warnings": _warnings(result, trace.caution)}
+    counts: TraceCounts = meta["summary"]
+    result: TraceSummary = {
+        "model": meta.get("model"),
+        "data": meta.get("data"),
+        "settings": meta.get("settings"),
+        "seed": meta.get("seed"),
+        "positions": list(trace.positions),
+        "position": trace.position,
+        "scores": meta.get("scores"),
+        "claim": meta.get("claim"),
+        **counts,
+        "top": trace.table(top),
+        "questions": trace.questions,
+        "ranked": trace.caution is None,
+        "warnings": [],
+    }
+    result["warnings"] = _warnings(result, trace.caution)
+    return result
 
 
-def _warnings(result: dict[str, Any], caution: str | None) -> list[str]:
+def _warnings(result: TraceSummary, caution: str | None) -> list[str]:
     """List the caveats that a reader of the figures must know, one sentence each."""
     found = [caution] if caution else []
     if result["left_out"]:
@@ -85,7 +98,7 @@ def _warnings(result: dict[str, Any], caution: str | None) -> list[str]:
     other = ((result["scores"] or {}).get("model") or {}).get("fingerprint")
     if few := (result["scores"] or {}).get("caution"):
         found.append(f"Of the Truth Scores: {few}")
-    if result["scores"] and other != result["model"]["fingerprint"]:
+    if result["scores"] and other != (result["model"] or {})["fingerprint"]:
         found.append("The Truth Scores are not known to be of this very model.")
     return found
 
@@ -101,7 +114,7 @@ def check_shape(shape: tuple[int, ...], scores: Scores) -> None:
         )
 
 
-def _tested(measured: Scores, scores: Scores, seed: int) -> dict[str, Any]:
+def _tested(measured: Scores, scores: Scores, seed: int) -> ClaimResult:
     x, y = measured.values.double().numpy(), scores.values.double().numpy()
     heads = np.isfinite(x) & np.isfinite(y)
     layer = np.nonzero(heads)[0]
@@ -158,7 +171,7 @@ def _figure(
     first: Draws,
     second: Draws,
     bounds: tuple[float, float] = (-1.0, 1.0),
-) -> dict[str, float]:
+) -> FigureJson:
     """Return a statistic of both arrays with its interval; draws carry noise once more, so they are moved onto it."""
     value = float(statistic(u, v)[0])
     draws = statistic(first, second)

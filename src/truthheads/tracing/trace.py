@@ -20,8 +20,8 @@ from truthheads.models.forward import Progress, filled
 from truthheads.models.load import Model
 from truthheads.models.prompts import Encoded
 from truthheads.results.scores import LARGEST, Scores
-from truthheads.results.trace import MEASURES, Trace
-from truthheads.stats.figures import mean_figure
+from truthheads.results.trace import MEASURES, Trace, TraceCounts
+from truthheads.stats.figures import FigureJson, mean_figure
 from truthheads.storage.artifacts import provenance
 from truthheads.storage.files import dumps
 from truthheads.storage.row_store import Field, RowStore, first_only, open_rows, work_folder
@@ -242,11 +242,11 @@ def _summary(
     sample: Tensor,
     group: Int[np.ndarray, " rows"],
     seed: int,
-) -> dict[str, Any]:
+) -> TraceCounts:
     """Count what was traced, and give means over heads with intervals."""
     places = [row.places[0] for row in rows]
     share = [float(p.evidence.sum() / (~p.sink).sum()) for p in places]
-    means: dict[str, dict[str, Any]] = {}
+    means: dict[str, dict[str, FigureJson]] = {}
     for at, position in enumerate(positions):
         means[position] = {}
         for which, name in enumerate(MEASURES):
