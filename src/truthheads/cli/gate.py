@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,9 @@ from truthheads.cli import console
 from truthheads.cli.console import exclusive_output, guarded
 from truthheads.cli.help import MODEL, OUTPUT, RUN
 from truthheads.cli.options import Json, Remote, Seed
+
+if TYPE_CHECKING:
+    from truthheads.results.gate import GateSummary
 
 
 @guarded
@@ -81,15 +84,19 @@ def gate(
         made = made.control(control, seed=seed)
     made = replace(made, meta={**made.meta, "for": target, "seed": seed, **provenance()})
     made.save(out)
-    result: dict[str, Any] = {**made.describe(), "top": made.table(), "out": str(out)}
-    result["warnings"] = [given.caution] if given.caution else []
+    result: GateSummary = {
+        **made.describe(),
+        "top": made.table(),
+        "warnings": [given.caution] if given.caution else [],
+    }
+    written = {"out": str(out)}
     if plot is not None:
         save_chart(made.chart(), plot)
-        result["plot"] = str(plot)
+        written["plot"] = str(plot)
     for warning in result["warnings"]:
         console.warn(warning)
     if json:
-        typer.echo(dumps(result))
+        typer.echo(dumps({**result, **written}))
         return
     show_gate(result)
     if made.clipped:
@@ -99,12 +106,11 @@ def gate(
         console.warn(f"{result['negative']} factors are below 0: they flip the sign of the head's output")
     if standardise and norm != "centred":
         console.warn(f"--standardise changes nothing under --norm {norm}, which has no unit")
-    for name in ("out", "plot"):
-        if name in result:
-            console.written(result[name])
+    for path in written.values():
+        console.written(path)
 
 
-def show_gate(result: dict[str, Any]) -> None:
+def show_gate(result: "GateSummary") -> None:
     """Print what a gate is, and the factors that are farthest from 1."""
     console.out.print(
         f"{result['num_layers']} layers x {result['num_heads']} heads, site {result['site']}: factors "

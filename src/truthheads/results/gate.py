@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -63,6 +63,36 @@ def normalised_scores(
 
 
 KIND = "gate"
+
+
+class HeadFactor(TypedDict):
+    """One row of a table of heads."""
+
+    head: str
+    factor: float
+
+
+class GateInfo(TypedDict):
+    """A gate in figures; ``moved`` counts factors that are not 1."""
+
+    num_layers: int
+    num_heads: int
+    site: Site
+    digest: str
+    min: float
+    max: float
+    mean: float
+    sd: float
+    moved: int
+    negative: int
+    clipped: int
+
+
+class GateSummary(GateInfo):
+    """The JSON result of ``truthheads gate``."""
+
+    top: list[HeadFactor]
+    warnings: list[str]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -275,14 +305,14 @@ class Gate:
             ) from error
         return cls(factors, site, absent, clipped, meta)
 
-    def table(self, count: int = 10) -> list[dict[str, Any]]:
+    def table(self, count: int = 10) -> list[HeadFactor]:
         """Return the heads whose factors are farthest from 1 as rows: head, factor."""
         distance = (self.gate - 1).abs().flatten()
         order = torch.argsort(distance, descending=True, stable=True)[:count]
         heads = [divmod(int(i), self.gate.shape[1]) for i in order if distance[i] > 0]
         return [{"head": f"L{layer}H{head}", "factor": float(self.gate[layer, head])} for layer, head in heads]
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> GateInfo:
         """Summarise a gate in figures: shape, site, range, spread, number of factors that are not 1 or were clipped."""
         there = self.gate[~self._absent_mask()]
         return {
