@@ -1,7 +1,7 @@
 """``truthheads compare``: is one model made from another?"""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -10,6 +10,9 @@ from truthheads.cli import console
 from truthheads.cli.console import exclusive_output, guarded
 from truthheads.cli.help import DATA, OUTPUT, RUN
 from truthheads.cli.options import Json, Seed
+
+if TYPE_CHECKING:
+    from truthheads.results.comparison import ComparisonResult, PairResult
 
 SCORE_FILES = (".safetensors", ".npy", ".csv")
 
@@ -72,20 +75,22 @@ def compare(
         )
     drawing = None if plot is None else found.chart()
     found.save(out)
-    result: dict[str, Any] = {**found.result, "out": str(out)}
+    result, written = found.result, {"out": str(out)}
     if plot is not None:
         save_chart(drawing, plot)
-        result["plot"] = str(plot)
+        written["plot"] = str(plot)
     if json:
-        typer.echo(dumps(result))
+        typer.echo(dumps({**result, **written}))
     else:
         _show(result)
+        for path in written.values():
+            console.written(path)
     for pair in result["pairs"]:
         for note in pair.get("notes", []):
             console.warn(f"{pair['a']} and {pair['b']}: {note}")
 
 
-def _show(result: dict[str, Any]) -> None:
+def _show(result: "ComparisonResult") -> None:
     for pair in result["pairs"]:
         console.out.print(f"[bold]{escape(pair['a'])} and {escape(pair['b'])}[/]: {pair['verdict']}")
         console.out.print(escape(f"  {pair['evidence']}"))
@@ -104,22 +109,19 @@ def _show(result: dict[str, Any]) -> None:
         )
     for triple in result["triples"]:
         console.out.print(escape(triple["in_words"]))
-    for name in ("out", "plot"):
-        if name in result:
-            console.written(result[name])
 
 
-def _rows(pair: dict[str, Any]) -> list[list[str]]:
+def _rows(pair: "PairResult") -> list[list[str]]:
     rows = []
     if pair["pearson"] is not None:
-        names = {
-            "pearson": "Pearson, raw",
-            "spearman": "Spearman, raw",
-            "pearson_within_layer": "Pearson within layers",
-            "disjoint_within": "– across disjoint halves",
-            "corrected_within": "– without noise",
+        figures = {
+            "Pearson, raw": pair["pearson"],
+            "Spearman, raw": pair["spearman"],
+            "Pearson within layers": pair["pearson_within_layer"],
+            "– across disjoint halves": pair["disjoint_within"],
+            "– without noise": pair["corrected_within"],
         }
-        rows += [[title, console.figure(pair[name])] for name, title in names.items() if pair[name]]
+        rows += [[title, console.figure(found)] for title, found in figures.items() if found]
         rows.append(["noise ceiling, raw / within layers", " / ".join(map(console.number, _ceilings(pair)))])
         rows += [
             [
@@ -132,15 +134,15 @@ def _rows(pair: dict[str, Any]) -> list[list[str]]:
         rows.append([f"relative drift of {part}", console.figure(figure)])
     foretold = pair.get("drift_foretells_change")
     if foretold:
-        found = foretold["all"]
+        effect = foretold["all"]
         rows.append(
             [
                 "drift with change of score, rank, within layers",
-                f"{console.figure(found['within_layer'])}, p {found['p_permutation']:.3f}",
+                f"{console.figure(effect['within_layer'])}, p {effect['p_permutation']:.3f}",
             ]
         )
     return rows
 
 
-def _ceilings(pair: dict[str, Any]) -> tuple[float | None, float | None]:
+def _ceilings(pair: "PairResult") -> tuple[float | None, float | None]:
     return pair["noise_ceiling"], pair["noise_ceiling_within_layer"]

@@ -7,7 +7,7 @@ the whole model; the spread of those fits is what any two models would give.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -15,6 +15,7 @@ from scipy.linalg import orthogonal_procrustes
 from scipy.optimize import linear_sum_assignment
 
 from truthheads.lineage.agreement import centre, items
+from truthheads.results.comparison import AlignmentResult, FitResult
 from truthheads.results.scores import Scores
 from truthheads.stats.figures import Figure, half_of, interval, pearson
 from truthheads.stats.thresholds import MIN_SHARED_QUESTIONS
@@ -43,7 +44,7 @@ class Fit(NamedTuple):
     chance: Figure
     p: float
 
-    def json(self) -> dict[str, Any]:
+    def json(self) -> FitResult:
         """Return the fit as JSON."""
         return {"before": self.before, "after": self.after, "chance": self.chance.json(), "p": self.p}
 
@@ -76,12 +77,13 @@ class Alignment:
         """Heads whose partner has another number, or that have none."""
         return sum(partner != head for row in self.heads for head, partner in enumerate(row))
 
-    def json(self) -> dict[str, Any]:
+    def json(self) -> AlignmentResult:
         """Return the alignment as JSON."""
-        fits = ("rotated", "held_out", "matched", "matched_held_out")
-        found = {name: getattr(self, name) for name in fits}
         return {
-            **{name: fit.json() if fit else None for name, fit in found.items()},
+            "rotated": self.rotated.json(),
+            "held_out": self.held_out.json(),
+            "matched": self.matched.json(),
+            "matched_held_out": self.matched_held_out.json() if self.matched_held_out else None,
             "basis": self.basis,
             "layers": list(self.layers),
             "heads": [list(row) for row in self.heads],

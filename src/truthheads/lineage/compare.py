@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -14,10 +13,21 @@ from truthheads.lineage.agreement import Relation, centre, relate, score_verdict
 from truthheads.lineage.alignment import align as align_heads
 from truthheads.lineage.alignment import resampled
 from truthheads.lineage.weight_drift import middle, weight_drift
-from truthheads.results.comparison import NOTHING, Comparison, drift_file
+from truthheads.results.comparison import (
+    NOTHING,
+    Agreement,
+    ComparedModel,
+    Comparison,
+    ComparisonResult,
+    DriftEffect,
+    PairFigures,
+    PairResult,
+    ReferenceResult,
+    drift_file,
+)
 from truthheads.results.drift import Drift
 from truthheads.results.scores import Scores
-from truthheads.stats.figures import Figure, layer_bootstrap, pearson, spearman
+from truthheads.stats.figures import Figure, FigureJson, layer_bootstrap, pearson, spearman
 from truthheads.storage.artifacts import provenance
 
 PERMUTATIONS = 1000
@@ -25,7 +35,7 @@ PERMUTATIONS = 1000
 Heads = Float[np.ndarray, "num_layers num_heads"]
 
 
-def drift_score_correlation(drift: Drift, change: Heads, *, seed: int = 0) -> dict[str, Any]:
+def drift_score_correlation(drift: Drift, change: Heads, *, seed: int = 0) -> dict[str, DriftEffect]:
     """Return the rank correlation of drift with the change of score, for each part and their mean (``all``).
 
     Args:
@@ -43,7 +53,7 @@ def drift_score_correlation(drift: Drift, change: Heads, *, seed: int = 0) -> di
     return {part: _related(values, change, seed) for part, values in parts.items()}
 
 
-def _related(moved: Heads, change: Heads, seed: int) -> dict[str, Any]:
+def _related(moved: Heads, change: Heads, seed: int) -> DriftEffect:
     known = np.isfinite(moved) & np.isfinite(change)
     x, y = np.where(known, moved, np.nan), np.where(known, change, np.nan)
     u, v = _ranks(x), _ranks(y)
@@ -72,15 +82,15 @@ def _ranks(values: Heads) -> Heads:
     return centre(ranks)
 
 
-def scores_side(a: Scores, b: Scores, *, align: bool, seed: int) -> dict[str, Any]:
+def scores_side(a: Scores, b: Scores, *, align: bool, seed: int) -> PairFigures:
     """Compare a pair of models by their scores."""
-    side: dict[str, Any] = {"notes": _notes(a, b)}
+    side: PairFigures = {"notes": _notes(a, b)}
     if a.values.shape == b.values.shape:
         relation = relate(a, b, seed=seed)
         word, evidence = score_verdict(relation)
         if few := _few(a, b):
             word, evidence = "can't tell", f"{evidence}. {few}"
-        side |= {**relation_figures(relation), "verdict": word, "evidence": evidence}
+        side = {**side, **relation_figures(relation), "verdict": word, "evidence": evidence}
     elif not align:
         relate(a, b, seed=seed)  # raises ShapeError
     else:
@@ -96,26 +106,28 @@ def scores_side(a: Scores, b: Scores, *, align: bool, seed: int) -> dict[str, An
     return side
 
 
-def relation_figures(relation: Relation) -> dict[str, Any]:
+def relation_figures(relation: Relation) -> Agreement:
     """Return a relation under the names of ``comparison.json``; figures without samples are None."""
-
-    def json(name: str) -> Any:
-        found = getattr(relation, name)
-        return None if found is None else found.json()
-
     return {
-        "pearson": json("pearson"),
-        "spearman": json("spearman"),
-        "pearson_within_layer": json("within"),
+        "pearson": relation.pearson.json(),
+        "spearman": relation.spearman.json(),
+        "pearson_within_layer": relation.within.json(),
         "p_permutation": relation.p_permutation,
         "noise_ceiling": relation.ceiling,
         "noise_ceiling_within_layer": relation.ceiling_within,
-        **{name: json(name) for name in ("disjoint", "disjoint_within", "corrected", "corrected_within")},
+        "disjoint": _json(relation.disjoint),
+        "disjoint_within": _json(relation.disjoint_within),
+        "corrected": _json(relation.corrected),
+        "corrected_within": _json(relation.corrected_within),
         "depth_only": relation.depth_only,
-        "overlaps": [overlap._asdict() for overlap in relation.overlaps],
+        "overlaps": [{"share": one.share, "overlap": one.overlap, "chance": one.chance} for one in relation.overlaps],
         "shared_questions": relation.shared,
         "basis": relation.basis,
     }
+
+
+def _json(figure: Figure | None) -> FigureJson | None:
+    return None if figure is None else figure.json()
 
 
 def _few(a: Scores, b: Scores) -> str | None:
@@ -148,10 +160,10 @@ def _profile(a: Scores, b: Scores) -> float:
     return pearson(resampled(means[0], len(means[1])).ravel(), means[1].ravel())
 
 
-def weights_side(drift: Drift, a: Scores | None, b: Scores | None, seed: int) -> dict[str, Any]:
+def weights_side(drift: Drift, a: Scores | None, b: Scores | None, seed: int) -> PairFigures:
     """Compare a pair of models by their weights; with scores, also test whether drift predicts their change."""
     word, evidence = drift.verdict()
-    side: dict[str, Any] = {
+    side: PairFigures = {
         "drift": {part: figure.json() for part, figure in drift.figures(seed=seed).items()},
         "kinship": {part: figure.json() for part, figure in drift.kinship(seed=seed).items()},
         "weights_verdict": word,
@@ -204,23 +216,25 @@ def compare(
     called = _names(scores, loaded, weights, names)
     found, drifts = [], {}
     for i, j in combinations(range(len(called)), 2):
-        pair: dict[str, Any] = {"a": called[i], "b": called[j], **NOTHING}
+        pair: PairResult = {"a": called[i], "b": called[j], **NOTHING}
         if loaded:
-            pair |= scores_side(loaded[i], loaded[j], align=align, seed=seed)
+            pair = {**pair, **scores_side(loaded[i], loaded[j], align=align, seed=seed)}
         if weights:
             drift = weight_drift(weights[i], weights[j], progress=progress)
             drifts[called[i], called[j]] = drift
-            pair |= weights_side(drift, loaded[i] if loaded else None, loaded[j] if loaded else None, seed)
+            both = (loaded[i], loaded[j]) if loaded else (None, None)
+            pair = {**pair, **weights_side(drift, both[0], both[1], seed)}
             pair["drift_file"] = drift_file(called[i], called[j])
         found.append(pair)
     known = reference if reference is None or isinstance(reference, Scores) else Scores.load(reference)
     models = [_model(name, loaded[at] if loaded else None) for at, name in enumerate(called)]
-    result: dict[str, Any] = {
+    made = provenance()
+    result: ComparisonResult = {
         "pairs": found,
         "models": models,
         "triples": [middle(trio, drifts, seed=seed).json() for trio in combinations(called, 3)] if weights else [],
         "reference": None if known is None else _reference(known, loaded, called, seed),
-        "meta": {"seed": seed, **provenance()},
+        "meta": {"seed": seed, "packages": made["packages"], "command": made["command"]},
     }
     return Comparison(result, drifts)
 
@@ -253,7 +267,7 @@ def _names(
     return [name if found.count(name) == 1 else f"{name} ({at + 1})" for at, name in enumerate(found)]
 
 
-def _model(name: str, scores: Scores | None) -> dict[str, Any]:
+def _model(name: str, scores: Scores | None) -> ComparedModel:
     if scores is None:
         return {"name": name}
     data = scores.meta.get("data") or {}
@@ -267,7 +281,7 @@ def _model(name: str, scores: Scores | None) -> dict[str, Any]:
     }
 
 
-def _reference(reference: Scores, loaded: Sequence[Scores], called: Sequence[str], seed: int) -> dict[str, Any]:
+def _reference(reference: Scores, loaded: Sequence[Scores], called: Sequence[str], seed: int) -> ReferenceResult:
     """Return how well the model of the reference agrees with itself on the compared data."""
     wanted = (reference.meta.get("model") or {}).get("fingerprint")
     same = [at for at, one in enumerate(loaded) if (one.meta.get("model") or {}).get("fingerprint") == wanted]

@@ -7,7 +7,6 @@ from their action on a few random directions, so that no product is ever formed.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor
 from truthheads.lineage.slice_norms import BLOCK_BYTES, columns, over_layers, row_bytes
 from truthheads.models.head_weights import Checkpoint, LayerParts, WeightSlice
 from truthheads.models.weight_files import Shards
+from truthheads.results.drift import HeadMatching
 
 DIRECTIONS = 16
 
@@ -65,7 +65,7 @@ def match_heads(base: Shards, layer: LayerParts, descendant: Shards, other: Laye
     return Match(heads.astype(np.int64), best, second)
 
 
-def match_layers(mine: Checkpoint, theirs: Checkpoint, chosen: Sequence[int]) -> dict[str, Any]:
+def match_layers(mine: Checkpoint, theirs: Checkpoint, chosen: Sequence[int]) -> HeadMatching:
     """Match the heads of some layers, and return what the artefact says about it: lists, one for each layer.
 
     Args:

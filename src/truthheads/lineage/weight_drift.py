@@ -19,6 +19,7 @@ from truthheads.errors import ShapeError
 from truthheads.lineage.head_matching import match_layers, reordered
 from truthheads.lineage.slice_norms import PairReader, Squares, over_layers
 from truthheads.models.head_weights import WEIGHT_PARTS, Checkpoint, LayerParts, open_checkpoint
+from truthheads.results.comparison import TripleResult
 from truthheads.results.drift import GQA, Drift
 from truthheads.stats.figures import Figure, interval
 from truthheads.stats.thresholds import HEAD_MATCH_LEAD, TRIPLE_RIGHT_ANGLE_COSINE
@@ -139,7 +140,7 @@ class Middle(NamedTuple):
     cosines: tuple[Figure, Figure, Figure]
     middle: str | None
 
-    def json(self) -> dict[str, Any]:
+    def json(self) -> TripleResult:
         """Return the triple as JSON, with a sentence."""
         return {
             "models": list(self.models),

@@ -3,7 +3,7 @@
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict, cast
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -11,15 +11,155 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from truthheads.errors import ArtifactError, DataError
 from truthheads.plots.charts import chart_html, matrix_chart, pair_chart
 from truthheads.results.drift import Drift
+from truthheads.stats.figures import FigureJson
 from truthheads.storage.files import dumps, read_json, replaced
 
-NOTHING: dict[str, Any] = {
+
+class OverlapResult(TypedDict):
+    """Share of one model's best heads that are the other's best, too, and what heads in random order give."""
+
+    share: float
+    overlap: float
+    chance: float
+
+
+class Agreement(TypedDict, total=False):
+    """How the scores of two models agree; None where it is not known. What each is: ``lineage.agreement.Relation``."""
+
+    pearson: FigureJson | None
+    spearman: FigureJson | None
+    pearson_within_layer: FigureJson | None
+    p_permutation: float | None
+    noise_ceiling: float | None
+    noise_ceiling_within_layer: float | None
+    disjoint: FigureJson | None
+    disjoint_within: FigureJson | None
+    corrected: FigureJson | None
+    corrected_within: FigureJson | None
+    depth_only: float
+    overlaps: list[OverlapResult]
+    shared_questions: int
+    basis: str
+
+
+class ReferenceResult(Agreement):
+    """How well the model ``of`` agrees with itself on other data."""
+
+    of: str
+
+
+class FitResult(TypedDict):
+    """The quality of an alignment beside that of unrelated models."""
+
+    before: float
+    after: float
+    chance: FigureJson
+    p: float
+
+
+class AlignmentResult(TypedDict):
+    """How well the heads of two models can be aligned. What each is: ``lineage.alignment.Alignment``."""
+
+    rotated: FitResult
+    held_out: FitResult
+    matched: FitResult
+    matched_held_out: FitResult | None
+    basis: str
+    layers: list[int]
+    heads: list[list[int]]
+    moved: int
+
+
+class DriftEffect(TypedDict):
+    """Rank correlation of drift with the change of score, over all heads and within layers."""
+
+    raw: FigureJson
+    within_layer: FigureJson
+    p_permutation: float
+
+
+class PairFigures(Agreement, total=False):
+    """What scores say of a pair of models, what weights say, and the verdict."""
+
+    notes: list[str]
+    verdict: str
+    evidence: str
+    depth_profile: float
+    alignment: AlignmentResult
+    alignment_in_words: str
+    drift: dict[str, FigureJson]
+    kinship: dict[str, FigureJson]
+    weights_verdict: str
+    weights_evidence: str
+    drift_foretells_change: dict[str, DriftEffect]
+    drift_file: str
+
+
+class PairResult(PairFigures):
+    """A pair of models, by their names, and its figures."""
+
+    a: str
+    b: str
+
+
+class PairRow(TypedDict):
+    """One row of a table of pairs."""
+
+    a: str
+    b: str
+    pearson: FigureJson | None
+    pearson_within_layer: FigureJson | None
+    p_permutation: float | None
+    noise_ceiling: float | None
+    verdict: str | None
+
+
+class ComparedModel(TypedDict):
+    """A compared model, and its scores where they were compared."""
+
+    name: str
+    model: NotRequired[str | None]
+    rows: NotRequired[int | None]
+    data_sha256: NotRequired[str | None]
+    unit: NotRequired[str]
+    values: NotRequired[list[list[float]]]
+
+
+class TripleResult(TypedDict):
+    """Three models, and the one in the middle; None where the evidence does not say."""
+
+    models: list[str]
+    cosines: dict[str, FigureJson]
+    middle: str | None
+    in_words: str
+
+
+class ComparisonMeta(TypedDict):
+    """How a comparison was made."""
+
+    seed: int
+    packages: dict[str, str]
+    command: str | None
+
+
+class ComparisonResult(TypedDict):
+    """The JSON result of ``truthheads compare``."""
+
+    pairs: list[PairResult]
+    models: list[ComparedModel]
+    triples: list[TripleResult]
+    reference: ReferenceResult | None
+    meta: ComparisonMeta
+
+
+NOTHING: PairFigures = {
     "pearson": None,
     "spearman": None,
     "pearson_within_layer": None,
     "p_permutation": None,
     "noise_ceiling": None,
 }
+"""The figures of scores, where none were compared."""
 
 
 class _Part(BaseModel):
@@ -73,14 +213,13 @@ class Comparison:
         drifts: Weight drift of each pair that was compared by weights; saved beside the JSON.
     """
 
-    result: dict[str, Any]
+    result: ComparisonResult
     drifts: dict[tuple[str, str], Drift] = field(default_factory=dict)
 
     @property
-    def pairs(self) -> list[dict[str, Any]]:
+    def pairs(self) -> list[PairResult]:
         """Every pair of models."""
-        found: list[dict[str, Any]] = self.result["pairs"]
-        return found
+        return self.result["pairs"]
 
     def save(self, path: str | Path) -> None:
         """Write ``comparison.json``, and each pair's drift per head to ``drift-A-B.safetensors`` beside it.
@@ -121,13 +260,24 @@ class Comparison:
                 got=f"{'.'.join(map(str, told['loc']))}: {told['msg']}"[:200],
                 fix="write it again with `truthheads compare`",
             ) from error
-        files = {(p["a"], p["b"]): path.with_name(p["drift_file"]) for p in result["pairs"] if "drift_file" in p}
-        return cls(result, {pair: Drift.load(file) for pair, file in files.items() if file.exists()})
+        known = cast(ComparisonResult, result)
+        files = {(p["a"], p["b"]): path.with_name(p["drift_file"]) for p in known["pairs"] if "drift_file" in p}
+        return cls(known, {pair: Drift.load(file) for pair, file in files.items() if file.exists()})
 
-    def table(self) -> list[dict[str, Any]]:
+    def table(self) -> list[PairRow]:
         """Return one row per pair: names, figures, verdicts."""
-        kept = ("a", "b", "pearson", "pearson_within_layer", "p_permutation", "noise_ceiling", "verdict")
-        return [{name: pair.get(name) for name in kept} for pair in self.pairs]
+        return [
+            {
+                "a": pair["a"],
+                "b": pair["b"],
+                "pearson": pair.get("pearson"),
+                "pearson_within_layer": pair.get("pearson_within_layer"),
+                "p_permutation": pair.get("p_permutation"),
+                "noise_ceiling": pair.get("noise_ceiling"),
+                "verdict": pair.get("verdict"),
+            }
+            for pair in self.pairs
+        ]
 
     def chart(self) -> Any:
         """Return the pair as scatter, profile, heat maps and difference, or several models as a matrix (Altair).

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from truthheads.errors import ArtifactError
 from truthheads.models.head_weights import WEIGHT_PARTS
-from truthheads.stats.figures import Figure, mean_figure
+from truthheads.stats.figures import Figure, FigureJson, mean_figure
 from truthheads.stats.thresholds import (
     HEAD_MATCH_LEAD,
     HEAD_MATCH_SIMILARITY,
@@ -25,6 +25,19 @@ from truthheads.storage.artifacts import check_tensors, load_artifact, save_arti
 KIND = "drift"
 
 GQA = "a key-value head's figure is that of every query head of its group"
+
+
+class HeadMatching(TypedDict):
+    """Which heads of a descendant do what those of the base do; one list for each layer that was tried.
+
+    ``drift`` is that of every part in the order of the match, where all layers were matched.
+    """
+
+    layers: list[int]
+    heads: list[list[int]]
+    similarity: list[list[float]]
+    second: list[list[float]]
+    drift: NotRequired[dict[str, FigureJson]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
