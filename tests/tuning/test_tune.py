@@ -218,7 +218,8 @@ def test_the_grid_chooses_by_its_rule(planted: "Model") -> None:
 
 def test_frontier_takes_the_best_within_each_level() -> None:
     def entry(name: str, harm: float, gain: float) -> dict[str, object]:
-        return {"name": name, "harm": {"kl": {"value": harm}}, "effect": {"margin": {"value": gain}}}
+        figures = [{"value": value, "low": value, "high": value} for value in (harm, gain)]
+        return {"name": name, "harm": {"kl": figures[0]}, "effect": {"margin": figures[1]}}
 
     rows = frontier([entry("a", 0.002, 1.0), entry("b", 0.02, 3.0), entry("c", 0.05, 2.0)])
     assert [row["name"] for row in rows] == ["a", "a", "b", "b"]

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, TypedDict, cast
 
 import typer
 
-from truthheads.choices import Site, TuneMethod
+from truthheads.choices import Norm, Site, TuneMethod
 from truthheads.cli import console
 from truthheads.cli.console import exclusive_output, guarded
 from truthheads.cli.help import DATA, OUTPUT, RUN
@@ -32,6 +32,13 @@ from truthheads.cli.options import (
 )
 from truthheads.stats.thresholds import GATE_HARM_NATS
 
+if TYPE_CHECKING:
+    from truthheads.results.gate import Gate
+    from truthheads.results.scores import Scores
+    from truthheads.results.tuning import TuningOutput
+    from truthheads.stats.figures import FigureJson
+    from truthheads.tuning.learn import Schedule
+
 Out = Annotated[Path, typer.Option(rich_help_panel=OUTPUT, help="Gate file; tuning.json is written beside it.")]
 
 Plot = Annotated[Path | None, typer.Option(rich_help_panel=OUTPUT, help="Chart of the frontier: .html, .png or .svg.")]
@@ -55,13 +62,46 @@ COMMON: Group = {
 """What every way of tuning takes."""
 
 
+class Common(TypedDict):
+    """The values of those options."""
+
+    data: Path
+    out: Path
+    neutral: Path | None
+    guard: float
+    plot: Path | None
+    chat: bool
+    truncate: bool
+    images: Path | None
+    limit: int | None
+    skip_bad_rows: bool
+    skip_missing: bool
+    batch_tokens: int | None
+    seed: int
+    json: bool
+
+
+class Own(TypedDict, total=False):
+    """What one way of tuning takes for itself; see :func:`truthheads.tune`."""
+
+    target: "Gate | None"
+    schedule: "Schedule"
+    site: Site
+    dev_share: float
+    scores: "Scores"
+    strengths: list[float]
+    norms: list[Norm]
+    sites: list[Site]
+    standardise: bool
+
+
 @guarded
 @exclusive_output("tuning.json")
 @takes(how=LOADING, common=COMMON)
 def learn(
     model: ModelName,
     *,
-    common: dict[str, Any],
+    common: Common,
     base_gate: Annotated[
         Path | None, typer.Option(rich_help_panel=RUN, help="Gate to start from and to stay close to (--pull).")
     ] = None,
@@ -94,7 +134,7 @@ def learn(
             "schedule": Schedule(epochs=epochs, rate=rate, pull=pull, low=low, high=high),
             "dev_share": dev_share,
         },
-        **common,
+        common,
     )
 
 
@@ -104,7 +144,7 @@ def learn(
 def grid(
     model: ModelName,
     *,
-    common: dict[str, Any],
+    common: Common,
     scores: Annotated[Path, typer.Option(rich_help_panel=DATA, help="Score file of this model or of a relative.")],
     strengths: Annotated[
         str, typer.Option(rich_help_panel=RUN, help="Strengths to try, comma-separated.")
@@ -130,12 +170,12 @@ def grid(
         "grid",
         lambda: {
             "strengths": numbers(strengths),
-            "norms": words(norms),
-            "sites": words(sites),
+            "norms": cast(list[Norm], words(norms)),  # checked where gates are made
+            "sites": cast(list[Site], words(sites)),
             "scores": Scores.load(scores),
             "standardise": standardise,
         },
-        **common,
+        common,
     )
 
 
@@ -143,17 +183,8 @@ def _tune(
     model: str,
     how: How,
     method: TuneMethod,
-    read: Callable[[], dict[str, Any]],
-    *,
-    data: Path,
-    out: Path,
-    plot: Path | None,
-    images: Path | None,
-    limit: int | None,
-    skip_bad_rows: bool,
-    skip_missing: bool,
-    json: bool,
-    **settings: Any,
+    read: Callable[[], Own],
+    common: Common,
 ) -> None:
     """Tune and save; ``read`` gives the method's own settings, once the files to write are known to be writable."""
     from truthheads.data.readers import read_questions
@@ -163,24 +194,39 @@ def _tune(
     from truthheads.storage.files import check_target, dumps
     from truthheads.tuning.tune import tune
 
+    out, plot = common["out"], common["plot"]
     check_target(out.with_name("tuning.json"))
     if plot is not None:
         check_suffix(plot)
         check_target(plot)
-    questions = read_questions(data, limit=limit, skip_bad_rows=skip_bad_rows, images=images)
+    questions = read_questions(
+        common["data"], limit=common["limit"], skip_bad_rows=common["skip_bad_rows"], images=common["images"]
+    )
     given = read()
     loaded = load(model, **how)
-    if skip_missing:
+    if common["skip_missing"]:
         questions = questions.without(missing_images(loaded, questions))
     with console.progress_bar(f"{method} on {len(questions)} questions") as progress:
-        tuning = tune(loaded, questions, method=method, **settings, **given, progress=progress)
+        tuning = tune(
+            loaded,
+            questions,
+            method=method,
+            neutral=common["neutral"],
+            guard=common["guard"],
+            chat=common["chat"],
+            truncate=common["truncate"],
+            batch_tokens=common["batch_tokens"],
+            seed=common["seed"],
+            progress=progress,
+            **given,
+        )
     tuning.save(out)
     if plot is not None:
         save_chart(tuning.chart(), plot)
-    result = {**tuning.result, "gate": tuning.gate.describe(), "out": str(out)}
+    result: TuningOutput = {**tuning.result, "gate": tuning.gate.describe(), "out": str(out)}
     for warning in result["warnings"]:
         console.warn(warning)
-    if json:
+    if common["json"]:
         typer.echo(dumps(result))
         return
     show_path(result)
@@ -211,7 +257,7 @@ def words(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def show_path(result: dict[str, Any]) -> None:
+def show_path(result: "TuningOutput") -> None:
     """Print the candidates, the frontier and the choice."""
     ungated = result["ungated"]
     console.out.print(
@@ -243,6 +289,6 @@ def show_path(result: dict[str, Any]) -> None:
         console.warn("the gate written is all ones: it changes nothing")
 
 
-def short(figure: dict[str, Any] | None) -> str:
+def short(figure: "FigureJson | None") -> str:
     """Return a figure with its interval in two decimals."""
     return f"{figure['value']:+.2f} [{figure['low']:.2f}, {figure['high']:.2f}]" if figure else "–"

@@ -67,7 +67,7 @@ STATES = {"chosen": "chosen", "within": "within the guard", "beyond": "beyond th
 """What can be said of a candidate of a tuning run, and the words for it."""
 
 
-def candidate_state(at: int, harm: Mapping[str, float], *, guard: float, chosen: int | None) -> str:
+def candidate_state(at: int, harm: Mapping[str, Any], *, guard: float, chosen: int | None) -> str:
     """Return which of ``STATES`` a candidate is in.
 
     Args:
@@ -79,7 +79,7 @@ def candidate_state(at: int, harm: Mapping[str, float], *, guard: float, chosen:
     return "chosen" if at == chosen else "within" if harm["high"] <= guard else "beyond"
 
 
-def frontier_chart(path: list[dict[str, Any]], *, guard: float, chosen: int | None) -> Any:
+def frontier_chart(path: Sequence[Mapping[str, Any]], *, guard: float, chosen: int | None) -> Any:
     """Return an Altair chart of margin gained against nats lost, with both intervals, one point per candidate.
 
     Args:

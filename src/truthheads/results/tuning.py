@@ -1,12 +1,89 @@
 """The tuning artefact: the chosen gate and the path that led to it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
+from truthheads.choices import Norm, Site
 from truthheads.plots.charts import frontier_chart
-from truthheads.results.gate import Gate
+from truthheads.results.gate import Gate, GateInfo
+from truthheads.stats.figures import FigureJson
 from truthheads.storage.files import dumps, replaced
+
+
+class CandidateNotes(TypedDict, total=False):
+    """Where a candidate comes from: its place in the grid, or on the learned path."""
+
+    norm: Norm
+    strength: float
+    site: Site
+    epoch: float
+    loss: float
+    kl_taught: float
+    share: float
+
+
+class CandidateResult(CandidateNotes):
+    """A judged gate: what it gains on dev questions, and what it loses on neutral text (nats a token)."""
+
+    name: str
+    gate: GateInfo
+    effect: dict[str, FigureJson]
+    harm: dict[str, FigureJson]
+
+
+class FrontierRow(TypedDict):
+    """The candidate that gains most at no more than so much harm; None where there is none."""
+
+    harm: float
+    name: str | None
+    effect: dict[str, FigureJson] | None
+
+
+class TunedRows(TypedDict):
+    """How many questions were judged on and learned from."""
+
+    dev: int
+    train: int
+    dev_groups: NotRequired[int]
+
+
+NeutralTexts = TypedDict("NeutralTexts", {"learned from": int, "held out": int})
+"""How many neutral texts were learned from and judged on."""
+
+
+class TuneMeta(TypedDict):
+    """How a gate was tuned."""
+
+    method: str
+    model: Mapping[str, Any]
+    data: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    packages: dict[str, str]
+    command: str | None
+
+
+class TuningResult(TuneMeta):
+    """What ``tuning.json`` holds. ``chosen`` is a place in ``path``; None where no candidate helps within the guard."""
+
+    guard: float
+    rows: TunedRows
+    neutral: NeutralTexts
+    ungated: dict[str, FigureJson]
+    path: list[CandidateResult]
+    frontier: list[FrontierRow]
+    chosen: int | None
+    gain_elsewhere: FigureJson | None
+    why: str
+    warnings: list[str]
+
+
+class TuningOutput(TuningResult):
+    """The JSON result of ``truthheads tune``."""
+
+    gate: GateInfo
+    out: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -20,7 +97,7 @@ class Tuning:
     """
 
     gate: Gate
-    result: dict[str, Any]
+    result: TuningResult
 
     def save(self, path: str | Path) -> None:
         """Write the gate, and ``tuning.json`` beside it.

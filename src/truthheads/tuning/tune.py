@@ -1,8 +1,8 @@
 """The stage behind ``truthheads tune``: judge candidates on held-out rows and on neutral text, choose one."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -22,8 +22,8 @@ from truthheads.models.neutral_text import measure_harm, neutral_ids
 from truthheads.models.prompts import Encoded, encode
 from truthheads.results.gate import Gate
 from truthheads.results.scores import Scores
-from truthheads.results.tuning import Tuning
-from truthheads.stats.figures import Figure, half_of, mean_figure
+from truthheads.results.tuning import CandidateNotes, CandidateResult, FrontierRow, TuneMeta, Tuning, TuningResult
+from truthheads.stats.figures import Figure, FigureJson, half_of, mean_figure
 from truthheads.stats.thresholds import GATE_HARM_NATS
 from truthheads.storage.artifacts import provenance
 from truthheads.tuning.learn import Schedule, learn
@@ -32,33 +32,42 @@ LEVELS = (0.003, 0.01, 0.03, 0.1)
 """Harm in nats a token at which a frontier is read."""
 
 
+class RunSettings(TypedDict):
+    """How questions are put to the model."""
+
+    chat: bool
+    truncate: bool
+    batch_tokens: int
+    seed: int
+
+
 class Candidate(NamedTuple):
     """A gate to be judged: its name, and what else is to be written down of it."""
 
     name: str
     gate: Gate
-    notes: dict[str, Any]
+    notes: CandidateNotes
 
 
 class CandidateEvaluator:
     """Measures candidates on dev questions and on neutral text that nothing is learned from."""
 
-    def __init__(self, model: Model, questions: Sequence[Question], settings: dict[str, Any], neutral: list[list[int]]):
-        self.model, self.neutral, self.seed = model, neutral, int(settings["seed"])
-        self.batch_tokens = int(settings["batch_tokens"])
+    def __init__(self, model: Model, questions: Sequence[Question], settings: RunSettings, neutral: list[list[int]]):
+        self.model, self.neutral, self.seed = model, neutral, settings["seed"]
+        self.batch_tokens = settings["batch_tokens"]
         self.groups = group_numbers(questions)
         self.encoded = encode_questions(model, questions, settings)
         self.plain = pair_logprobs(model, self.encoded, batch_tokens=self.batch_tokens)
-        self.path: list[dict[str, Any]] = []
+        self.path: list[CandidateResult] = []
         self.gates: list[Gate] = []
         self.gains: list[Float[np.ndarray, " questions"]] = []
 
-    def measure(self, candidate: Candidate) -> dict[str, Any]:
+    def measure(self, candidate: Candidate) -> CandidateResult:
         """Return a candidate's effect and harm as JSON, and keep both it and its gate."""
         harm = measure_harm(self.model, self.neutral, candidate.gate).figures(seed=self.seed)
         after = pair_logprobs(self.model, self.encoded, batch_tokens=self.batch_tokens, gate=candidate.gate)
         effect = pair_effects(self.plain, after, self.groups, seed=self.seed)
-        entry = {
+        entry: CandidateResult = {
             "name": candidate.name,
             **candidate.notes,
             "gate": candidate.gate.describe(),
@@ -71,30 +80,34 @@ class CandidateEvaluator:
         return entry
 
 
-def encode_questions(model: Model, questions: Sequence[Question], settings: dict[str, Any]) -> list[Encoded]:
+def encode_questions(model: Model, questions: Sequence[Question], settings: RunSettings) -> list[Encoded]:
     """Return token ids of questions as the settings say."""
-    chat, truncate = bool(settings["chat"]), bool(settings["truncate"])
+    chat, truncate = settings["chat"], settings["truncate"]
     return encode(model, questions, chat=chat, truncate=truncate, share_prefix=shares_prefix(model))
 
 
-def frontier(path: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def frontier(path: Sequence[CandidateResult]) -> list[FrontierRow]:
     """Return for each level of harm the candidate with the largest gain in margin whose mean KL is no higher."""
-    rows = []
+    rows: list[FrontierRow] = []
     for level in LEVELS:
-        within = [entry for entry in path if entry["harm"]["kl"]["value"] <= level]
-        best = max(within, key=lambda entry: entry["effect"]["margin"]["value"], default=None)
+        within = [entry for entry in path if _harm(entry).value <= level]
+        best = max(within, key=lambda entry: _gain(entry).value, default=None)
         rows.append({"harm": level, "name": best["name"] if best else None, "effect": best["effect"] if best else None})
     return rows
 
 
-def choose(path: Sequence[dict[str, Any]], guard: float) -> int | None:
+def _harm(entry: CandidateResult) -> Figure:
+    return Figure.of(entry["harm"]["kl"])
+
+
+def _gain(entry: CandidateResult) -> Figure:
+    return Figure.of(entry["effect"]["margin"])
+
+
+def choose(path: Sequence[CandidateResult], guard: float) -> int | None:
     """Return the number of the candidate that the rule chooses; None where none gains within the guard."""
-    allowed = [
-        at
-        for at, entry in enumerate(path)
-        if entry["harm"]["kl"]["high"] <= guard and entry["effect"]["margin"]["low"] > 0
-    ]
-    return max(allowed, key=lambda at: path[at]["effect"]["margin"]["value"], default=None)
+    allowed = [at for at, entry in enumerate(path) if _harm(entry).high <= guard and _gain(entry).low > 0]
+    return max(allowed, key=lambda at: _gain(path[at]).value, default=None)
 
 
 def gain_elsewhere(
@@ -125,9 +138,9 @@ def gain_elsewhere(
     return mean_figure(found, groups, seed=seed)
 
 
-def why(path: Sequence[dict[str, Any]], chosen: int | None, guard: float) -> str:
+def why(path: Sequence[CandidateResult], chosen: int | None, guard: float) -> str:
     """Explain the choice in a sentence."""
-    safe = sum(entry["harm"]["kl"]["high"] <= guard for entry in path)
+    safe = sum(_harm(entry).high <= guard for entry in path)
     if chosen is not None:
         return (
             f"largest gain in margin on dev questions among the {safe} of {len(path)} candidates whose harm "
@@ -215,7 +228,7 @@ def tune(
     schedule = schedule or Schedule()
     start = target or Gate(torch.ones(model.layout.shape), site)
     _check(model, method, scores, start, guard, schedule)
-    settings: dict[str, Any] = {
+    settings: RunSettings = {
         "chat": chat,
         "truncate": truncate,
         "batch_tokens": batch_tokens or pick_batch_tokens(model.device),
@@ -237,7 +250,8 @@ def tune(
     else:
         _learn(model, train, taught, start, judge, settings, schedule, guard, progress)
     chosen = choose(judge.path, guard)
-    meta = {
+    made = provenance()
+    meta: TuneMeta = {
         "method": method,
         "model": model.describe(),
         "data": describe_data(questions),
@@ -250,9 +264,10 @@ def tune(
             "target": start.digest if target else None,
             "scores": scores.meta.get("model") if scores is not None else None,
         },
-        **provenance(),
+        "packages": made["packages"],
+        "command": made["command"],
     }
-    evidence: dict[str, Any] = {}
+    evidence: dict[str, FigureJson] = {}
     gate = Gate(torch.ones(model.layout.shape), site)
     if chosen is not None:
         gate = judge.gates[chosen]
@@ -263,9 +278,9 @@ def tune(
     gate = Gate(gate.gate, gate.site, absent, gate.clipped, {**meta, "evidence": evidence})
     dev_groups = len(np.unique(judge.groups))
     ungated = pair_figures(judge.plain, judge.groups, seed=seed)
-    allowed = [entry["harm"]["kl"]["high"] <= guard for entry in judge.path]
+    allowed = [_harm(entry).high <= guard for entry in judge.path]
     elsewhere = gain_elsewhere(judge.gains, allowed, judge.groups, seed=seed)
-    result = {
+    result: TuningResult = {
         **meta,
         "guard": guard,
         "rows": {"dev": len(dev), "train": len(train) if method == "learn" else 0, "dev_groups": dev_groups},
@@ -288,7 +303,7 @@ def _grid(
         for norm in norms:
             for strength in strengths:
                 gate = Gate.from_scores(scores, strength=strength, norm=norm, site=site, standardise=standardise)
-                notes = {"norm": norm, "strength": strength, "site": site}
+                notes: CandidateNotes = {"norm": norm, "strength": strength, "site": site}
                 yield Candidate(f"{norm} {strength:g} at {site}", gate, notes)
 
 
@@ -298,7 +313,7 @@ def _learn(
     taught: list[list[int]],
     start: Gate,
     judge: CandidateEvaluator,
-    settings: dict[str, Any],
+    settings: RunSettings,
     schedule: Schedule,
     guard: float,
     progress: Progress | None,
@@ -313,24 +328,24 @@ def _learn(
         site=start.site,
         temperature=max(1.0, 0.75 * float(np.abs(margin).mean())),
         schedule=schedule,
-        batch_tokens=int(settings["batch_tokens"]),
-        seed=int(settings["seed"]),
+        batch_tokens=settings["batch_tokens"],
+        seed=settings["seed"],
         progress=progress,
     )
     best, waited = -np.inf, 0
     for point in points:
-        notes = {"epoch": point.epoch, "loss": point.loss, "kl_taught": point.kl}
+        notes: CandidateNotes = {"epoch": point.epoch, "loss": point.loss, "kl_taught": point.kl}
         entry = judge.measure(Candidate(f"epoch {point.epoch:.2g}", Gate(point.factors, start.site), notes))
-        harm, gain = entry["harm"]["kl"], entry["effect"]["margin"]["value"]
-        waited = 0 if gain > best or harm["high"] <= guard else waited + 1
+        harm, gain = _harm(entry), _gain(entry).value
+        waited = 0 if gain > best or harm.high <= guard else waited + 1
         best = max(best, gain)
-        if waited >= PATIENCE or harm["value"] > FAR * guard:
+        if waited >= PATIENCE or harm.value > FAR * guard:
             break
     # Later points have been pulled by the KL for longer: weaker versions of the last beat earlier points as they are.
     for level in sorted({guard, *LEVELS}, reverse=True):
-        if level > guard or harm["value"] <= level:
+        if level > guard or harm.value <= level:
             continue
-        share = float(np.sqrt(0.8 * level / harm["high"]))  # near 1, the KL grows with the square of the distance
+        share = float(np.sqrt(0.8 * level / harm.high))  # near 1, the KL grows with the square of the distance
         weaker = Gate(start.gate + share * (point.factors - start.gate), start.site)
         judge.measure(Candidate(f"epoch {point.epoch:.2g} x {share:.2f}", weaker, {**notes, "share": share}))
 
@@ -381,7 +396,7 @@ def _absent(model: Model) -> Iterator[tuple[int, int]]:
     return ((layer, head) for layer in range(layers) for head in range(heads) if (layer, head) not in there)
 
 
-def _warnings(data: dict[str, Any], dev: int, scores: Scores | None) -> list[str]:
+def _warnings(data: Mapping[str, Any], dev: int, scores: Scores | None) -> list[str]:
     """List the caveats that a reader of the choice must know, one or two sentences each."""
     few = (
         []
