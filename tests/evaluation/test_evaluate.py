@@ -12,6 +12,8 @@ import torch
 
 import truthheads as th
 from leaning import KNOWS, LEANS, save_leaning, write_rows
+from shaped import misfits
+from truthheads.benchmarks.base import Prediction
 from truthheads.benchmarks.chair import ChairOptions
 from truthheads.benchmarks.conflict import best_f1, conflict_notes, conflicts, exact_match, measure_conflict
 from truthheads.benchmarks.pope import read_pope
@@ -45,6 +47,7 @@ from truthheads.models.forward import plan_batches
 from truthheads.models.generate import SharedPrefix, answer
 from truthheads.models.load import load
 from truthheads.models.prompts import Encoded
+from truthheads.results.evaluation import EvaluationResult
 from truthheads.results.gate import Gate
 from truthheads.stats.figures import head_auroc
 from truthheads.stats.resampling import Curve, Resampling, holm, mcnemar, resample, weighted_auroc
@@ -448,6 +451,8 @@ def test_killed_and_taken_up_again_gives_the_same_bytes(
     written = (tmp_path / "a" / "summary.json").read_bytes()
     rescore(tmp_path / "a")
     assert (tmp_path / "a" / "summary.json").read_bytes() == written
+    assert misfits(json.loads(written), EvaluationResult) == []
+    assert [text for one in lines.splitlines() for text in misfits(json.loads(one), Prediction)] == []
 
 
 def test_a_gate_of_ones_changes_nothing_and_the_baseline_is_shared(model: "Model", qa: Path, tmp_path: Path) -> None:

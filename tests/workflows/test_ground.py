@@ -12,12 +12,14 @@ import torch
 from typer.testing import CliRunner
 
 from planted import ENTITIES, planted_model, planted_questions
+from shaped import misfits
 from truthheads.cli import app
 from truthheads.data.questions import Question, write_questions
 from truthheads.data.readers import read_questions
 from truthheads.errors import ArtifactError, DataError
 from truthheads.models.load import load
 from truthheads.results.gate import Gate
+from truthheads.results.grounding import GroundResult
 from truthheads.workflows.ground import Settings, ground
 
 FEW = Settings(controls=1, guard=0.5, test_share=0.5)
@@ -66,7 +68,8 @@ def test_a_model_that_can_be_made_better_is(grounded: tuple[Path, dict[str, Any]
     assert gated.layout.num_heads == 4
     page = (folder / "out" / "report.html").read_text(encoding="utf-8")
     assert "The gated model was written to model" in page
-    assert json.loads((folder / "out" / "ground.json").read_text(encoding="utf-8"))["better"] is True
+    written = json.loads((folder / "out" / "ground.json").read_text(encoding="utf-8"))
+    assert written["better"] is True and misfits(written, GroundResult) == []
 
 
 def test_no_group_is_learned_from_and_tested_on(grounded: tuple[Path, dict[str, Any]]) -> None:

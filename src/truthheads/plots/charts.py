@@ -1,14 +1,18 @@
 """Altair charts of heads: one array, two side by side, several models as a matrix."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float
 
 from truthheads.errors import ArtifactError
+from truthheads.stats.figures import FigureJson
 from truthheads.storage.files import replaced, write_text
+
+P = TypeVar("P", bound=Mapping[str, Any])
 
 SUFFIXES = (".html", ".png", ".svg")
 
@@ -90,13 +94,13 @@ def frontier_chart(path: Sequence[Mapping[str, Any]], *, guard: float, chosen: i
     import altair as alt
 
     rows = []
-    for at, entry in enumerate(path):
-        harm, gain = entry["harm"]["kl"], entry["effect"]["margin"]
-        state = STATES[candidate_state(at, harm, guard=guard, chosen=chosen)]
+    for point in candidate_points(path, guard=guard, chosen=chosen):
+        harm: Mapping[str, Any] = point.harm
+        gain: Mapping[str, Any] = point.gain
         rows.append(
             {
-                "name": entry["name"],
-                "state": state,
+                "name": point.name,
+                "state": STATES[point.state],
                 **{f"harm_{end}": max(float(harm[end]), 1e-5) for end in ("value", "low", "high")},
                 **{f"gain_{end}": float(gain[end]) for end in ("value", "low", "high")},
             }
@@ -118,6 +122,38 @@ def frontier_chart(path: Sequence[Mapping[str, Any]], *, guard: float, chosen: i
     line = alt.Chart(alt.Data(values=[{"guard": guard}])).mark_rule(strokeDash=[4, 4], color="#555").encode(x="guard:Q")
     chart = alt.layer(line, up, across, points)
     return chart.properties(width=460, height=300, title="What a gate gains and what it costs (95 % intervals)")
+
+
+@dataclass(frozen=True, slots=True)
+class CandidatePoint:
+    """What charts show of a candidate of a tuning run.
+
+    Attributes:
+        name: The candidate's.
+        state: One of ``STATES``.
+        harm: Nats lost on neutral text a token, with their interval.
+        gain: Nats of margin gained, with their interval.
+    """
+
+    name: str
+    state: str
+    harm: FigureJson
+    gain: FigureJson
+
+
+def candidate_points(path: Sequence[Mapping[str, Any]], *, guard: float, chosen: int | None) -> list[CandidatePoint]:
+    """Return the candidates of ``tuning.json`` as points, for the Altair chart and for the report's page.
+
+    Args:
+        path: Candidates as in ``tuning.json``.
+        guard: Largest harm allowed, in nats per token.
+        chosen: Which candidate was chosen, or None.
+    """
+    points = []
+    for at, entry in enumerate(path):
+        harm, gain = entry["harm"]["kl"], entry["effect"]["margin"]
+        points.append(CandidatePoint(entry["name"], candidate_state(at, harm, guard=guard, chosen=chosen), harm, gain))
+    return points
 
 
 def chart_html(chart: Any) -> str:
@@ -213,6 +249,15 @@ def pair_chart(pair: Mapping[str, Any], a: Heads, b: Heads, *, unit: str) -> Any
     )
 
 
+def scored_pairs(pairs: Sequence[P]) -> list[tuple[P, FigureJson]]:
+    """Return the pairs whose scores were compared, each with its correlation within layers.
+
+    Args:
+        pairs: ``pairs`` of ``comparison.json``.
+    """
+    return [(pair, within) for pair in pairs if (within := pair.get("pearson_within_layer"))]
+
+
 def matrix_chart(pairs: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Any:
     """Return the within-layer correlation of every two models as a coloured matrix with figures.
 
@@ -223,10 +268,7 @@ def matrix_chart(pairs: Sequence[Mapping[str, Any]], names: Sequence[str]) -> An
     import altair as alt
 
     rows = []
-    for pair in pairs:
-        found = pair["pearson_within_layer"]
-        if found is None:
-            continue
+    for pair, found in scored_pairs(pairs):
         words = f"{found['value']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
         for one, other in ((pair["a"], pair["b"]), (pair["b"], pair["a"])):
             rows.append({"a": one, "b": other, "r": found["value"], "words": words, "verdict": pair["verdict"]})

@@ -13,11 +13,15 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 
 from truthheads.errors import ArtifactError, TruthHeadsError
+from truthheads.results.comparison import ComparisonResult
 from truthheads.results.drift import Drift
+from truthheads.results.evaluation import EvaluationResult
 from truthheads.results.gate import Gate
+from truthheads.results.grounding import GroundResult
 from truthheads.results.pictures import SUFFIX, AttentionPictures
 from truthheads.results.scores import Scores, open_array
 from truthheads.results.trace import Trace
+from truthheads.results.tuning import TuningResult
 from truthheads.storage.artifacts import KEY
 from truthheads.storage.files import read_json
 
@@ -31,14 +35,14 @@ MOST_SAMPLED = 40_000_000
 LARGEST_JSON = 64 * 2**20
 """Bytes; a JSON file beyond is none of ours and is not opened."""
 
-SHAPES = {
-    "comparison": {"pairs", "models", "meta"},
-    "tuning": {"path", "frontier", "chosen", "guard"},
-    "evaluation": {"task", "rows", "runs", "primary"},
-    "grounding": {"better", "anyway", "exported", "verdict", "test_rows"},
-    "pictures": {"title", "pictures", "version"},
+SHAPES: dict[str, frozenset[str]] = {
+    "comparison": ComparisonResult.__required_keys__ - {"triples", "reference"},
+    "tuning": frozenset({"path", "frontier", "chosen", "guard"}),
+    "evaluation": EvaluationResult.__required_keys__ - {"settings", "notes"},
+    "grounding": frozenset({"better", "anyway", "exported", "verdict", "test_rows"}),
+    "pictures": frozenset({"title", "pictures", "version"}),
 }
-"""Keys by which a JSON result is known."""
+"""Keys by which a JSON result is known: those of its type, less what older files lack."""
 
 LOADERS: dict[str, Callable[[Path], Any]] = {
     "scores": Scores.load,
@@ -96,13 +100,13 @@ class Artefacts:
     """
 
     scores: list[Named[Scores]] = field(default_factory=list)
-    comparisons: list[Named[dict[str, Any]]] = field(default_factory=list)
+    comparisons: list[Named[ComparisonResult]] = field(default_factory=list)
     drifts: list[Named[Drift]] = field(default_factory=list)
     traces: list[Named[Trace]] = field(default_factory=list)
     gates: list[Named[Gate]] = field(default_factory=list)
-    tunings: list[Named[dict[str, Any]]] = field(default_factory=list)
-    evaluations: list[Named[dict[str, Any]]] = field(default_factory=list)
-    groundings: list[Named[dict[str, Any]]] = field(default_factory=list)
+    tunings: list[Named[TuningResult]] = field(default_factory=list)
+    evaluations: list[Named[EvaluationResult]] = field(default_factory=list)
+    groundings: list[Named[GroundResult]] = field(default_factory=list)
     pictures: list[Named[AttentionPictures]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 

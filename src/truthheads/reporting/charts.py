@@ -1,22 +1,26 @@
 """The series behind the page's charts: heat maps, pairs, the matrix of models, effects, the tuning path."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from truthheads.benchmarks.registry import label, lower_is_better
 from truthheads.models.head_weights import WEIGHT_PARTS
-from truthheads.plots.charts import candidate_state
+from truthheads.plots.charts import candidate_points, scored_pairs
 from truthheads.reporting.artifacts import Artefacts, Heads, Named
 from truthheads.reporting.wording import chance, figure, number, short_name, signed
+from truthheads.results.comparison import ComparisonResult, PairResult
 from truthheads.results.drift import Drift
+from truthheads.results.evaluation import EvaluationResult, RunResult
 from truthheads.results.gate import Gate
 from truthheads.results.scores import Scores
 from truthheads.results.trace import MEASURES, MIDDLES, UNITS, Trace
+from truthheads.results.tuning import TuningResult
+from truthheads.stats.figures import FigureJson
 
 DIGITS = 4
 
@@ -24,6 +28,106 @@ SMALLEST = 1e-18
 """What is smaller is written as 0."""
 
 PART_NAMES = {"q": "queries", "k": "keys", "v": "values", "o": "output"}
+
+
+class View(TypedDict):
+    """One heat map; arrays by their number.
+
+    Attributes:
+        name: What it shows.
+        unit: Of its numbers.
+        middle: Centre of the colour scale; None for a scale from least to largest.
+        values: One number a head.
+        low: Lower ends of the intervals, where there are any.
+        high: Upper ends.
+    """
+
+    name: str
+    unit: str
+    middle: float | None
+    values: int
+    low: NotRequired[int]
+    high: NotRequired[int]
+
+
+class Panel(TypedDict):
+    """Heat maps of one artefact, to switch between."""
+
+    group: str
+    title: str
+    note: str
+    shape: list[int]
+    views: list[View]
+
+
+class Scatter(TypedDict):
+    """Scores of two models, one point a head; arrays by their number."""
+
+    a: str
+    b: str
+    unit: str
+    shape: list[int]
+    x: int
+    y: int
+    words: str
+
+
+class Cell(TypedDict):
+    """One pair of models in the matrix; models by their number."""
+
+    a: int
+    b: int
+    value: float | None
+    verdict: str
+    words: str
+
+
+class Matrix(TypedDict):
+    """The matrix of models."""
+
+    names: list[str]
+    cells: list[Cell]
+
+
+class Bar(FigureJson):
+    """A figure with its interval.
+
+    Attributes:
+        name: Its row's.
+        mark: Where an upright line stands, where there is one.
+        quiet: Whether it is drawn in grey.
+        words: The same in words.
+    """
+
+    name: str
+    mark: float | None
+    quiet: bool
+    words: str
+
+
+class Bars(TypedDict):
+    """Figures below each other, their unit, and what their marks mean."""
+
+    rows: list[Bar]
+    unit: str
+    mark: str | None
+
+
+class Point(TypedDict):
+    """A candidate of a tuning run: its harm and its gain, and the same in words."""
+
+    name: str
+    state: str
+    x: FigureJson
+    y: FigureJson
+    words: str
+
+
+class TuningPath(TypedDict):
+    """The candidates of a tuning run, and the largest harm allowed."""
+
+    points: list[Point]
+    guard: float
 
 
 @dataclass(slots=True)
@@ -50,7 +154,7 @@ class Arrays:
         return self.known[digest]
 
 
-def panels(found: Artefacts, arrays: Arrays) -> list[dict[str, Any]]:
+def panels(found: Artefacts, arrays: Arrays) -> list[Panel]:
     """Return every heat map: scores, evidence, gates, then drift.
 
     Args:
@@ -77,7 +181,7 @@ def made_of(meta: Mapping[str, Any]) -> str:
     return f"{words}, {data['rows']} rows" if data.get("rows") else words
 
 
-def _panel(group: str, one: Named[Any], note: str, shape: Any, views: list[dict[str, Any]]) -> dict[str, Any]:
+def _panel(group: str, one: Named[Any], note: str, shape: Any, views: list[View]) -> Panel:
     return {"group": group, "title": one.name, "note": note, "shape": [int(edge) for edge in shape], "views": views}
 
 
@@ -89,14 +193,14 @@ def _view(
     unit: str,
     middle: float | None = None,
     interval: tuple[Heads, Heads] | None = None,
-) -> dict[str, Any]:
-    view: dict[str, Any] = {"name": name, "unit": unit, "middle": middle, "values": arrays.add(values)}
+) -> View:
+    view: View = {"name": name, "unit": unit, "middle": middle, "values": arrays.add(values)}
     if interval is not None and np.isfinite(interval[0]).any():
-        view |= {"low": arrays.add(interval[0]), "high": arrays.add(interval[1])}
+        view["low"], view["high"] = arrays.add(interval[0]), arrays.add(interval[1])
     return view
 
 
-def _scores(one: Named[Scores], arrays: Arrays) -> dict[str, Any]:
+def _scores(one: Named[Scores], arrays: Arrays) -> Panel:
     item = one.item
     middle = item.chance
     views = [_view(arrays, "score", item.values.numpy(), unit=item.unit, middle=middle, interval=one.ends)]
@@ -113,7 +217,7 @@ def _scores(one: Named[Scores], arrays: Arrays) -> dict[str, Any]:
     return _panel("scores", one, made_of(item.meta), item.values.shape, views)
 
 
-def _trace(one: Named[Trace], arrays: Arrays) -> dict[str, Any]:
+def _trace(one: Named[Trace], arrays: Arrays) -> Panel:
     item = one.item
     known = [name for name in MEASURES if bool(item.array(name).isfinite().any())]
     views = []
@@ -132,7 +236,7 @@ def _trace(one: Named[Trace], arrays: Arrays) -> dict[str, Any]:
     return _panel("evidence", one, note, item.truth.shape, views)
 
 
-def _gate(one: Named[Gate], arrays: Arrays) -> dict[str, Any]:
+def _gate(one: Named[Gate], arrays: Arrays) -> Panel:
     item = one.item
     shown = item.gate.double().numpy().copy()
     for layer, head in item.absent:
@@ -153,7 +257,7 @@ def gate_origin(gate: Gate) -> str:
     return str(meta.get("method") or "given as an array")
 
 
-def _drift(one: Named[Drift], arrays: Arrays) -> dict[str, Any]:
+def _drift(one: Named[Drift], arrays: Arrays) -> Panel:
     item = one.item
     parts = [part for part in WEIGHT_PARTS if part in item.parts]
     stacked = np.stack([item.parts[part].double().numpy() for part in parts])
@@ -165,22 +269,17 @@ def _drift(one: Named[Drift], arrays: Arrays) -> dict[str, Any]:
     return {**panel, "title": f"{short_name(item.base)} → {short_name(item.descendant)}", "note": one.path}
 
 
-def scored_pairs(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the pairs of a comparison whose scores were compared."""
-    return [pair for pair in comparison["pairs"] if pair.get("pearson_within_layer")]
-
-
-def largest_first(found: Artefacts) -> list[Named[dict[str, Any]]]:
+def largest_first(found: Artefacts) -> list[Named[ComparisonResult]]:
     """Return the comparisons, that of most models first."""
     return sorted(found.comparisons, key=lambda one: -len(one.item["models"]))
 
 
-def scatters(found: Artefacts, arrays: Arrays) -> list[dict[str, Any]]:
+def scatters(found: Artefacts, arrays: Arrays) -> list[Scatter]:
     """Return one scatter for each pair whose scores were compared, the largest comparison first."""
-    made = []
+    made: list[Scatter] = []
     for one in largest_first(found):
         models = {model["name"]: model for model in one.item["models"] if model.get("values")}
-        for pair in scored_pairs(one.item):
+        for pair, _ in scored_pairs(one.item["pairs"]):
             if pair["a"] not in models or pair["b"] not in models:
                 continue
             a, b = (np.array(models[pair[side]]["values"], dtype=float) for side in ("a", "b"))
@@ -200,7 +299,7 @@ def scatters(found: Artefacts, arrays: Arrays) -> list[dict[str, Any]]:
     return made
 
 
-def in_words(pair: Mapping[str, Any]) -> str:
+def in_words(pair: PairResult) -> str:
     """Return a pair's agreement: within layers with interval and p, the ceiling that noise allows, and the raw one."""
     ceiling = pair.get("noise_ceiling_within_layer")
     limit = "no noise ceiling, since there are no samples" if ceiling is None else f"noise ceiling {number(ceiling, 2)}"
@@ -208,42 +307,47 @@ def in_words(pair: Mapping[str, Any]) -> str:
     return f"{within}; over all heads r {figure(pair.get('pearson'), 2)}"
 
 
-def matrix(comparison: Mapping[str, Any]) -> dict[str, Any] | None:
+def matrix(comparison: ComparisonResult) -> Matrix | None:
     """Return the matrix of models; None for fewer than three models, which one pair covers."""
     names = [model["name"] for model in comparison["models"]]
-    pairs = scored_pairs(comparison)
+    pairs = scored_pairs(comparison["pairs"])
     if len(names) < 3 or not pairs:
         return None
     at = {name: number for number, name in enumerate(names)}
-    cells = []
-    for pair in pairs:
+    cells: list[Cell] = []
+    for pair, within in pairs:
         words = f"{pair['a']} and {pair['b']}: {in_words(pair)}; {pair.get('verdict')}"
-        value = pair["pearson_within_layer"]["value"]
         cells.append(
-            {"a": at[pair["a"]], "b": at[pair["b"]], "value": value, "verdict": pair["verdict"], "words": words}
+            {
+                "a": at[pair["a"]],
+                "b": at[pair["b"]],
+                "value": within["value"],
+                "verdict": pair["verdict"],
+                "words": words,
+            }
         )
     return {"names": names, "cells": cells}
 
 
-def agreement_bars(comparison: Mapping[str, Any]) -> dict[str, Any] | None:
+def agreement_bars(comparison: ComparisonResult) -> Bars | None:
     """Return each pair's agreement within layers with its interval, and the ceiling as a mark."""
-    rows = [
+    rows: list[Bar] = [
         {
             "name": f"{pair['a']} – {pair['b']}",
-            **_ends(pair["pearson_within_layer"]),
+            **_ends(within),
             "mark": pair.get("noise_ceiling_within_layer"),
             "quiet": False,
             "words": in_words(pair),
         }
-        for pair in scored_pairs(comparison)
+        for pair, within in scored_pairs(comparison["pairs"])
     ]
     return {"rows": rows, "unit": "correlation of scores within layers", "mark": "noise ceiling"} if rows else None
 
 
-def effect_bars(summary: Mapping[str, Any]) -> dict[str, Any] | None:
+def effect_bars(summary: EvaluationResult) -> Bars | None:
     """Return the change of the primary figure under each gate, its controls below it, drawn quietly."""
     primary = str(summary["primary"])
-    rows = []
+    rows: list[Bar] = []
     for run in summary["runs"]:
         effect = (run.get("effect") or {}).get(primary)
         if effect:
@@ -254,26 +358,24 @@ def effect_bars(summary: Mapping[str, Any]) -> dict[str, Any] | None:
     return {"rows": rows, "unit": unit, "mark": None} if rows else None
 
 
-def tuning_path(tuning: Mapping[str, Any]) -> dict[str, Any] | None:
+def tuning_path(tuning: TuningResult) -> TuningPath | None:
     """Return gain against harm of every candidate, with both intervals."""
-    points = []
-    for at, entry in enumerate(tuning["path"]):
-        harm, gain = entry["harm"]["kl"], entry["effect"]["margin"]
-        state = candidate_state(at, harm, guard=tuning["guard"], chosen=tuning["chosen"])
-        words = f"{entry['name']}: margin {signed(gain)}, harm {figure(harm, 4)}"
-        points.append({"name": entry["name"], "state": state, "x": _ends(harm), "y": _ends(gain), "words": words})
+    points: list[Point] = []
+    for one in candidate_points(tuning["path"], guard=tuning["guard"], chosen=tuning["chosen"]):
+        words = f"{one.name}: margin {signed(one.gain)}, harm {figure(one.harm, 4)}"
+        points.append(
+            {"name": one.name, "state": one.state, "x": _ends(one.harm), "y": _ends(one.gain), "words": words}
+        )
     return {"points": points, "guard": tuning["guard"]} if points else None
 
 
-def _ends(found: Mapping[str, Any]) -> dict[str, float | None]:
-    return {end: found.get(end) for end in ("value", "low", "high")}
+def _ends(found: FigureJson) -> FigureJson:
+    return {"value": found.get("value"), "low": found.get("low"), "high": found.get("high")}
 
 
-def best_gate(summary: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def best_gate(summary: EvaluationResult) -> RunResult | None:
     """Return the gate's run with the largest gain in the primary figure; None where no gate was run."""
     primary = summary["primary"]
-    runs: Sequence[Mapping[str, Any]] = [
-        run for run in summary["runs"] if run.get("kind") == "gate" and (run.get("effect") or {}).get(primary)
-    ]
+    runs = [run for run in summary["runs"] if run.get("kind") == "gate" and (run.get("effect") or {}).get(primary)]
     sign = -1 if lower_is_better(str(summary["task"])) else 1
     return max(runs, key=lambda run: sign * (run["effect"][primary]["value"] or 0), default=None)

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 
 from truthheads.reporting import charts, tables
 from truthheads.reporting.artifacts import Artefacts
-from truthheads.reporting.charts import Arrays, panels
+from truthheads.reporting.charts import Arrays, Bars, Matrix, Panel, Scatter, TuningPath, panels
 from truthheads.reporting.sentences import judged
 from truthheads.reporting.tables import Table
 from truthheads.results.pictures import AttentionPicture
@@ -84,21 +84,38 @@ class Section:
     pictures: list[tuple[str, list[AttentionPicture]]] = field(default_factory=list)
 
 
+class PageJson(TypedDict):
+    """What the page's script draws from, as JSON; the names are the script's."""
+
+    arrays: list[list[float | None]]
+    maps: list[Panel]
+    scatters: list[Scatter]
+    matrices: list[Matrix]
+    bars: list[Bars]
+    paths: list[TuningPath]
+
+
 @dataclass(slots=True)
 class PageData:
     """What the page's script draws from; the names are the script's."""
 
     arrays: Arrays = field(default_factory=Arrays)
-    maps: list[dict[str, Any]] = field(default_factory=list)
-    scatters: list[dict[str, Any]] = field(default_factory=list)
-    matrices: list[dict[str, Any]] = field(default_factory=list)
-    bars: list[dict[str, Any]] = field(default_factory=list)
-    paths: list[dict[str, Any]] = field(default_factory=list)
+    maps: list[Panel] = field(default_factory=list)
+    scatters: list[Scatter] = field(default_factory=list)
+    matrices: list[Matrix] = field(default_factory=list)
+    bars: list[Bars] = field(default_factory=list)
+    paths: list[TuningPath] = field(default_factory=list)
 
-    def json(self) -> dict[str, Any]:
+    def json(self) -> PageJson:
         """Return it for the page."""
-        drawn = {name: getattr(self, name) for name in ("maps", "scatters", "matrices", "bars", "paths")}
-        return {"arrays": self.arrays.lists, **drawn}
+        return {
+            "arrays": self.arrays.lists,
+            "maps": self.maps,
+            "scatters": self.scatters,
+            "matrices": self.matrices,
+            "bars": self.bars,
+            "paths": self.paths,
+        }
 
 
 def sections(found: Artefacts) -> tuple[list[Section], PageData, list[str]]:

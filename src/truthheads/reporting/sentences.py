@@ -10,8 +10,12 @@ from truthheads.data.cautions import CHOSEN_FROM, ranked_from
 from truthheads.reporting.artifacts import Artefacts, Named
 from truthheads.reporting.charts import best_gate, gate_origin, largest_first, made_of
 from truthheads.reporting.wording import chance, counted, figure, listed, number, signed
+from truthheads.results.comparison import ComparisonResult, PairResult
+from truthheads.results.evaluation import EvaluationResult, RunResult
+from truthheads.results.grounding import GroundResult
 from truthheads.results.scores import Scores
 from truthheads.results.trace import Trace
+from truthheads.stats.figures import FigureJson
 from truthheads.stats.thresholds import CHANCE_SCORE, FORM_PROBE_WARNING_ACCURACY, SIGNIFICANCE_LEVEL
 
 
@@ -68,8 +72,8 @@ def _scores(found: Artefacts) -> str:
 
 def _form(meta: Mapping[str, Any]) -> str:
     """Warn where the form of the answers alone tells truthful from untruthful; nothing where it does not."""
-    form = ((meta.get("summary") or {}).get("form") or {}).get("accuracy") or {}
-    if (form.get("value") or 0) <= FORM_PROBE_WARNING_ACCURACY:
+    form: FigureJson | None = ((meta.get("summary") or {}).get("form") or {}).get("accuracy")
+    if not form or (form["value"] or 0) <= FORM_PROBE_WARNING_ACCURACY:
         return ""
     share = figure(form)
     return (
@@ -82,7 +86,7 @@ def _lineage(found: Artefacts) -> str:
     if not pairs:
         return "No two models were compared, so this page says nothing about whether scores were inherited."
     scored = [pair for pair in pairs if pair.get("pearson_within_layer")]
-    by_verdict: dict[str, list[Mapping[str, Any]]] = {}
+    by_verdict: dict[str, list[PairResult]] = {}
     for pair in _once(scored or pairs):
         by_verdict.setdefault(str(pair.get("verdict") or pair.get("weights_verdict")), []).append(pair)
     words = {
@@ -101,30 +105,30 @@ def _lineage(found: Artefacts) -> str:
     return f"Compared by {by}, {'; '.join(parts)}."
 
 
-def _itself(comparison: Mapping[str, Any], pair: Mapping[str, Any]) -> bool:
+def _itself(comparison: ComparisonResult, pair: PairResult) -> bool:
     """Return whether both sides are one model, scored on two data sets."""
     models = {one["name"]: one.get("model") for one in comparison["models"]}
     return models.get(pair["a"]) is not None and models.get(pair["a"]) == models.get(pair["b"])
 
 
-def _once(pairs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _once(pairs: list[PairResult]) -> list[PairResult]:
     """Return pairs without those that a second comparison repeats."""
     return list({(pair["a"], pair["b"]): pair for pair in reversed(pairs)}.values())[::-1]
 
 
-def _pair(pair: Mapping[str, Any]) -> str:
+def _pair(pair: PairResult) -> str:
     return f"{pair['a']}\u2009/\u2009{pair['b']}"
 
 
-def _span(pairs: list[Mapping[str, Any]]) -> str:
+def _span(pairs: list[PairResult]) -> str:
     """Return the correlation within layers: of one pair with its interval, of several from least to largest."""
-    known = [pair["pearson_within_layer"] for pair in pairs if pair.get("pearson_within_layer")]
+    known = [within for pair in pairs if (within := pair.get("pearson_within_layer"))]
     if not known:
         return ""
     if len(known) == 1:
         return f", r within layers {figure(known[0], 2)}"
-    values = sorted(one["value"] for one in known)
-    return f", r within layers {number(values[0], 2)} to {number(values[-1], 2)}"
+    values = sorted(value for one in known if (value := one["value"]) is not None)
+    return f", r within layers {number(values[0], 2)} to {number(values[-1], 2)}" if values else ""
 
 
 def _evidence(found: Artefacts) -> str:
@@ -214,7 +218,7 @@ def _effect(found: Artefacts) -> str:
     return f"{joined}{f'; {more} more in the table' if more > 0 else ''}."
 
 
-def judged(summary: Mapping[str, Any]) -> str:
+def judged(summary: EvaluationResult) -> str:
     """Sum up an evaluation's gates in one sentence, without its full stop."""
     best, primary = best_gate(summary), str(summary["primary"])
     name = primary.replace("_", " ")
@@ -240,17 +244,17 @@ def judged(summary: Mapping[str, Any]) -> str:
     return f"{begun} none of the {len(gates)} gates helped measurably: the best, {best['name']}, {changed}"
 
 
-def _rank(run: Mapping[str, Any]) -> str:
-    controls = run.get("controls") or {}
-    beaten, of = controls.get("beaten"), controls.get("of")
-    if not of:
+def _rank(run: RunResult) -> str:
+    controls = run.get("controls")
+    if not controls or not controls["of"]:
         return ", without controls"
+    beaten, of = controls["beaten"], controls["of"]
     if of == 1:
         return f", {'' if beaten else 'not '}ahead of its only control"
     return f", ahead of {'none' if not beaten else 'all' if beaten == of else beaten} of its {counted(of, 'control')}"
 
 
-def grounded(one: Named[dict[str, Any]]) -> str:
+def grounded(one: Named[GroundResult]) -> str:
     """Say what ``truthheads ground`` decided, and why."""
     told = one.item
     tested = f"on {told['test_rows']} test rows the verdict on the learned gate is “{told['verdict']}”"

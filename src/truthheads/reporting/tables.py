@@ -5,10 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from truthheads.benchmarks.registry import label, lower_is_better
+from truthheads.plots.charts import STATES, candidate_state
 from truthheads.reporting.artifacts import Artefacts, Named
 from truthheads.reporting.charts import gate_origin, made_of
 from truthheads.reporting.wording import chance, figure, number, signed
+from truthheads.results.comparison import ComparisonResult
+from truthheads.results.evaluation import EvaluationResult, RunResult
 from truthheads.results.scores import Scores
+from truthheads.results.tuning import TuningResult
 
 TOP = 10
 
@@ -18,6 +22,8 @@ VERDICTS = {
     "not related": "not related: the heads have nothing to do with each other",
     "can't tell": "cannot tell from these figures",
 }
+
+SHOWN_STATES = {**STATES, "within": ""}
 
 SAID = {"no evidence": "no evidence of a change"}
 
@@ -70,7 +76,7 @@ def models(found: Artefacts) -> Table:
     return Table("Scores in this folder", columns, rows)
 
 
-def pairs(one: Named[dict[str, Any]]) -> Table:
+def pairs(one: Named[ComparisonResult]) -> Table:
     """Return every pair of a comparison with its figures and its verdict in words."""
     rows = []
     for pair in one.item["pairs"]:
@@ -132,31 +138,32 @@ def gates(found: Artefacts) -> Table:
     return Table("Gates", ["gate", "origin", "site", "heads changed", "factors", "mean", "raised to the floor"], rows)
 
 
-def candidates(one: Named[dict[str, Any]]) -> Table:
+def candidates(one: Named[TuningResult]) -> Table:
     """Return every candidate of a tuning run: what it gains, what it costs, whether it was chosen."""
     tuning, rows = one.item, []
     for at, entry in enumerate(tuning["path"]):
         harm = entry["harm"]["kl"]
-        state = "chosen" if at == tuning["chosen"] else "" if harm["high"] <= tuning["guard"] else "beyond the guard"
+        state = SHOWN_STATES[candidate_state(at, harm, guard=tuning["guard"], chosen=tuning["chosen"])]
         gain, pair = entry["effect"]["margin"], entry["effect"].get("pair_accuracy")
         rows.append([entry["name"], signed(gain, 3), signed(pair), figure(harm, 4), state])
     columns = ["candidate", "margin gained (nats)", "pair accuracy gained", "harm (nats a token)", ""]
     return Table(f"Candidates: {one.name}", columns, rows, folded=True)
 
 
-def results(one: Named[dict[str, Any]]) -> list[Table]:
+def results(one: Named[EvaluationResult]) -> list[Table]:
     """Return an evaluation: gates first, then their controls, then every other figure of each gate."""
     summary = one.item
     primary, runs = str(summary["primary"]), summary["runs"]
     name = primary.replace("_", " ") + (" (less is better)" if lower_is_better(str(summary["task"])) else "")
     rows = []
     for run in runs:
-        controls = run.get("controls") or {}
-        rank = f"{controls.get('beaten')} of {controls['of']}" if controls.get("of") else "–"
-        harm = figure((run.get("guard") or {}).get("kl"))
-        p = (run.get("p") or {}).get("holm")
-        if p is None:
-            p = (run.get("p") or {}).get("paired")
+        controls = run.get("controls")
+        rank = f"{controls['beaten']} of {controls['of']}" if controls and controls["of"] else "–"
+        guard, tested = run.get("guard"), run.get("p")
+        harm = figure(guard["kl"] if guard else None)
+        p = tested.get("holm") if tested else None
+        if p is None and tested:
+            p = tested.get("paired")
         value, effect = figure(run["metrics"].get(primary)), signed((run.get("effect") or {}).get(primary))
         called = "no gate" if run["name"] == "none" else str(run["name"])
         rows.append(
@@ -180,7 +187,7 @@ def results(one: Named[dict[str, Any]]) -> list[Table]:
     return [Table(title, columns, rows, quiet=quiet), Table(f"Every figure: {one.name}", heads, every, folded=True)]
 
 
-def _both(run: Mapping[str, Any], metric: str) -> str:
+def _both(run: RunResult, metric: str) -> str:
     effect = (run.get("effect") or {}).get(metric)
     value = figure(run["metrics"].get(metric))
     return f"{value}; change {signed(effect)}" if effect else value

@@ -1,7 +1,8 @@
 """How numbers are written on the page."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+
+from truthheads.stats.figures import FigureJson
 
 MINUS = "\u2212"
 
@@ -14,7 +15,7 @@ def number(value: float | int | None, digits: int = 3) -> str:
     return text.replace("-", MINUS) if float(text) else text.lstrip("-")
 
 
-def figure(found: Mapping[str, Any] | None, digits: int = 3) -> str:
+def figure(found: FigureJson | None, digits: int = 3) -> str:
     """Return a figure with its 95 % interval, or a dash."""
     if not found or found.get("value") is None:
         return "–"
@@ -23,7 +24,7 @@ def figure(found: Mapping[str, Any] | None, digits: int = 3) -> str:
     return number(found["value"], digits) + interval
 
 
-def signed(found: Mapping[str, Any] | None, digits: int = 3) -> str:
+def signed(found: FigureJson | None, digits: int = 3) -> str:
     """Return a difference with its sign and interval, or a dash."""
     text = figure(found, digits)
     return f"+{text}" if found and (found.get("value") or 0) > 0 and text[0].isdigit() else text

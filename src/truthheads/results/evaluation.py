@@ -45,12 +45,12 @@ class PValues(TypedDict):
     """Two-sided p values of the primary effect.
 
     Attributes:
-        paired: By bootstrap over clusters.
+        paired: By bootstrap over clusters; None where the effect is not known.
         mcnemar: Exact, over items, where an item is right or wrong.
         holm: ``paired``, adjusted for the number of gates; None for controls.
     """
 
-    paired: float
+    paired: float | None
     mcnemar: NotRequired[float]
     holm: float | None
 
