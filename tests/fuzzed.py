@@ -565,7 +565,8 @@ def inspected(path: Path) -> None:
     inspect(str(path.parent)).json()
 
 
-RECIPE = (Path(__file__).parents[1] / "src/truthheads/workflows/recipes/family.toml").read_bytes()
+SHIPPED = Path(__file__).parents[1] / "src/truthheads/workflows/recipes"
+RECIPES = [(SHIPPED / f"{name}.toml").read_bytes() for name in ("family", "demo")]
 NEUTRAL = [b"A first text.\n\nA second one.\n\n\nA third.", jsonl([{"text": "One text."}, {"text": "Two."}])]
 STEPS = {"score": {"given": "ab", "results": {"a.txt": "cd"}}}
 
@@ -659,7 +660,7 @@ def targets(folder: Path) -> list[Target]:
             "steps.json",
             ArtifactError,
         ),
-        Target("recipe", 300, by_bytes([RECIPE]), read_recipe, "r.toml"),
+        Target("recipe", 300, by_bytes(RECIPES), read_recipe, "r.toml"),
         Target("scores", 200, scores, used(Scores.load), "s.safetensors", ArtifactError),
         Target("scores .npy", 300, array, used(Scores.load), "s.npy", ArtifactError),
         Target("scores .csv", 200, by_bytes(CELLS), used(Scores.load), "s.csv", ArtifactError),

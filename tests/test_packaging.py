@@ -126,6 +126,7 @@ def test_the_wheel_holds_the_package_and_its_data(built: dict[str, Path]) -> Non
         "synthetic/sprites.png",
         "synthetic/sprites.LICENSE.txt",
         "reporting/templates/report.html",
+        "workflows/recipes/demo.toml",
         "workflows/recipes/family.toml",
         "benchmarks/coco_synonyms.json",
         "benchmarks/lm_eval_tasks/truthheads_halueval_qa.yaml",

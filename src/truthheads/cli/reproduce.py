@@ -28,10 +28,13 @@ def demo(
     """Run everything on SmolLM2 and two descendants: scores, lineage, evidence, gates, evaluation, report."""
     from truthheads.results.scores import summarise_scores
     from truthheads.storage.files import dumps
-    from truthheads.workflows.demo import STEPS, run_demo
+    from truthheads.workflows.plan import steps_of
+    from truthheads.workflows.recipe import read_recipe
+    from truthheads.workflows.reproduce import run_demo
 
-    with console.stepwise(STEPS) as (tell, progress):
-        made = run_demo(out, rows=rows, seed=seed, tell=tell, progress=progress)
+    recipe = read_recipe("demo").resized(rows, seed=seed)
+    with console.stepwise({step.name: step.what for step in steps_of(recipe)}) as (tell, progress):
+        made = run_demo(recipe, out, tell=tell, progress=progress)
     scores = summarise_scores(made["scores"])
     if json:
         found = {"scores": scores, "comparison": made["comparison"], "evaluations": made["evaluations"]}
@@ -101,8 +104,8 @@ def reproduce(
         made = planned(chosen, rows=rows, models_dir=models_dir, data_dir=data_dir)
         typer.echo(dumps(made)) if json else _show_plan(made)
         return
-    from truthheads.workflows.reproduce import ReproduceOptions
     from truthheads.workflows.reproduce import reproduce as run
+    from truthheads.workflows.runner import ReproduceOptions
 
     folder = out or Path("reproduced") / Path(recipe).stem
     places = ReproduceOptions(folder, models_dir, data_dir, rows, cast("Loading", how))

@@ -1,10 +1,23 @@
 """Estimate what a recipe needs: steps, downloads, memory and time, from its own figures; nothing is loaded."""
 
-from collections.abc import Iterator
+import math
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from truthheads.workflows.recipe import DataPart, EvaluationPart, ModelPart, Recipe
+from truthheads.workflows.recipe import (
+    ComparisonPart,
+    DataPart,
+    EvaluationPart,
+    ExportPart,
+    GatePart,
+    MadePart,
+    ModelPart,
+    Recipe,
+    ScoresPart,
+    TracePart,
+    TuningPart,
+)
 
 BYTES = 2
 """Of a parameter in bf16 or fp16."""
@@ -20,6 +33,9 @@ LOADING = 60.0
 
 ASKED = 80
 """Tokens that a benchmark's instruction adds to a row."""
+
+LEARNING = 15
+"""What learning a gate costs, in passes that only read: five epochs, whose way back costs twice the way forward."""
 
 
 class Planned(NamedTuple):
@@ -94,45 +110,64 @@ def steps_of(recipe: Recipe, *, rows: int | None = None) -> list[Planned]:
         rows: Rows of each file, at most; None: all that the recipe asks for.
     """
     models = {model.key: model for model in recipe.models}
-    data = {one.key: one for one in recipe.data}
-    return [*_scores(recipe, models, data, rows), *_rest(recipe, models, data, rows)]
+    data = {one.name: one for one in recipe.data}
+    steps = []
+    for title, group in groupby(recipe.made(), key=lambda part: part.title):
+        parts = list(group)
+        planned = [_planned(part, models, data, rows) for part in parts]
+        told = [part.what for part in parts if part.what] or [step.what for step in planned]
+        seconds, memory = sum(step.seconds for step in planned), max(step.memory for step in planned)
+        steps.append(Planned(title, "; ".join(dict.fromkeys(told)), seconds, memory))
+    return steps
 
 
-def _scores(
-    recipe: Recipe, models: dict[str, ModelPart], data: dict[str, DataPart], rows: int | None
-) -> Iterator[Planned]:
-    for one in recipe.scores:
-        model, source = models[one.model], data[one.data]
-        count = min(filter(None, (one.limit, rows, source.rows)))
-        yield Planned(
-            f"scores {one.name}",
-            f"Truth Scores of {model.id} on {count:,} rows of {source.file or source.generate} ({one.probe} probes)",
-            LOADING + _seconds(model, float(count * source.tokens)),
-            _memory(model),
-        )
+def _planned(part: MadePart, models: dict[str, ModelPart], data: dict[str, DataPart], rows: int | None) -> Planned:
+    """Plan one part as if it were a step of its own."""
+    what, seconds, memory = "", 1.0, 0.0
+    match part:
+        case DataPart():
+            what = f"{min(rows or part.rows, part.rows):,} rows of generated {part.generate}"
+        case ScoresPart():
+            model, source, count = models[part.model], data[part.data], _count(part, data, rows)
+            what = f"Truth Scores of {model.id} on {count:,} rows of {_source(source)} ({part.probe} probes)"
+            seconds, memory = LOADING + _seconds(model, float(count * source.tokens)), _memory(model)
+        case ComparisonPart():
+            sides = [*(["scores"] if part.by_scores else []), *(["weights"] if part.by_weights else [])]
+            what = f"{' and '.join(sides)} of {', '.join(part.called[:-1])} and {part.called[-1]}"
+            pairs = math.comb(len(part.called), 2)
+            others = len(part.called) - 1  # each model's weights are read once for every other
+            read = others * sum(models[key].parameters for key in part.by_weights) * BYTES / 1e9
+            seconds = read + (5.0 * pairs if part.by_scores else 0.0)
+        case TracePart():
+            model, source, count = models[part.model], data[part.data], _count(part, data, rows)
+            what = f"attention of {model.id} on the evidence in {count:,} rows of {_source(source)}"
+            seconds, memory = LOADING + _seconds(model, float(count * source.tokens)), _memory(model)
+        case GatePart():
+            what = f"{part.norm}, strength {part.strength:g}, at {part.site}, from {part.scores} for {part.target}"
+        case TuningPart():
+            model, source, count = models[part.model], data[part.data], _count(part, data, rows)
+            what = f"a gate for {model.id} is learned from {count:,} rows of {_source(source)}"
+            seconds, memory = LOADING + _seconds(model, float(LEARNING * count * source.tokens)), _memory(model)
+        case EvaluationPart():
+            model = models[part.model]
+            items = sum(min(rows or data[key].rows, data[key].rows) for key in part.data)
+            runs = 1 + len(part.gates) * (1 + 2 * part.controls + (part.controls > 0))
+            tokens = sum(data[key].tokens for key in part.data) / len(part.data) + ASKED + _written(part)
+            what = f"{part.task} on {items:,} rows, {runs} runs ({len(part.gates)} gates, controls {part.controls})"
+            seconds, memory = LOADING + _seconds(model, float(items * runs * tokens)), _memory(model)
+        case ExportPart():
+            what = f"{models[part.model].id} with gate {part.gate} as {part.to}"
+            seconds = 2 * models[part.model].parameters * BYTES / 1e9
+    return Planned(part.title, what, seconds, memory)
 
 
-def _rest(
-    recipe: Recipe, models: dict[str, ModelPart], data: dict[str, DataPart], rows: int | None
-) -> Iterator[Planned]:
-    for pair in recipe.comparisons:
-        what = "weights" if pair.weights else "scores"
-        read = sum(models[key].parameters for key in (pair.a, pair.b)) * BYTES / 1e9 if pair.weights else 5.0
-        yield Planned(f"comparison {pair.name}", f"{what} of {pair.a} and {pair.b}", read, 0.0)
-    for gate in recipe.gates:
-        told = f"{gate.norm}, strength {gate.strength:g}, at {gate.site}, from {gate.scores} for {gate.target}"
-        yield Planned(f"gate {gate.name}", told, 1.0, 0.0)
-    for test in recipe.evaluations:
-        model = models[test.model]
-        items = sum(min(rows or data[key].rows, data[key].rows) for key in test.data)
-        runs = 1 + len(test.gates) * (1 + 2 * test.controls + (test.controls > 0))
-        tokens = sum(data[key].tokens for key in test.data) / len(test.data) + ASKED + _written(test)
-        yield Planned(
-            f"evaluation {test.name}",
-            f"{test.task} on {items:,} rows, {runs} runs ({len(test.gates)} gates, controls {test.controls})",
-            LOADING + _seconds(model, float(items * runs * tokens)),
-            _memory(model),
-        )
+def _count(part: ScoresPart | TracePart | TuningPart, data: dict[str, DataPart], rows: int | None) -> int:
+    """Count the rows that a part reads."""
+    return min(filter(None, (part.limit, rows, data[part.data].rows)))
+
+
+def _source(data: DataPart) -> str:
+    return data.file or f"generated {data.generate}"
 
 
 def _written(test: EvaluationPart) -> int:
