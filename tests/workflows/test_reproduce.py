@@ -10,10 +10,14 @@ import pytest
 from typer.testing import CliRunner
 
 from planted import planted_questions, save_planted
+from shaped import misfits
 from truthheads.cli import app
 from truthheads.data.questions import write_questions
 from truthheads.errors import DataError, ShapeError
+from truthheads.results.comparison import ComparisonResult
+from truthheads.results.evaluation import EvaluationResult
 from truthheads.results.gate import Gate
+from truthheads.results.reproduction import RecipePlan, Reproduction
 from truthheads.results.scores import Scores
 from truthheads.storage.files import read_json
 from truthheads.workflows.plan import plan, steps_of
@@ -87,6 +91,7 @@ def test_every_shipped_recipe_is_planned_without_a_network(name: str) -> None:
     result = CliRunner().invoke(app, ["reproduce", name, "--plan", "--json"])
     assert result.exit_code == 0, result.output
     made = json.loads(result.stdout)
+    assert misfits(made, RecipePlan) == []
     recipe = read_recipe(name)
     kinds = (recipe.scores, recipe.comparisons, recipe.traces, recipe.gates, recipe.tunings, recipe.evaluations)
     parts = sum(map(len, (*kinds, recipe.exports))) + sum(one.generate is not None for one in recipe.data)
@@ -165,6 +170,7 @@ def test_the_papers_figures_are_in_the_recipes(reference_data: Path) -> None:
 def test_a_recipe_runs_once_and_puts_figures_side_by_side(own: Recipe, places: ReproduceOptions) -> None:
     told: list[tuple[str, bool]] = []
     result = reproduce(own, places, tell=lambda name, there: told.append((name, there)))
+    assert misfits(result, Reproduction) == []
     assert told == [(step.name, False) for step in steps_of(own)]
     figures = {(one["step"], one["run"], one["figure"]): one for one in result["figures"]}
     pearson = figures["comparison both", "", "pearson"]
@@ -175,6 +181,19 @@ def test_a_recipe_runs_once_and_puts_figures_side_by_side(own: Recipe, places: R
     told.clear()
     again = reproduce(own, places, tell=lambda name, there: told.append((name, there)))
     assert all(there for _, there in told) and again["figures"] == result["figures"]
+
+
+def test_a_published_number_without_an_interval_stands_beside_ours(places: ReproduceOptions, tmp_path: Path) -> None:
+    text = OWN.replace("{ pearson = 0.5 }", "{ p_permutation = 0.5, depth_only = 0.5, drift.q = 0.5 }")
+    (tmp_path / "own.toml").write_text(text.replace("drift.q", '"drift.q"'), encoding="utf-8")
+    result = reproduce(read_recipe(tmp_path / "own.toml"), places)
+    assert misfits(result, Reproduction) == []
+    figures = {one["figure"]: one for one in result["figures"] if one["step"] == "comparison both"}
+    found = read_json(places.out / "comparison" / "both" / "comparison.json")["pairs"][0]
+    for name in ("p_permutation", "depth_only"):
+        assert figures[name]["ours"] == {"value": found[name], "low": None, "high": None}
+        assert figures[name]["paper"] == 0.5 and figures[name]["paper_inside_ours"] is None
+    assert figures["drift.q"]["ours"] is None  # weights were not compared
 
 
 def test_more_rows_and_other_data_are_noticed_and_so_is_all_that_hangs_on_them(
@@ -188,11 +207,11 @@ def test_more_rows_and_other_data_are_noticed_and_so_is_all_that_hangs_on_them(
     reproduce(own, places, tell=done.__setitem__)
     assert not any(done.values()) and len(done) == len(steps_of(own))
     assert Scores.load(file).meta["data"]["rows"] == 40
-    before = Gate.load(places.out / "gates" / "half.safetensors").values
+    before = Gate.load(places.out / "gates" / "half.safetensors").gate
     write_questions(tmp_path / "data" / "rows.jsonl", planted_questions(80)[40:])
     reproduce(own, places, tell=done.__setitem__)
     assert not any(done.values())
-    assert not Gate.load(places.out / "gates" / "half.safetensors").values.equal(before)
+    assert not Gate.load(places.out / "gates" / "half.safetensors").gate.equal(before)
 
 
 ALL = (
@@ -390,6 +409,8 @@ def test_the_demo_runs_and_goes_on(tmp_path: Path) -> None:
         "trace-pictures",
         "trace-text",
     }
+    assert misfits(made["comparison"], ComparisonResult) == []
+    assert misfits(made["evaluations"], dict[str, EvaluationResult]) == []
     pairs = [(pair["a"], pair["b"]) for pair in made["comparison"]["pairs"]]
     assert pairs == [
         ("smollm2", "smollm2:reader"),

@@ -1,7 +1,7 @@
 """``truthheads reproduce`` and ``demo``: a published experiment, and the whole chain on the embedded models."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -12,6 +12,8 @@ from truthheads.cli.options import How, Json, Seed, loads_model
 
 if TYPE_CHECKING:
     from truthheads.models.load import Loading
+    from truthheads.results.reproduction import DemoResult, RecipePlan
+    from truthheads.results.scores import ScoreSummary
 
 
 @guarded
@@ -44,11 +46,10 @@ def demo(
     console.written(out / "report.html")
 
 
-def _show(scores: dict[str, Any], made: dict[str, Any]) -> None:
+def _show(scores: "ScoreSummary", made: "DemoResult") -> None:
     best = scores["best"]
-    console.out.print(
-        f"smollm2: mean Truth Score {scores['heads_mean']:.3f}, best head {best['head']} {best['score']:.3f}"
-    )
+    told = f", best head {best['head']} {best['score']:.3f}" if best is not None else ""
+    console.out.print(f"smollm2: mean Truth Score {console.number(scores['heads_mean'])}{told}")
     for pair in made["comparison"]["pairs"]:
         console.out.print(f"{pair['a']} and {pair['b']}: {pair['verdict']}", markup=False)
     for name, summary in made["evaluations"].items():
@@ -129,7 +130,7 @@ def reproduce(
     console.written(folder / "reproduction.json")
 
 
-def _show_plan(made: dict[str, Any]) -> None:
+def _show_plan(made: "RecipePlan") -> None:
     console.out.print(f"{made['title']} ({made['source']})", markup=False)
     rows = [[step["name"], step["what"], f"{step['seconds'] / 60:.0f} min"] for step in made["steps"]]
     console.out.print(console.grid("steps", ["", "what", "about"], rows))

@@ -3,8 +3,9 @@
 import math
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from truthheads.results.reproduction import NeededFile, PlannedStep, RecipePlan
 from truthheads.workflows.recipe import (
     ComparisonPart,
     DataPart,
@@ -53,6 +54,10 @@ class Planned(NamedTuple):
     seconds: float
     memory: float
 
+    def json(self) -> PlannedStep:
+        """Return the step as the plan's JSON holds it."""
+        return {"name": self.name, "what": self.what, "seconds": self.seconds, "memory": self.memory}
+
 
 class Needed(NamedTuple):
     """A model or a file that a recipe uses.
@@ -70,6 +75,11 @@ class Needed(NamedTuple):
     place: Path | None
     bytes: float
     origin: str
+
+    def json(self) -> NeededFile:
+        """Return what is needed as the plan's JSON holds it."""
+        place = None if self.place is None else str(self.place)
+        return {"kind": self.kind, "name": self.name, "place": place, "bytes": self.bytes, "origin": self.origin}
 
 
 def embedded(model: ModelPart) -> bool:
@@ -183,7 +193,7 @@ def _memory(model: ModelPart) -> float:
     return model.parameters * BYTES * OVERHEAD
 
 
-def plan(recipe: Recipe, *, rows: int | None, models_dir: Path | None, data_dir: Path | None) -> dict[str, Any]:
+def plan(recipe: Recipe, *, rows: int | None, models_dir: Path | None, data_dir: Path | None) -> RecipePlan:
     """Estimate what a recipe needs, for ``reproduce --plan``: steps, files present and missing, memory, time."""
     steps, needed = steps_of(recipe, rows=rows), needs(recipe, models_dir, data_dir)
     missing = [one for one in needed if one.place is None]
@@ -191,9 +201,9 @@ def plan(recipe: Recipe, *, rows: int | None, models_dir: Path | None, data_dir:
         "title": recipe.title,
         "source": recipe.source,
         "notes": recipe.notes,
-        "steps": [step._asdict() for step in steps],
-        "needs": [{**one._asdict(), "place": str(one.place) if one.place else None} for one in needed],
-        "download_bytes": sum(one.bytes for one in missing),
+        "steps": [step.json() for step in steps],
+        "needs": [one.json() for one in needed],
+        "download_bytes": sum((one.bytes for one in missing), 0.0),
         "gpu_bytes": max((step.memory for step in steps), default=0.0),
         "hours": sum(step.seconds for step in steps) / 3600,
         "assumption": f"one GPU at {TFLOPS:g} TFLOP/s sustained, {BYTES} bytes a parameter, batches by default",

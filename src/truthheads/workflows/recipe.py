@@ -5,12 +5,12 @@ that name each other.
 """
 
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
 from importlib import resources
 from itertools import groupby, pairwise
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -41,6 +41,9 @@ Name = Annotated[str, Field(min_length=1), AfterValidator(_below)]
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+P = TypeVar("P", bound=_Part)
 
 
 class MadePart(_Part):
@@ -74,7 +77,7 @@ class MadePart(_Part):
         """The file that later parts read: what is at its place, or in the folder there."""
         return self.place
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         """Return everything but names and places that differs from its default."""
         return self.model_dump(exclude={"name", "step", "what", "out", "paper"}, exclude_defaults=True)
 
@@ -388,7 +391,10 @@ class Recipe(_Part):
         for one in self.scores:
             _known(one.name, [(one.model, models), (one.data, data)])
         for compared in self.comparisons:
-            sides = [*((name, scores) for name in compared.by_scores), *((key, models) for key in compared.by_weights)]
+            sides: list[tuple[str, Mapping[str, object]]] = [
+                *((name, scores) for name in compared.by_scores),
+                *((key, models) for key in compared.by_weights),
+            ]
             _known(compared.name, sides)
             for name, key in zip(compared.by_scores, compared.by_weights, strict=False):
                 if scores[name].model != key:
@@ -433,7 +439,7 @@ class Recipe(_Part):
         return self
 
 
-def _named(kind: str, parts: Iterable[Any], field: str = "name") -> dict[str, Any]:
+def _named(kind: str, parts: Iterable[P], field: str = "name") -> dict[str, P]:
     listed = list(parts)
     found = {getattr(part, field): part for part in listed}
     if len(found) < len(listed):
@@ -441,7 +447,7 @@ def _named(kind: str, parts: Iterable[Any], field: str = "name") -> dict[str, An
     return found
 
 
-def _known(owner: str, wanted: Iterable[tuple[str, dict[str, Any]]]) -> None:
+def _known(owner: str, wanted: Iterable[tuple[str, Mapping[str, object]]]) -> None:
     for name, there in wanted:
         if name not in there:
             raise ValueError(f"{owner}: no {name!r} among {', '.join(there) or 'nothing'}")

@@ -5,7 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from truthheads.models.forward import Progress
+from truthheads.results.comparison import ComparisonResult
+from truthheads.results.evaluation import SUMMARY, EvaluationResult
+from truthheads.results.reproduction import RESULT, DemoResult, ReproducedFigure, Reproduction
 from truthheads.results.scores import Scores
+from truthheads.stats.figures import FigureJson
 from truthheads.storage.artifacts import provenance
 from truthheads.storage.files import read_json, write_json
 from truthheads.storage.output_lock import locked_folder
@@ -14,25 +18,28 @@ from truthheads.workflows.runner import RecipeRunner, ReproduceOptions, check_re
 from truthheads.workflows.steps import Tell
 
 
-def compared(pair: ComparisonPart, path: Path) -> list[dict[str, Any]]:
+def compared(pair: ComparisonPart, path: Path) -> list[ReproducedFigure]:
     """Return the figures of a comparison, from its ``comparison.json``, each beside what was published."""
     usual = ["pearson", "pearson_within_layer"] if pair.by_scores else []
     usual += ["drift.q", "drift.k", "drift.v", "drift.o"] if pair.by_weights else []
-    figures = []
-    for found in read_json(path)["pairs"]:
+    figures: list[ReproducedFigure] = []
+    result: ComparisonResult = read_json(path)
+    for found in result["pairs"]:
         run = f"{found['a']} and {found['b']}" if len(pair.called) > 2 else ""
         for name in dict.fromkeys((*usual, *pair.paper)):
             ours: Any = found
             for part in name.split("."):
                 ours = ours.get(part) if isinstance(ours, Mapping) else None
+            if isinstance(ours, float):  # a p value, a noise ceiling: measured without an interval
+                ours = {"value": ours, "low": None, "high": None}
             figures.append(_figure(f"comparison {pair.name}", run, name, ours, pair.paper.get(name)))
     return figures
 
 
-def tested(test: EvaluationPart, folder: Path) -> list[dict[str, Any]]:
+def tested(test: EvaluationPart, folder: Path) -> list[ReproducedFigure]:
     """Return the main figure of every run and all that was published, ungated first."""
-    summary = read_json(folder / "summary.json")
-    figures = []
+    summary: EvaluationResult = read_json(folder / SUMMARY)
+    figures: list[ReproducedFigure] = []
     for run in summary["runs"]:
         if run["name"] not in ("none", *test.gates):
             continue
@@ -45,19 +52,16 @@ def tested(test: EvaluationPart, folder: Path) -> list[dict[str, Any]]:
     return figures
 
 
-def _figure(step: str, run: str, name: str, ours: Mapping[str, Any] | None, paper: float | None) -> dict[str, Any]:
+def _figure(step: str, run: str, name: str, ours: FigureJson | None, paper: float | None) -> ReproducedFigure:
     inside = None
-    if ours is not None and paper is not None and ours.get("low") is not None:
-        inside = bool(ours["low"] <= paper <= ours["high"])
+    if ours is not None and paper is not None and ours["low"] is not None and ours["high"] is not None:
+        inside = ours["low"] <= paper <= ours["high"]
     return {"step": step, "run": run, "figure": name, "ours": ours, "paper": paper, "paper_inside_ours": inside}
-
-
-RESULT = "reproduction.json"
 
 
 def reproduce(
     recipe: Recipe, places: ReproduceOptions, *, tell: Tell | None = None, progress: Progress | None = None
-) -> dict[str, Any]:
+) -> Reproduction:
     """Run a recipe; finished steps are not repeated.
 
     Args:
@@ -79,12 +83,12 @@ def reproduce(
         return _reproduced(RecipeRunner(recipe, places, tell, progress))
 
 
-def _reproduced(runner: RecipeRunner) -> dict[str, Any]:
+def _reproduced(runner: RecipeRunner) -> Reproduction:
     runner.run()
     recipe, places = runner.recipe, runner.places
     figures = [figure for pair in recipe.comparisons for figure in compared(pair, runner.artefact(pair))]
     figures += [figure for test in recipe.evaluations for figure in tested(test, runner.place(test))]
-    result = {
+    result: Reproduction = {
         "title": recipe.title,
         "source": recipe.source,
         "notes": recipe.notes,
@@ -96,9 +100,7 @@ def _reproduced(runner: RecipeRunner) -> dict[str, Any]:
     return result
 
 
-def run_demo(
-    recipe: Recipe, folder: Path, *, tell: Tell | None = None, progress: Progress | None = None
-) -> dict[str, Any]:
+def run_demo(recipe: Recipe, folder: Path, *, tell: Tell | None = None, progress: Progress | None = None) -> DemoResult:
     """Run the recipe ``demo``; no figures are put beside published ones, for there are none.
 
     Args:
@@ -121,5 +123,5 @@ def run_demo(
         return {
             "scores": Scores.load(runner.artefact(recipe.scores[0])),
             "comparison": read_json(runner.artefact(recipe.comparisons[0])),
-            "evaluations": {out.name: read_json(out / "summary.json") for out in evaluations},
+            "evaluations": {out.name: read_json(out / SUMMARY) for out in evaluations},
         }

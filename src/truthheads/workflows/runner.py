@@ -2,12 +2,11 @@
 
 import shutil
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
@@ -75,7 +74,7 @@ class Job:
         work: Makes it.
     """
 
-    given: dict[str, Any]
+    given: Mapping[str, object]
     work: Callable[[], object]
 
 
