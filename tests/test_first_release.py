@@ -14,7 +14,7 @@ import truthheads
 from truthheads.cli import app
 
 FIRST: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("first_release.json").read_text("utf-8"))
-"""Parameters as ``name`` or ``name=`` (has a default), ``*``: by name alone, ``@``: any number; null: not a function."""
+"""Parameters: ``name=`` has a default, ``*``: by name alone, ``@``: any number; null: not a function."""
 
 REWRITTEN = {"tune": {"--method"}, "evaluate": {"--task", "--answers", "--captions", "--rescore"}}
 """Options that became words of a sub-command; ``old_forms`` still takes them, which its own tests hold."""
