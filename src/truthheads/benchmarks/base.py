@@ -35,8 +35,8 @@ class Prediction(TypedDict, total=False):
         logp: Log-probabilities of both answers, the truthful one first.
         metrics: What lm-evaluation-harness measured of the item.
         last: Whether it is the last line of a run that is written whole.
-        kl: Of a line on neutral text: change under the gate, in nats a token.
-        loss: Of a line on neutral text: rise of the loss, in nats a token.
+        kl: Change under the gate in nats a token; on lines of neutral text.
+        loss: Rise of the loss in nats a token; on lines of neutral text.
     """
 
     task: str

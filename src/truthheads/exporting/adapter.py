@@ -26,7 +26,7 @@ class ExportNote(TypedDict):
     """What exported weights say of their gate, in the metadata of each file.
 
     Attributes:
-        format_version: Of this note.
+        format_version: Version of this note.
         kind: ``gated``.
         gate: Digest of the gate.
         site: What it scales.

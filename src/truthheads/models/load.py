@@ -154,7 +154,7 @@ class ModelSummary(TypedDict):
 
     Attributes:
         name: What the user called it.
-        fingerprint: Of its weights.
+        fingerprint: Fingerprint of its weights.
         architecture: The network's class.
         load_in: How its weights are quantised, where they are.
         adapter: The PEFT adapter that is merged into them, where there is one.

@@ -35,7 +35,7 @@ class View(TypedDict):
 
     Attributes:
         name: What it shows.
-        unit: Of its numbers.
+        unit: Unit of its numbers.
         middle: Centre of the colour scale; None for a scale from least to largest.
         values: One number a head.
         low: Lower ends of the intervals, where there are any.

@@ -77,7 +77,7 @@ class Needed(NamedTuple):
     origin: str
 
     def json(self) -> NeededFile:
-        """Return what is needed as the plan's JSON holds it."""
+        """Return the model or file as the plan's JSON holds it."""
         place = None if self.place is None else str(self.place)
         return {"kind": self.kind, "name": self.name, "place": place, "bytes": self.bytes, "origin": self.origin}
 
