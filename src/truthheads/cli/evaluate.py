@@ -264,7 +264,7 @@ def _asked(record: "Benchmark") -> tuple[Callable[..., None], Parameters, str, s
                 progress=progress,
                 **given,
             )
-        _tell(summary, out, json)
+        _tell(summary.result, out, json)
 
     if harness:
         return run, parameters, record.about, f"truthheads evaluate {record.name} arc_easy smollm2 --limit 100"
@@ -439,19 +439,14 @@ def read_numbers(name: str, text: str) -> tuple[int, ...]:
 
 
 def read_gates(paths: list[Path]) -> "dict[str, Gate]":
-    """Return gates under their files' names; folders are added where two files share one.
+    """Return gates under their files' names, or those of folders where two files share one.
 
     Raises:
         ArtifactError, GateError: A file is no gate.
     """
-    from truthheads.results.gate import Gate
+    from truthheads.evaluation.evaluate import named_gates
 
-    names = [path.stem for path in paths]
-    if len(set(names)) < len(names):
-        names = ["-".join([*path.parts[-2:-1], path.stem]) for path in paths]
-    if len(set(names)) < len(names):
-        names = [f"{name}-{at}" for at, name in enumerate(names, start=1)]
-    return {name: Gate.load(path) for name, path in zip(names, paths, strict=True)}
+    return named_gates(paths)
 
 
 def show(summary: "EvaluationResult") -> None:

@@ -84,7 +84,7 @@ class Common(TypedDict):
 class Own(TypedDict, total=False):
     """What one way of tuning takes for itself; see :func:`truthheads.tune`."""
 
-    target: "Gate | None"
+    base_gate: "Gate | None"
     schedule: "Schedule"
     site: Site
     dev_share: float
@@ -129,7 +129,7 @@ def learn(
         how,
         "learn",
         lambda: {
-            "target": None if base_gate is None else Gate.load(base_gate),
+            "base_gate": None if base_gate is None else Gate.load(base_gate),
             "site": site,
             "schedule": Schedule(epochs=epochs, rate=rate, pull=pull, low=low, high=high),
             "dev_share": dev_share,

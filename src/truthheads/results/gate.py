@@ -19,8 +19,10 @@ from truthheads.errors import ArtifactError, GateError
 from truthheads.models.hooks import Scaling, scale
 from truthheads.models.load import Model
 from truthheads.plots.charts import chart_html, heat_map
+from truthheads.plots.views import Shown, data_frame, head_place
 from truthheads.results.scores import Scores
 from truthheads.storage.artifacts import load_artifact, save_artifact
+from truthheads.storage.files import as_path
 
 MINMAX_EPSILON = 1e-6
 
@@ -95,8 +97,8 @@ class GateSummary(GateInfo):
     warnings: list[str]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Gate:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Gate(Shown):
     """One factor per head; 1 leaves a head as it is.
 
     Attributes:
@@ -269,7 +271,7 @@ class Gate:
             ArtifactError: The file could not be written.
         """
         meta = {**self.meta, "kind": KIND, "site": self.site, "absent": self.absent, "clipped": self.clipped}
-        save_artifact(Path(path), {"gate": self.gate}, meta)
+        save_artifact(as_path(path), {"gate": self.gate}, meta)
 
     @classmethod
     def load(cls, path: str | Path) -> "Gate":
@@ -279,7 +281,7 @@ class Gate:
             ArtifactError: The file is missing, damaged or no gate.
             GateError: Its factors cannot be used.
         """
-        artifact = load_artifact(Path(path), kind=KIND)
+        artifact = load_artifact(as_path(path), kind=KIND)
         own = ("kind", "format_version", "site", "absent", "clipped")
         meta = {key: value for key, value in artifact.meta.items() if key not in own}
         try:
@@ -312,6 +314,25 @@ class Gate:
         heads = [divmod(int(i), self.gate.shape[1]) for i in order if distance[i] > 0]
         return [{"head": f"L{layer}H{head}", "factor": float(self.gate[layer, head])} for layer, head in heads]
 
+    def to_pandas(self) -> Any:
+        """Return the factors of all heads, layer by layer, as a pandas DataFrame.
+
+        Raises:
+            TruthHeadsError: pandas is not installed.
+        """
+        layers, heads = self.gate.shape
+        return data_frame(
+            {**head_place(layer, head), "factor": float(self.gate[layer, head])}
+            for layer in range(layers)
+            for head in range(heads)
+        )
+
+    def in_short(self) -> str:
+        """Return shape, site, and how far the factors reach."""
+        layers, heads = self.gate.shape
+        low, high = float(self.gate.min()), float(self.gate.max())
+        return f"{layers} layers x {heads} heads at {self.site}, factors {low:.3f} to {high:.3f}, {self.moved} not 1"
+
     def describe(self) -> GateInfo:
         """Summarise a gate in figures: shape, site, range, spread, number of factors that are not 1 or were clipped."""
         there = self.gate[~self._absent_mask()]
@@ -342,6 +363,25 @@ class Gate:
         for layer, head in self.absent:
             mask[layer, head] = True
         return mask
+
+
+def as_gate(gate: object) -> Gate:
+    """Return the gate that a person means: one, or the file of one.
+
+    Raises:
+        GateError: It is neither.
+        ArtifactError: The file cannot be read.
+    """
+    if isinstance(gate, str | Path):
+        return Gate.load(gate)
+    if isinstance(gate, Gate):
+        return gate
+    raise GateError(
+        "what was given is not a gate",
+        expected="a Gate, or the path of a gate file",
+        got=f"{type(gate).__module__}.{type(gate).__name__}".removeprefix("builtins."),
+        fix="make one: Gate.from_scores(scores), or Gate(gate=factors) with one factor for each layer and head",
+    )
 
 
 @contextmanager

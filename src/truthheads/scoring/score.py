@@ -11,10 +11,13 @@ from jaxtyping import Float, Int
 
 from truthheads.choices import Folds, Probe, ScoreMethod
 from truthheads.data.answers import Answers, answers_by_kind, describe_data, digests, kept_samples, list_answers
+from truthheads.data.held import QuestionsLike
 from truthheads.data.questions import Question, answer_kind
+from truthheads.data.readers import as_questions
 from truthheads.errors import DataError
 from truthheads.models.devices import pick_batch_tokens
 from truthheads.models.forward import Progress, shares_prefix
+from truthheads.models.held import ModelLike, as_model
 from truthheads.models.load import Model
 from truthheads.models.prompts import Encoded, encode, token_digest
 from truthheads.results.scores import FormResult, ScoreMeta, Scores, ScoreSettings, SplitHalf, StoredSummary
@@ -126,8 +129,8 @@ MAX_SAMPLES = 20_000
 
 
 def score(
-    model: Model,
-    questions: Sequence[Question],
+    model: ModelLike,
+    questions: QuestionsLike,
     *,
     method: ScoreMethod = "probe",
     probe: Probe = "newton",
@@ -146,8 +149,9 @@ def score(
     """Measure how context-truthful every head is.
 
     Args:
-        model: From :func:`truthheads.load`.
-        questions: From :func:`truthheads.read_questions` or :func:`truthheads.make_text`.
+        model: From :func:`truthheads.load`, or a name that it takes.
+        questions: From :func:`truthheads.read_questions` or :func:`truthheads.make_text`, or what the former reads: a
+            file, a DataFrame, a ``datasets.Dataset``, a list of dictionaries.
         method: ``probe`` (accuracy of a linear probe on the head's z at the answer's last token), ``attribution``
             (mean gradient of the margin with respect to the head's gate at 1; pairs only) or ``evidence`` (AUROC of the
             head's attention for the evidence, from the truthful answer's last token; see :func:`truthheads.trace`).
@@ -168,6 +172,7 @@ def score(
         DataError: No question, fewer groups than folds, only one label, or singles with ``attribution``.
         ActivationError: A forward pass gave NaN or infinity, or memory ran out on a single question.
     """
+    questions, model = as_questions(questions), as_model(model)
     batch_tokens = batch_tokens or pick_batch_tokens(model.device)
     if not questions:
         raise DataError("no questions", expected="at least one", got="0", fix="check --limit and the file")

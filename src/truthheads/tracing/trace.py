@@ -13,10 +13,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from truthheads.data.answers import describe_data, digests, kept_samples
+from truthheads.data.held import QuestionsLike
 from truthheads.data.questions import Question
+from truthheads.data.readers import as_questions
 from truthheads.errors import ActivationError, DataError
 from truthheads.models.devices import pick_batch_tokens
 from truthheads.models.forward import Progress, filled
+from truthheads.models.held import ModelLike, as_model
 from truthheads.models.load import Model
 from truthheads.models.prompts import Encoded
 from truthheads.results.scores import LARGEST, Scores
@@ -47,8 +50,8 @@ class Attention(NamedTuple):
 
 
 def trace(
-    model: Model,
-    questions: Sequence[Question],
+    model: ModelLike,
+    questions: QuestionsLike,
     *,
     scores: Scores | None = None,
     position: str = "answer",
@@ -67,10 +70,10 @@ def trace(
     the one that the answer is predicted from. No language-model head is run.
 
     Args:
-        model: From :func:`truthheads.load`.
-        questions: Questions with ``evidence`` spans or ``boxes``. In a row without them the evidence is where the
-            truthful answer stands in the context; a row in which it does not, or without a truthful answer, is
-            counted and left out.
+        model: From :func:`truthheads.load`, or a name that it takes.
+        questions: Questions, or what :func:`truthheads.read_questions` reads, with ``evidence`` spans or ``boxes``. In
+            a row without them the evidence is where the truthful answer stands in the context; a row in which it does
+            not, or without a truthful answer, is counted and left out.
         scores: Truth Scores of the same heads, to test the claim that such heads look at the evidence.
         position: ``answer`` or ``question``: the main one, which tables and charts show.
         untruthful: Read the untruthful answer's last token, too.
@@ -97,6 +100,7 @@ def trace(
             got=repr(position),
             fix="choose one of them",
         )
+    questions, model = as_questions(questions), as_model(model)
     batch_tokens = batch_tokens or pick_batch_tokens(model.device)
     if scores is not None:
         check_shape(model.layout.shape, scores)

@@ -251,7 +251,7 @@ def _learn(model: Model, dev: Path, gate: Path, how: Settings, progress: Progres
         model,
         read_questions(dev, images=how.images),
         method="learn",
-        target=start,
+        base_gate=start,
         neutral=how.neutral,
         guard=how.guard,
         chat=how.chat,
