@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from truthheads.lineage.compare import compare as compare
     from truthheads.lineage.weight_drift import weight_drift as weight_drift
     from truthheads.models.architectures import HeadLayout as HeadLayout
+    from truthheads.models.held import inspect as inspect
     from truthheads.models.held import load as load
     from truthheads.models.load import Inspection as Inspection
     from truthheads.models.load import Model as Model
-    from truthheads.models.load import inspect as inspect
     from truthheads.reporting.report import report as report
     from truthheads.results.comparison import Comparison as Comparison
     from truthheads.results.drift import Drift as Drift
@@ -61,7 +61,7 @@ _HOMES = {
     "export": "exporting.export",
     "gated": "results.gate",
     "ground": "workflows.ground",
-    "inspect": "models.load",
+    "inspect": "models.held",
     "load": "models.held",
     "make_pairs": "workflows.make_pairs",
     "make_scenes": "synthetic.scenes",

@@ -102,7 +102,7 @@ def ground(
     if json:
         typer.echo(dumps({**result, "out": str(out)}))
     else:
-        _show(result, out)
+        _show(result.result, out)
 
 
 STEPS = {

@@ -9,7 +9,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixi
 
 from truthheads.errors import ModelError
 from truthheads.models.architectures import locate_heads
-from truthheads.models.load import Loading, Model, stored_quantised
+from truthheads.models.load import Inspection, Loading, Model, inspect_network, stored_quantised
+from truthheads.models.load import inspect as inspect_name
 from truthheads.models.load import load as load_name
 
 if TYPE_CHECKING:
@@ -115,6 +116,27 @@ def as_model(model: ModelLike) -> Model:
             fix="give truthheads.load(network, tokenizer)",
         )
     raise not_a_model(model)
+
+
+def inspect(name: ModelLike | nn.Module, *, trust_remote_code: bool = False) -> Inspection:
+    """Return the heads of a model from its configuration alone; no weight is read or allocated.
+
+    Of a GGUF model the headers of all files are read, and their tensors compared with those that the network needs.
+
+    Args:
+        name: As for :func:`truthheads.load`; the folder need not hold weights or a tokenizer. Or a model in memory.
+        trust_remote_code: As for :func:`truthheads.load`.
+
+    Raises:
+        ModelError: There is no usable configuration; or a GGUF model lacks a part or a tensor, or has one too many.
+            What is given is no model.
+        ArchitectureError: Its heads could not be located.
+    """
+    if isinstance(name, str | Path):
+        return inspect_name(str(name), trust_remote_code=trust_remote_code)
+    if isinstance(name, Model) and not name.in_memory:
+        return inspect_name(name.name, trust_remote_code=trust_remote_code)
+    return inspect_network(name.network if isinstance(name, Model) else _unwrapped(name)[0])
 
 
 def name_of(model: ModelLike) -> str:

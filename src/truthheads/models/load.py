@@ -465,18 +465,7 @@ class Inspection(Shown):
 
 
 def inspect(name: str, *, trust_remote_code: bool = False) -> Inspection:
-    """Return the heads of a model from its configuration alone; no weight is read or allocated.
-
-    Of a GGUF model the headers of all files are read, and their tensors compared with those that the network needs.
-
-    Args:
-        name: As for :func:`truthheads.load`; the folder need not hold weights or a tokenizer.
-        trust_remote_code: As for :func:`truthheads.load`.
-
-    Raises:
-        ModelError: There is no usable configuration; or a GGUF model lacks a part or a tensor, or has one too many.
-        ArchitectureError: Its heads could not be located.
-    """
+    """Return the heads of a model by its name; see :func:`truthheads.inspect`."""
     adapter = find_adapter(name)
     network = skeleton(name, trust_remote_code=trust_remote_code)
     config = network.config
@@ -494,6 +483,23 @@ def inspect(name: str, *, trust_remote_code: bool = False) -> Inspection:
         exports=tuple(target for target in EXPORTS if target not in refused),
         refused=refused,
         adapter=_said(adapter),
+    )
+
+
+def inspect_network(network: PreTrainedModel) -> Inspection:
+    """Return the heads of a network in memory; it is to be saved before anything is exported."""
+    config, layout = network.config, locate_heads(network)
+    refused = dict.fromkeys(EXPORTS, "the network is in memory: save it (save_pretrained), and export the folder")
+    if "output" in (own := _refused("", config, network, layout)):
+        refused["output"] = own["output"]
+    return Inspection(
+        layout=layout,
+        parameters=sum(parameter.numel() for parameter in network.parameters()),
+        dtype=str(network.dtype).removeprefix("torch."),
+        image=takes_images(config),
+        sites=tuple(site for site in ("z", "output") if site not in refused),
+        exports=(),
+        refused=refused,
     )
 
 
