@@ -301,6 +301,24 @@ def check_target(path: Path) -> None:
     check_around(path)
 
 
+def check_new(path: Path, *, force: bool, unfinished: Path | None = None) -> None:
+    """Raise ArtifactError where something has this name already, so that no result is replaced unasked.
+
+    Args:
+        path: The final name.
+        force: Replace it.
+        unfinished: Where it is there, a run that was to replace the result was killed, and may go on.
+    """
+    if force or not os.path.lexists(path) or (unfinished is not None and unfinished.exists()):
+        return
+    raise ArtifactError(
+        f"{path} exists already",
+        expected="a name that is not taken",
+        got="a folder" if path.is_dir() else "a file",
+        fix="choose another --out, or pass --force to replace it",
+    )
+
+
 def check_around(path: Path) -> None:
     """Raise ArtifactError where nothing can be written beside a name, whatever has that name."""
     folder = next(parent for parent in path.absolute().parents if parent.exists())
