@@ -129,9 +129,11 @@ def _refuse(problem: str, fix: str) -> None:
 class _Announced(MetaPathFinder):
     """Says that libraries are being loaded at the moment when the first large one is asked for; finds nothing."""
 
+    said = False
+
     def find_spec(self, fullname: str, path: object = None, target: object = None) -> None:
-        if fullname in HEAVY:
-            sys.meta_path.remove(self)
+        if fullname in HEAVY and not self.said:
+            self.said = True
             if _first():
                 err.print("loading …", style="dim")
 

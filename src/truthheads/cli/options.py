@@ -100,9 +100,9 @@ def seed_of(what: str) -> Any:
     return typer.Option(metavar="N", min=0, rich_help_panel=RUN, help=f"Random seed of {what}.")
 
 
-def _unused(context: typer.Context, seed: int | None) -> int | None:
+def _unused(seed: int | None) -> int | None:
     if seed is not None and ranks().rank == 0:
-        print(f"note: --seed has no effect on {context.info_name} and was left out", file=sys.stderr)  # noqa: T201
+        print("note: --seed has no effect here and was left out: nothing is drawn at random", file=sys.stderr)  # noqa: T201
     return seed
 
 

@@ -264,7 +264,7 @@ def _check_folder(folder: Path, settings: Mapping[str, object]) -> dict[str, Gat
             f"{folder} holds the predictions of another evaluation",
             expected="an empty folder, or one of the same model, data and settings",
             got=f"another {', '.join([*changed, *(f'gate {name}' for name in gates)])}",
-            fix="choose another --out, or remove the folder",
+            fix="choose another --out, or begin anew with --force",
         )
     return dict(before.get("gates") or {})
 

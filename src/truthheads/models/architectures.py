@@ -247,7 +247,7 @@ def _measure(
         num_heads=num_heads,
         head_dim=wide[0] // num_heads,
         num_kv_heads=_kv_heads(config, index, num_heads),
-        transposed=isinstance(projection, Conv1D),
+        transposed=isinstance(getattr(projection, "base_layer", projection), Conv1D),  # inside a layer of PEFT
     )
 
 
