@@ -142,7 +142,7 @@ NOT_OF_PYTHON = {"json", "plot", "top", "out", "force", "help", "no_share_prefix
 
 OF_LOADING = {"device", "dtype", "device_map", "max_memory", "offload_folder", "load_in", "trust_remote_code"}
 
-OF_ROWS = {"limit", "skip_bad_rows", "images", "data", "skip_missing"}
+OF_ROWS = {"limit", "skip_bad_rows", "images", "data"}
 """Options of ``read_questions``; the rows themselves are an argument."""
 
 TWINS: dict[tuple[str, ...], tuple[Callable[..., Any], set[str]]] = {

@@ -165,3 +165,38 @@ def _empty(network: Any) -> Any:
 
 def _prompted() -> Any:
     return get_peft_model(tiny_llama(), PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=2))
+
+
+def test_gates_and_scores_are_taken_by_their_files(tmp_path: Path, unchecked: None) -> None:
+    planted, questions = planted_model(), planted_questions(ROWS)
+    model = th.load(planted.network, planted.tokenizer)
+    scores = th.score(model, questions)
+    scores.save(tmp_path / "s.safetensors")
+    gate = th.Gate.from_scores(tmp_path / "s.safetensors", strength=1.0)
+    assert gate.digest == th.Gate.from_scores(scores, strength=1.0).digest
+    gate.save(tmp_path / "g.safetensors")
+    ids = torch.arange(6)[None] + 20
+    with th.gated(model, tmp_path / "g.safetensors"):
+        by_file = model.network(ids).logits
+    with th.gated(model.network, gate):
+        assert torch.equal(model.network(ids).logits, by_file)
+    refused = {
+        "what was given is not a gate": lambda: th.gated(model, torch.ones(2, 4)).__enter__(),
+        "is the name of a model, and nothing is loaded": lambda: th.gated("smollm2", gate).__enter__(),
+        "what was given is not a model": lambda: th.gated(3, gate).__enter__(),  # type: ignore[arg-type]
+        "what was given holds no scores": lambda: th.compare(scores, 3),  # type: ignore[arg-type]
+    }
+    for words, use in refused.items():
+        with pytest.raises(th.TruthHeadsError, match=words):
+            use()
+
+
+def test_a_gate_works_inside_a_peft_model() -> None:
+    wrapped = lora(tiny_llama())
+    ids = torch.arange(12)[None] + 5
+    gate = th.Gate(torch.tensor([[0.5, 1.0, 2.0], [1.0, 0.0, 1.0]]))
+    with th.gated(wrapped, gate):
+        inside = wrapped(ids).logits
+    with th.gated(th.load(wrapped, tiny_tokenizer()), gate):
+        assert torch.equal(wrapped(ids).logits, inside)
+    assert not torch.allclose(wrapped(ids).logits, inside, atol=1e-3)

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from jaxtyping import Float
@@ -28,7 +27,7 @@ from truthheads.results.comparison import (
     drift_files,
 )
 from truthheads.results.drift import Drift
-from truthheads.results.scores import Scores
+from truthheads.results.scores import Scores, ScoresLike, as_scores
 from truthheads.stats.figures import Figure, FigureJson, layer_bootstrap, pearson, spearman
 from truthheads.storage.artifacts import provenance
 from truthheads.storage.files import as_path, distinct_names
@@ -188,11 +187,6 @@ def weights_side(drift: Drift, a: Scores | None, b: Scores | None, seed: int) ->
 
 Progress = Callable[[int, int], None]
 
-if TYPE_CHECKING:
-    ScoresLike: TypeAlias = Scores | str | Path
-else:
-    ScoresLike = object
-
 
 def compare(
     *scores: ScoresLike,
@@ -220,7 +214,7 @@ def compare(
         ArtifactError: A score file cannot be read.
         ModelError: Weights cannot be read.
     """
-    loaded = [_loaded(one) for one in scores]
+    loaded = [as_scores(one) for one in scores]
     checkpoints = [name_of(one) for one in weights]
     called = _names(scores, loaded, checkpoints, names)
     found, drifts, files = [], {}, drift_files(called)
@@ -235,7 +229,7 @@ def compare(
             pair = {**pair, **weights_side(drift, both[0], both[1], seed)}
             pair["drift_file"] = files[called[i], called[j]]
         found.append(pair)
-    known = None if reference is None else _loaded(reference)
+    known = None if reference is None else as_scores(reference)
     models = [_model(name, loaded[at] if loaded else None) for at, name in enumerate(called)]
     made = provenance()
     result: ComparisonResult = {
@@ -246,19 +240,6 @@ def compare(
         "meta": {"seed": seed, "packages": made["packages"], "command": made["command"]},
     }
     return Comparison(result, drifts)
-
-
-def _loaded(scores: ScoresLike) -> Scores:
-    if isinstance(scores, Scores):
-        return scores
-    if not isinstance(scores, str | Path):
-        raise DataError(
-            "what was given holds no scores",
-            expected="Scores, or a file of them",
-            got=f"{type(scores).__module__}.{type(scores).__name__}".removeprefix("builtins."),
-            fix="give what truthheads.score returned, or the path of a file; models go to weights=",
-        )
-    return Scores.load(scores)
 
 
 def _names(

@@ -136,7 +136,7 @@ def inspect(name: ModelLike | nn.Module, *, trust_remote_code: bool = False) -> 
         return inspect_name(str(name), trust_remote_code=trust_remote_code)
     if isinstance(name, Model) and not name.in_memory:
         return inspect_name(name.name, trust_remote_code=trust_remote_code)
-    return inspect_network(name.network if isinstance(name, Model) else _unwrapped(name)[0])
+    return inspect_network(name.network if isinstance(name, Model) else unwrapped(name)[0])
 
 
 def name_of(model: ModelLike) -> str:
@@ -179,7 +179,7 @@ def wrap(given: object, tokenizer: Any, processor: Any) -> Model:
     Raises:
         ModelError: It is no transformers network that writes text, or its tokenizer is missing or another model's.
     """
-    network, adapter = _unwrapped(given)
+    network, adapter = unwrapped(given)
     if isinstance(tokenizer, ProcessorMixin):
         tokenizer, processor = None, processor or tokenizer
     if tokenizer is None:
@@ -208,8 +208,9 @@ def wrap(given: object, tokenizer: Any, processor: Any) -> Model:
     return Model(network.eval(), tokenizer, processor, layout, called, stored, adapter, in_memory=True)
 
 
-def _unwrapped(given: object) -> tuple[PreTrainedModel, str | None]:
+def unwrapped(given: object) -> tuple[PreTrainedModel, str | None]:
     """Return the transformers network, and in words the adapter that is at work in it."""
+    given = getattr(given, "_orig_mod", given)  # what torch.compile has wrapped
     network, configs, active = given, getattr(given, "peft_config", None), getattr(given, "active_adapter", None)
     peft: Any = sys.modules.get("peft")
     if peft is not None and isinstance(given, peft.PeftModel | peft.PeftMixedModel):

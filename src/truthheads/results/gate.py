@@ -5,22 +5,20 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from truthheads.choices import Control as Control
 from truthheads.choices import Norm, Site
 from truthheads.errors import ArtifactError, GateError
-from truthheads.models.hooks import Scaling, scale
-from truthheads.models.load import Model
+from truthheads.models.hooks import NetworkLike, Scaling, scale
 from truthheads.plots.charts import chart_html, heat_map
 from truthheads.plots.views import Shown, data_frame, head_place
-from truthheads.results.scores import Scores
+from truthheads.results.scores import ScoresLike, as_scores
 from truthheads.storage.artifacts import load_artifact, save_artifact
 from truthheads.storage.files import as_path
 
@@ -143,7 +141,7 @@ class Gate(Shown):
     @classmethod
     def from_scores(
         cls,
-        scores: Scores,
+        scores: ScoresLike,
         *,
         strength: float = 4.5,
         norm: Norm = "centred",
@@ -154,7 +152,7 @@ class Gate(Shown):
         """Return the gate ``1 + strength · norm(score)``.
 
         Args:
-            scores: Scores of the model or of a relative of the same shape; a head without a score keeps 1.
+            scores: Scores, or their file, of the model or of a relative of the same shape; a head without one keeps 1.
             strength: λ of the paper. With ``standardise`` in standard deviations of the scores.
             norm: ``centred``: score − mean of its layer. ``minmax``: (score − least) / (largest − least + 1e-6) in
                 its layer. ``signed``: score ÷ the largest magnitude of all scores, for scores with a sign.
@@ -170,6 +168,7 @@ class Gate(Shown):
             The paper's equations 1 and 2; ``minmax`` with the released code's 1e-6.
         """
         check_settings(strength, norm, floor)
+        scores = as_scores(scores)
         values = scores.values.double()
         known = torch.isfinite(values)
         if not bool(known.any()):
@@ -245,7 +244,7 @@ class Gate(Shown):
         meta = {**self.meta, "share": share * float(self.meta.get("share", 1.0))}
         return Gate(1 + share * (self.gate - 1), self.site, self.absent, 0, meta)
 
-    def apply(self, model: Model | PreTrainedModel) -> Scaling:
+    def apply(self, model: NetworkLike) -> Scaling:
         """Put the gate to work on a model until ``remove()`` of what is returned is called.
 
         Raises:
@@ -365,7 +364,13 @@ class Gate(Shown):
         return mask
 
 
-def as_gate(gate: object) -> Gate:
+if TYPE_CHECKING:
+    GateLike: TypeAlias = Gate | str | Path
+else:  # what is no gate is answered in our words, not in those of a type checker at run time
+    GateLike = object
+
+
+def as_gate(gate: GateLike) -> Gate:
     """Return the gate that a person means: one, or the file of one.
 
     Raises:
@@ -385,7 +390,7 @@ def as_gate(gate: object) -> Gate:
 
 
 @contextmanager
-def gated(model: Model | PreTrainedModel, gate: Gate) -> Iterator[Scaling]:
+def gated(model: NetworkLike, gate: GateLike) -> Iterator[Scaling]:
     """Put a gate to work inside the block; on exit, also after an error, the model is bit for bit itself.
 
     Generation, batches, caches, multimodal wrappers and ``torch.compile`` work inside; compiled models are compiled
@@ -393,9 +398,10 @@ def gated(model: Model | PreTrainedModel, gate: Gate) -> Iterator[Scaling]:
 
     Raises:
         ShapeError: The gate is of another shape.
-        GateError: The model is at work under a gate already.
+        GateError: The model is at work under a gate already; or what was given is no gate.
+        ModelError: What was given is no model that is loaded.
     """
-    with gate.apply(model) as scaling:
+    with as_gate(gate).apply(model) as scaling:
         yield scaling
 
 

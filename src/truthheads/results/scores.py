@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from tokenize import TokenError
-from typing import Any, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypeAlias, TypedDict
 
 import numpy as np
 import torch
@@ -477,6 +477,30 @@ class Scores(Shown):
 
     def _repr_html_(self) -> str:
         return chart_html(self.chart())  # a notebook may have no network
+
+
+if TYPE_CHECKING:
+    ScoresLike: TypeAlias = Scores | str | Path
+else:  # what holds no scores is answered in our words, not in those of a type checker at run time
+    ScoresLike = object
+
+
+def as_scores(scores: ScoresLike) -> Scores:
+    """Return the scores that a person means: some, or the file of some.
+
+    Raises:
+        ArtifactError: It is neither, or the file cannot be read.
+    """
+    if isinstance(scores, Scores):
+        return scores
+    if isinstance(scores, str | Path):
+        return Scores.load(scores)
+    raise ArtifactError(
+        "what was given holds no scores",
+        expected="Scores, or the path of a score file",
+        got=f"{type(scores).__module__}.{type(scores).__name__}".removeprefix("builtins."),
+        fix="give what truthheads.score returned, or Scores.load(path)",
+    )
 
 
 def told_groups(meta: Mapping[str, Any], sample_group: Int[Tensor, " samples"]) -> int | None:

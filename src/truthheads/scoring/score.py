@@ -19,7 +19,7 @@ from truthheads.models.devices import pick_batch_tokens
 from truthheads.models.forward import Progress, shares_prefix
 from truthheads.models.held import ModelLike, as_model
 from truthheads.models.load import Model
-from truthheads.models.prompts import Encoded, encode, token_digest
+from truthheads.models.prompts import Encoded, encode, token_digest, with_images
 from truthheads.results.scores import FormResult, ScoreMeta, Scores, ScoreSettings, SplitHalf, StoredSummary
 from truthheads.scoring.activations import Activations, gather
 from truthheads.scoring.attribution import attribute
@@ -139,6 +139,7 @@ def score(
     seed: int = 0,
     chat: bool = False,
     truncate: bool = False,
+    skip_missing: bool = False,
     share_prefix: bool = True,
     batch_tokens: int | None = None,
     shuffle_labels: bool = False,
@@ -161,6 +162,7 @@ def score(
         seed: Random seed of folds, splits and bootstraps.
         chat: Wrap the prompt in the tokenizer's chat template.
         truncate: Drop the start of contexts that are too long.
+        skip_missing: Leave out rows whose image is not there, and count them.
         share_prefix: Compute what two answers share once. Layers that carry a state instead of keys switch it off.
         batch_tokens: Padded tokens in a batch, at most; None chooses by device.
         shuffle_labels: Control: swap truthful and untruthful by a coin per question; scores must fall to chance.
@@ -173,6 +175,8 @@ def score(
         ActivationError: A forward pass gave NaN or infinity, or memory ran out on a single question.
     """
     questions, model = as_questions(questions), as_model(model)
+    if skip_missing:
+        questions = with_images(model, questions)
     batch_tokens = batch_tokens or pick_batch_tokens(model.device)
     if not questions:
         raise DataError("no questions", expected="at least one", got="0", fix="check --limit and the file")

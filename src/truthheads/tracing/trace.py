@@ -21,8 +21,8 @@ from truthheads.models.devices import pick_batch_tokens
 from truthheads.models.forward import Progress, filled
 from truthheads.models.held import ModelLike, as_model
 from truthheads.models.load import Model
-from truthheads.models.prompts import Encoded
-from truthheads.results.scores import LARGEST, Scores
+from truthheads.models.prompts import Encoded, with_images
+from truthheads.results.scores import LARGEST, ScoresLike, as_scores
 from truthheads.results.trace import MEASURES, Trace, TraceCounts
 from truthheads.stats.figures import FigureJson, mean_figure
 from truthheads.storage.artifacts import provenance
@@ -53,12 +53,13 @@ def trace(
     model: ModelLike,
     questions: QuestionsLike,
     *,
-    scores: Scores | None = None,
+    scores: ScoresLike | None = None,
     position: str = "answer",
     untruthful: bool = False,
     seed: int = 0,
     chat: bool = False,
     truncate: bool = False,
+    skip_missing: bool = False,
     batch_tokens: int | None = None,
     max_samples: int = MAX_SAMPLES,
     work_dir: str | Path | None = None,
@@ -80,6 +81,7 @@ def trace(
         seed: Random seed of bootstraps and permutations.
         chat: Wrap the prompt in the tokenizer's chat template.
         truncate: Drop the start of contexts that are too long, with the evidence in it.
+        skip_missing: Leave out rows whose image is not there, and count them.
         batch_tokens: Padded tokens in a batch, at most; None chooses by device.
         max_samples: Questions whose measures are kept in the artefact.
         work_dir: Folder for measures; a run that was killed goes on from it. None: a temporary one.
@@ -100,7 +102,10 @@ def trace(
             got=repr(position),
             fix="choose one of them",
         )
+    scores = None if scores is None else as_scores(scores)
     questions, model = as_questions(questions), as_model(model)
+    if skip_missing:
+        questions = with_images(model, questions)
     batch_tokens = batch_tokens or pick_batch_tokens(model.device)
     if scores is not None:
         check_shape(model.layout.shape, scores)

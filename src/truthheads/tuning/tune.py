@@ -23,10 +23,10 @@ from truthheads.models.held import ModelLike, as_model
 from truthheads.models.hooks import check_factors
 from truthheads.models.load import Model
 from truthheads.models.neutral_text import measure_harm, neutral_ids
-from truthheads.models.prompts import Encoded, encode
+from truthheads.models.prompts import Encoded, encode, with_images
 from truthheads.old_words import renamed
 from truthheads.results.gate import Gate
-from truthheads.results.scores import Scores
+from truthheads.results.scores import Scores, ScoresLike, as_scores
 from truthheads.results.tuning import CandidateNotes, CandidateResult, FrontierRow, TuneMeta, Tuning, TuningResult
 from truthheads.stats.figures import Figure, FigureJson, half_of, mean_figure
 from truthheads.stats.thresholds import GATE_HARM_NATS
@@ -179,7 +179,7 @@ def tune(
     questions: QuestionsLike,
     *,
     method: TuneMethod = "learn",
-    scores: Scores | None = None,
+    scores: ScoresLike | None = None,
     base_gate: Gate | str | Path | None = None,
     neutral: str | Path | None = None,
     guard: float = GATE_HARM_NATS,
@@ -192,6 +192,7 @@ def tune(
     dev_share: float = 0.25,
     chat: bool = False,
     truncate: bool = False,
+    skip_missing: bool = False,
     batch_tokens: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -223,6 +224,7 @@ def tune(
         dev_share: For ``learn``: share of the groups that is judged on.
         chat: Put the prompt into the chat template.
         truncate: Drop the start of contexts that are too long.
+        skip_missing: Leave out rows whose image is not there, and count them.
         batch_tokens: Padded tokens in a batch, at most; None chooses by device.
         seed: Random seed of split, order, neutral samples and bootstraps.
         progress: Called with the steps done and the total.
@@ -234,9 +236,12 @@ def tune(
         ShapeError: Scores or target of another shape than the model.
         ActivationError: A forward pass or gradient is not finite.
     """
+    scores = None if scores is None else as_scores(scores)
     questions = as_questions(questions)
     check_pairs(questions, purpose="tuning")
     model = as_model(model)
+    if skip_missing:
+        questions = with_images(model, questions)
     schedule = replace(schedule or Schedule(), **steps)
     target = base_gate if base_gate is None or isinstance(base_gate, Gate) else Gate.load(base_gate)
     start = target or Gate(torch.ones(model.layout.shape), site)
