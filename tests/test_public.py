@@ -14,7 +14,7 @@ import torch
 import typer
 
 import truthheads as th
-from planted import planted_model, planted_questions
+from planted import planted_model, planted_questions, save_planted
 from truthheads.cli import app
 
 SHORT = 300
@@ -226,3 +226,22 @@ def test_home_is_meant_by_its_sign(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert len(th.read_questions("~/rows.csv")) == 1
     th.make_scenes(1, seed=0, out="~/scenes")
     assert (tmp_path / "scenes/questions.jsonl").is_file() and not (tmp_path / "~").exists()
+
+
+def test_ground_takes_a_loaded_model_rows_in_memory_and_settings_by_name(tmp_path: Path) -> None:
+    model = th.load(save_planted(tmp_path / "model"), dtype="fp32")
+    rows = [
+        {"id": one.id, "context": one.context, "question": one.question, "answer": one.truthful}
+        for one in planted_questions(60)
+    ]
+    found = th.ground(model, pandas.DataFrame(rows), out=tmp_path / "out", controls=1, guard=0.5, test_share=0.5)
+    assert isinstance(found, th.Grounding) and repr(found).startswith("Grounding(") and len(repr(found)) <= SHORT
+    assert found["data"] == "rows in memory" and found["test_rows"] == 30
+    assert found.to_pandas()["metric"].tolist() == list(found["ungated"])
+    again = th.ground(model, rows, out=tmp_path / "out", settings=None, controls=1, guard=0.5, test_share=0.5)
+    assert {**again} == {**found}
+    with pytest.raises(TypeError, match="unexpected keyword argument 'epoch'"):
+        th.ground(model, rows, out=tmp_path / "out", epoch=1)  # type: ignore[call-arg]
+    with pytest.raises(th.TruthHeadsError, match="in memory alone"):
+        planted = planted_model()
+        th.ground(th.load(planted.network, planted.tokenizer), rows, out=tmp_path / "other")

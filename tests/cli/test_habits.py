@@ -71,7 +71,8 @@ def test_help_of_tune_is_no_old_form() -> None:
 
 
 def test_completion_is_installed_and_completes(tmp_path: Path) -> None:
-    done = typed("--install-completion", "bash", HOME=str(tmp_path))
+    told = {"HOME": str(tmp_path), "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}  # this process has no shell
+    done = typed("--install-completion", "bash", **told)
     assert done.returncode == 0 and "installed" in done.stdout, done.stderr
     files = [one for one in tmp_path.rglob("*") if one.is_file()]
     assert any("_TRUTHHEADS_COMPLETE" in one.read_text() for one in files)

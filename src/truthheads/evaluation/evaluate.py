@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import torch
 
-from truthheads.benchmarks.base import AskOptions, Benchmark, Prediction
+from truthheads.benchmarks.base import AskOptions, Prediction
 from truthheads.benchmarks.registry import benchmark
 from truthheads.data.answers import same_data
 from truthheads.data.held import QuestionsLike, write_held
@@ -110,12 +110,18 @@ def evaluate(
     """
     record = benchmark(task)
     named = {**named_gates(gates), **named_gates(cast("GatesLike", options.pop("gate", ())))}
-    how = replace(record.ask_options(asking, seed=seed), **_own(record, options))
+    how = record.ask_options(asking, seed=seed)
+    record.ask_options(options)  # refuses a name that is none of its options
+    changed: dict[str, Any] = dict(options)
     folder = as_path(out)
     if force:
-        remove_evaluation(folder)
-    paths, beside = _files(data, folder, how)
-    how = replace(how, **beside)
+        if ranks().rank == 0:
+            remove_evaluation(folder)
+        barrier()  # nobody looks at the folder before
+    paths = _files(data, folder)
+    if paths == [folder / ROWS] and getattr(how, "images", 0) is None:
+        changed.setdefault("images", Path())  # of rows in memory, images start from the current folder
+    how = replace(how, **changed)
     model = as_model(model)
     _check_gates(model, named)
     limit = batch_tokens or pick_batch_tokens(model.device)
@@ -166,26 +172,19 @@ def evaluate(
     return Evaluation(summary)
 
 
-def _own(record: Benchmark, options: Mapping[str, object]) -> dict[str, Any]:
-    """Return options of a benchmark that were given by name; TruthHeadsError for a name that it does not have."""
-    record.ask_options(options)
-    return dict(options)
-
-
 def remove_evaluation(folder: Path) -> None:
     """Remove what an earlier evaluation wrote into a folder; other files stay."""
     for file in [*files_of(folder / NAME), folder / SETTINGS, folder / SUMMARY, folder / ROWS]:
         file.unlink(missing_ok=True)
 
 
-def _files(data: FilesLike, folder: Path, how: AskOptions) -> tuple[list[Path], dict[str, Any]]:
-    """Return the files to read, and an option for rows in memory: their images start from the current folder."""
+def _files(data: FilesLike, folder: Path) -> list[Path]:
+    """Return the files to read; rows in memory are written into the folder first."""
     if isinstance(data, str | Path):
-        return [as_path(data)], {}
+        return [as_path(data)]
     if isinstance(data, Sequence) and all(isinstance(one, str | Path) for one in data):
-        return [as_path(cast("str | Path", path)) for path in data], {}
-    written = write_held(folder / ROWS, data)
-    return [written], {"images": Path()} if getattr(how, "images", 0) is None else {}
+        return [as_path(cast("str | Path", path)) for path in data]
+    return [write_held(folder / ROWS, data)]
 
 
 def named_gates(gates: GatesLike) -> dict[str, Gate]:

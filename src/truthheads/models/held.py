@@ -47,8 +47,8 @@ def load(
             ``smollm2:reader`` or ``smollm2:vision``; or the folder or hub id of a PEFT adapter, which is merged into
             its base: into the weights beside it, else into the model that it names. Or a network in memory: a
             ``PreTrainedModel``, also inside a PEFT model.
-        tokenizer: Of a network in memory; a processor is taken, too, and its tokenizer used.
-        processor: Of a network in memory that takes images.
+        tokenizer: Tokenizer of a network in memory; a processor is taken, too, and its tokenizer used.
+        processor: Processor of a network in memory that takes images.
         device: ``auto`` (the first accelerator, else the CPU) or a torch device.
         dtype: ``auto`` (bf16 where the hardware has it, else fp32), ``bf16``, ``fp16`` or ``fp32``.
         device_map: For a model that is too large for one device: ``auto``, ``balanced`` or ``sequential``, or which

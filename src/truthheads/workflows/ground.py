@@ -22,6 +22,7 @@ from truthheads.models.adapters import find_adapter
 from truthheads.models.answer_logprobs import group_numbers
 from truthheads.models.forward import Progress
 from truthheads.models.held import ModelLike, name_of
+from truthheads.models.held import load as load_held
 from truthheads.models.load import PACKAGES, Loading, Model, load
 from truthheads.reporting.report import write_report
 from truthheads.results.evaluation import SUMMARY, EvaluationResult
@@ -137,8 +138,10 @@ def ground(
     held, model = (model if isinstance(model, Model) else None), name_of(model)
     folder = as_path(out)
     steps = Steps(folder, tell)
+    if held is not None:
+        load_held(held, **loading)  # which refuses settings of loading beside what is loaded
     network = _LazyModel(lambda: held or load(model, **loading))
-    load_in = loading.get("load_in")
+    load_in = held.load_in if held is not None and held.load_in in PACKAGES else loading.get("load_in")
     to, exported = _export_as(model, folder, load_in)
     rows, named = _rows(data, how), address(as_path(data)) if isinstance(data, str | Path) else "rows in memory"
     # The files of the steps name the same images, from another folder.
