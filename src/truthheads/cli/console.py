@@ -134,7 +134,7 @@ class _Announced(MetaPathFinder):
     def find_spec(self, fullname: str, path: object = None, target: object = None) -> None:
         if fullname in HEAVY and not self.said:
             self.said = True
-            if _first():
+            if _first() and err.is_terminal:  # where standard error is read by a program, an error is two lines
                 err.print("loading …", style="dim")
 
 

@@ -290,15 +290,12 @@ def _answered(record: "Benchmark") -> tuple[Callable[..., None], Parameters, str
     }
 
     def run(*, answers: list[Path], data: list[Path], out: Path, force: bool, json: bool, **given: Any) -> None:
-        from truthheads.storage.files import check_new, check_target
-
-        for name in ("summary.json", "predictions.jsonl"):
-            check_new(out / name, force=force)
         from truthheads.evaluation.external import score_answers
+        from truthheads.storage.files import check_target
 
         how = _options_given(elsewhere.options, given)
         check_target(out / "predictions.jsonl")
-        _tell(score_answers(record.name, answers, data, out=out, how=how, seed=how.seed), out, json)
+        _tell(score_answers(record.name, answers, data, out=out, how=how, seed=how.seed, force=force), out, json)
 
     example = f"truthheads evaluate {ANSWERS} {record.name} answers.jsonl --data rows.jsonl"
     return run, parameters, elsewhere.about, example

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from truthheads.choices import Norm, Site, TuneMethod
+from truthheads.choices import Norm, Site, TuneMethod, renamed
 from truthheads.data.answers import describe_data
 from truthheads.data.cautions import cannot_choose, data_cautions
 from truthheads.data.held import QuestionsLike
@@ -24,7 +24,6 @@ from truthheads.models.hooks import check_factors
 from truthheads.models.load import Model
 from truthheads.models.neutral_text import measure_harm, neutral_ids
 from truthheads.models.prompts import Encoded, encode, with_images
-from truthheads.old_words import renamed
 from truthheads.results.gate import Gate
 from truthheads.results.scores import Scores, ScoresLike, as_scores
 from truthheads.results.tuning import CandidateNotes, CandidateResult, FrontierRow, TuneMeta, Tuning, TuningResult
