@@ -253,7 +253,16 @@ LOADS = re.compile(r"<(?:script|link|img|iframe|object|embed)\b[^>]*(?:src|href|
 def test_plots(planted: Path, rows: Path, tmp_path: Path) -> None:
     for suffix in ("html", "png", "svg"):
         found = scored(
-            planted, "--data", rows, "--out", tmp_path / "s", "--limit", "10", "--plot", tmp_path / f"heads.{suffix}"
+            planted,
+            "--data",
+            rows,
+            "--out",
+            tmp_path / "s",
+            "--force",
+            "--limit",
+            "10",
+            "--plot",
+            tmp_path / f"heads.{suffix}",
         )
         assert found["plot"] == str(tmp_path / f"heads.{suffix}")
     page = (tmp_path / "heads.html").read_text(encoding="utf-8")

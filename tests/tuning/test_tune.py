@@ -249,7 +249,7 @@ def test_bad_input_is_one_clear_error(planted: "Model") -> None:
         (GateError, "made from scores", lambda: tune(planted, questions, method="grid")),
         (GateError, "guard", lambda: tune(planted, questions, guard=0.0)),
         (GateError, "bounds", lambda: tune(planted, questions, schedule=Schedule(low=1.5))),
-        (ShapeError, "does not fit", lambda: tune(planted, questions, target=Gate(torch.ones(3, 4)))),
+        (ShapeError, "does not fit", lambda: tune(planted, questions, base_gate=Gate(torch.ones(3, 4)))),
     ]
     for kind, words, attempt in attempts:
         with pytest.raises(kind, match=words):
@@ -262,7 +262,7 @@ def test_a_relatives_gate_is_where_learning_starts(planted: "Model") -> None:
     tuning = tune(
         planted,
         planted_questions(24),
-        target=Gate(target),
+        base_gate=Gate(target),
         guard=0.5,
         schedule=Schedule(epochs=1, rate=1e-4, pull=10.0),
     )

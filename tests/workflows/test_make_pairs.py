@@ -185,7 +185,7 @@ def test_the_command_writes_a_question_file(tmp_path: Path) -> None:
     counts = json.loads(result.stdout)["counts"]
     assert sum(counts.values()) == 20 and counts["left out"] == 0
     assert all(len(row.answers) == 2 for row in read_questions(out))
-    shown = run("data", "pairs", tmp_path / "half.jsonl", "--strategy", "swap", "--out", out)
+    shown = run("data", "pairs", tmp_path / "half.jsonl", "--strategy", "swap", "--out", out, "--force")
     assert shown.exit_code == 0 and "form probe" in shown.output
-    bad = run("data", "pairs", tmp_path / "half.jsonl", "--out", out)
+    bad = run("data", "pairs", tmp_path / "half.jsonl", "--out", out, "--force")
     assert bad.exit_code == 2 and "asks a model" in bad.stderr

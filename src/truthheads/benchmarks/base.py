@@ -89,7 +89,7 @@ class AnswerOptions:
     """
 
     limit: int | None = field(default=None, metadata=help_text("Rows of each file to read at most."))
-    seed: int = field(default=0, metadata=help_text("Random seed."))
+    seed: int = field(default=0, metadata=help_text("Random seed of controls, samples, intervals."))
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,14 @@
 import codecs
 import contextlib
 import functools
+import inspect
 import io
 import os
 import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
@@ -19,8 +21,10 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.segment import Segment
 from rich.table import Table
 
+from truthheads.cli.options import Force
 from truthheads.errors import ActivationError, NotFirstRank, TruthHeadsError, out_of_memory
 from truthheads.storage.distributed import check_launched, meet, ranks
+from truthheads.storage.files import as_path
 
 if TYPE_CHECKING:
     from truthheads.stats.figures import FigureJson
@@ -57,13 +61,13 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
     """Turn an error raised on purpose into two lines and exit code 2, and Ctrl-C into one line and 130.
 
     Lack of memory, anywhere, is reported in the same way. Of several processes, all but the first end here when their
-    share is done.
+    share is done. In what is given, ``~`` at the beginning becomes the home folder: shells leave it in ``--out=~/x``.
     """
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return command(*args, **kwargs)
+            return command(*args, **{name: _at_home(value) for name, value in kwargs.items()})  # type: ignore[arg-type]
         except TruthHeadsError as error:
             if out_of_memory(error) and not isinstance(error, ActivationError):  # it was taken for something else
                 _refuse_for_memory(error)
@@ -82,6 +86,15 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
             raise typer.Exit(2) from error
 
     return run
+
+
+def _at_home(value: object) -> object:
+    """Return a value of an option with ``~`` at its beginning as the home folder; also in a list."""
+    if isinstance(value, list):
+        return [_at_home(one) for one in value]
+    if isinstance(value, Path):
+        return as_path(value)
+    return str(as_path(value)) if isinstance(value, str) and value.startswith("~/") else value
 
 
 def multi_process(command: Callable[P, R]) -> Callable[P, R]:
@@ -113,6 +126,28 @@ def _refuse(problem: str, fix: str) -> None:
     err.print(f"[bold]do:[/] {escape(' '.join(fix.split()))}")
 
 
+class _Announced(MetaPathFinder):
+    """Says that libraries are being loaded at the moment when the first large one is asked for; finds nothing."""
+
+    said = False
+
+    def find_spec(self, fullname: str, path: object = None, target: object = None) -> None:
+        if fullname in HEAVY and not self.said:
+            self.said = True
+            if _first() and err.is_terminal:  # where standard error is read by a program, an error is two lines
+                err.print("loading …", style="dim")
+
+
+HEAVY = ("torch", "transformers", "scipy")
+"""Libraries whose import takes seconds on a machine that has not just read them."""
+
+
+def announce_loading() -> None:
+    """Print a line when large libraries begin to load, so that nobody waits for seconds before an empty screen."""
+    if not any(name in sys.modules for name in HEAVY) and "_TRUTHHEADS_COMPLETE" not in os.environ:
+        sys.meta_path.insert(0, _Announced())
+
+
 def escape_unknown() -> None:
     """Print characters that standard output cannot encode as numeric escapes, as in JSON, instead of failing.
 
@@ -132,19 +167,30 @@ def _escaped(error: UnicodeError) -> tuple[str, int]:
 
 
 def exclusive_output(*beside: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Lock ``--out`` and the named files beside it against other commands while this one runs."""
+    """Lock ``--out`` and the named files beside it against other commands while this one runs.
+
+    The command gets the option ``--force``: without it, what is there already is not replaced.
+    """
 
     def decorate(command: Callable[P, R]) -> Callable[P, R]:
+        signature = inspect.signature(command)
+        own = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in signature.parameters.values()]
+        at = 1 + next(at for at, one in enumerate(own) if one.name == "out")
+        force = inspect.Parameter("force", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Force)
+
         @functools.wraps(command)
         def run(*args: P.args, **kwargs: P.kwargs) -> R:
-            from truthheads.storage.files import check_target
+            from truthheads.storage.files import check_new, check_target
             from truthheads.storage.output_lock import locked_output
 
-            out = Path(str(kwargs["out"]))
+            out, forced = Path(str(kwargs["out"])), bool(kwargs.pop("force", False))
             check_target(out)
             with locked_output(out, *(out.with_name(name) for name in beside)):
+                check_new(out, force=forced, unfinished=out.with_name(f"{out.name}.partial"))
                 return command(*args, **kwargs)
 
+        run.__signature__ = signature.replace(parameters=[*own[:at], force, *own[at:]])  # type: ignore[attr-defined]
+        run.__annotations__ = {**command.__annotations__, "force": Force}
         return run
 
     return decorate

@@ -9,7 +9,7 @@ from truthheads.choices import Generated, PairStrategy, Split
 from truthheads.cli import console
 from truthheads.cli.console import exclusive_output, guarded
 from truthheads.cli.help import MODEL, OUTPUT, RUN
-from truthheads.cli.options import How, Images, Json, Limit, Seed, SkipBadRows, loads_model
+from truthheads.cli.options import Force, How, Images, Json, Limit, SkipBadRows, loads_model, seed_of
 
 
 @guarded
@@ -17,7 +17,8 @@ def make(
     what: Annotated[Generated, typer.Argument(help="Kind of rows to generate.")],
     rows: Annotated[int, typer.Option(metavar="N", min=1, rich_help_panel=RUN, help="Number of rows.")],
     out: Annotated[Path, typer.Option(rich_help_panel=OUTPUT, help="Folder to write to.")],
-    seed: Seed = 0,
+    force: Force = False,
+    seed: Annotated[int, seed_of("names, facts and scenes")] = 0,
     kinds: Annotated[
         str | None,
         typer.Option(rich_help_panel=RUN, help="For text, a comma-separated list of: absent, distractor, memory."),
@@ -26,16 +27,18 @@ def make(
         int, typer.Option(metavar="N", min=1, max=8, rich_help_panel=RUN, help="For text, facts per context.")
     ] = 4,
     split: Annotated[
-        Split, typer.Option(rich_help_panel=RUN, help="Which split; no name or fact occurs in two splits.")
+        Split,
+        typer.Option(metavar="NAME", rich_help_panel=RUN, help="Split: train, dev or test; no name or fact is in two."),
     ] = "test",
     json: Json = False,
 ) -> None:
     """Generate questions about invented people, places and things, or scenes with their questions."""
-    from truthheads.storage.files import dumps
+    from truthheads.storage.files import check_new, dumps
     from truthheads.storage.output_lock import locked_folder
 
     written: list[Path]
     with locked_folder(out):
+        check_new(out / "questions.jsonl", force=force)
         if what == "text":
             from truthheads.data.questions import write_questions
             from truthheads.synthetic.text import KINDS, make_text
@@ -69,13 +72,15 @@ def pairs(
     strategy: Annotated[
         PairStrategy,
         typer.Option(
-            rich_help_panel=RUN, help="Untruthful answers: the model's own without the context, another row's, or both."
+            metavar="NAME",
+            rich_help_panel=RUN,
+            help="Untruthful answers: closed-book (the model's, without the context), swap (another row's) or both.",
         ),
     ] = "both",
     images: Images = None,
     limit: Limit = None,
     skip_bad_rows: SkipBadRows = False,
-    seed: Seed = 0,
+    seed: Annotated[int, seed_of("the choice among answers of like form")] = 0,
     *,
     how: How,
     json: Json = False,

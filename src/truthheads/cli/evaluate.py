@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_origin
 
 import typer
 from rich.markup import escape
@@ -17,7 +17,7 @@ from typer.core import TyperCommand, TyperGroup
 from truthheads.cli import console
 from truthheads.cli.console import guarded, multi_process
 from truthheads.cli.help import DATA, OUTPUT, RUN, Command, add_command
-from truthheads.cli.options import LOADING, BatchTokens, Json, ModelName
+from truthheads.cli.options import LOADING, BatchTokens, Force, Json, ModelName
 from truthheads.storage.distributed import ranks
 
 if TYPE_CHECKING:
@@ -45,12 +45,17 @@ OutFolder = Annotated[
     Path, typer.Option(rich_help_panel=OUTPUT, metavar="DIR", help="Folder for predictions and summary.")
 ]
 
+Restart = Annotated[
+    bool, typer.Option("--force", rich_help_panel=OUTPUT, help="Remove an earlier evaluation from --out first.")
+]
+
 HarnessTask = Annotated[str, typer.Argument(metavar="NAME", help="The task's name in lm-evaluation-harness.")]
 
 AnswerFiles = Annotated[list[Path], typer.Argument(metavar="ANSWERS...", help="Files of answers.", show_default=False)]
 
 COMMON: dict[str, tuple[Any, Any]] = {
     "out": (OutFolder, Path("evaluation")),
+    "force": (Restart, False),
     "gate": (
         Annotated[list[Path] | None, typer.Option(rich_help_panel=RUN, metavar="FILE", help="Gate file; repeatable.")],
         None,
@@ -202,7 +207,7 @@ def _own_options(options: "type[AnswerOptions]") -> Parameters:
             kind, default = str, ",".join(map(str, default))
         panel = DATA if one.name in OF_DATA else RUN
         names = [f"--{one.name.replace('_', '-')}"] if default is False else []  # without the name that changes nothing
-        shown = METAVARS.get(kind)
+        shown = "NAME" if get_origin(kind) is Literal else METAVARS.get(kind)
         option = typer.Option(*names, metavar=shown, rich_help_panel=panel, help=one.metadata["help"], **least)
         found[one.name] = (Annotated[kind, option], default)
     return found
@@ -264,7 +269,7 @@ def _asked(record: "Benchmark") -> tuple[Callable[..., None], Parameters, str, s
                 progress=progress,
                 **given,
             )
-        _tell(summary, out, json)
+        _tell(summary.result, out, json)
 
     if harness:
         return run, parameters, record.about, f"truthheads evaluate {record.name} arc_easy smollm2 --limit 100"
@@ -279,17 +284,18 @@ def _answered(record: "Benchmark") -> tuple[Callable[..., None], Parameters, str
         "answers": (AnswerFiles, inspect.Parameter.empty),
         "data": _data(record),
         "out": (OutFolder, Path("evaluation")),
+        "force": (Force, False),
         **_own_options(elsewhere.options),
         "json": (Json, False),
     }
 
-    def run(*, answers: list[Path], data: list[Path], out: Path, json: bool, **given: Any) -> None:
+    def run(*, answers: list[Path], data: list[Path], out: Path, force: bool, json: bool, **given: Any) -> None:
         from truthheads.evaluation.external import score_answers
         from truthheads.storage.files import check_target
 
         how = _options_given(elsewhere.options, given)
         check_target(out / "predictions.jsonl")
-        _tell(score_answers(record.name, answers, data, out=out, how=how, seed=how.seed), out, json)
+        _tell(score_answers(record.name, answers, data, out=out, how=how, seed=how.seed, force=force), out, json)
 
     example = f"truthheads evaluate {ANSWERS} {record.name} answers.jsonl --data rows.jsonl"
     return run, parameters, elsewhere.about, example
@@ -439,19 +445,14 @@ def read_numbers(name: str, text: str) -> tuple[int, ...]:
 
 
 def read_gates(paths: list[Path]) -> "dict[str, Gate]":
-    """Return gates under their files' names; folders are added where two files share one.
+    """Return gates under their files' names, or those of folders where two files share one.
 
     Raises:
         ArtifactError, GateError: A file is no gate.
     """
-    from truthheads.results.gate import Gate
+    from truthheads.evaluation.evaluate import named_gates
 
-    names = [path.stem for path in paths]
-    if len(set(names)) < len(names):
-        names = ["-".join([*path.parts[-2:-1], path.stem]) for path in paths]
-    if len(set(names)) < len(names):
-        names = [f"{name}-{at}" for at, name in enumerate(names, start=1)]
-    return {name: Gate.load(path) for name, path in zip(names, paths, strict=True)}
+    return named_gates(paths)
 
 
 def show(summary: "EvaluationResult") -> None:

@@ -19,10 +19,10 @@ from truthheads.cli.options import (
     Limit,
     ModelName,
     Neutral,
-    Seed,
     SkipBadRows,
     Truncate,
     loads_model,
+    seed_of,
 )
 from truthheads.stats.thresholds import GATE_HARM_NATS, GROUND_TEST_SHARE
 
@@ -62,7 +62,7 @@ def ground(
     limit: Limit = None,
     skip_bad_rows: SkipBadRows = False,
     batch_tokens: BatchTokens = None,
-    seed: Seed = 0,
+    seed: Annotated[int, seed_of("split, learning, controls and intervals")] = 0,
     *,
     how: How,
     json: Json = False,
@@ -102,7 +102,7 @@ def ground(
     if json:
         typer.echo(dumps({**result, "out": str(out)}))
     else:
-        _show(result, out)
+        _show(result.result, out)
 
 
 STEPS = {

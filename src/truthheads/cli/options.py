@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -9,6 +10,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from truthheads.cli.help import DATA, MODEL, OUTPUT, RUN
+from truthheads.storage.distributed import ranks
 
 # --- the model -------------------------------------------------------------------------------------------------------
 
@@ -88,12 +90,29 @@ BatchTokens = Annotated[
     typer.Option(metavar="N", min=1, rich_help_panel=RUN, help="Padded tokens per batch (default: by device)."),
 ]
 
-Seed = Annotated[int, typer.Option(metavar="N", min=0, rich_help_panel=RUN, help="Random seed.")]
+
+def seed_of(what: str) -> Any:
+    """Return the option ``--seed`` of a command.
+
+    Args:
+        what: What the command draws at random.
+    """
+    return typer.Option(metavar="N", min=0, rich_help_panel=RUN, help=f"Random seed of {what}.")
+
+
+def _unused(seed: int | None) -> int | None:
+    if seed is not None and ranks().rank == 0:
+        print("note: --seed has no effect here and was left out: nothing is drawn at random", file=sys.stderr)  # noqa: T201
+    return seed
+
 
 IdleSeed = Annotated[
-    int, typer.Option(metavar="N", min=0, hidden=True, help="Random seed; this command draws nothing at random.")
+    int | None,
+    typer.Option(
+        metavar="N", min=0, hidden=True, callback=_unused, help="Random seed; this command draws nothing at random."
+    ),
 ]
-"""For commands that take ``--seed`` as all do, but have no use for it."""
+"""For commands without anything random: ``--seed`` is not shown, and still accepted, with a note."""
 
 Guard = Annotated[
     float,
@@ -104,6 +123,10 @@ Guard = Annotated[
 
 Json = Annotated[
     bool, typer.Option("--json", rich_help_panel=OUTPUT, help="Print the result as one JSON object and nothing else.")
+]
+
+Force = Annotated[
+    bool, typer.Option("--force", rich_help_panel=OUTPUT, help="Replace what --out names, if it is there.")
 ]
 
 Top = Annotated[int, typer.Option(metavar="N", min=1, rich_help_panel=OUTPUT, help="Heads to list in the table.")]

@@ -8,7 +8,7 @@ import typer
 from truthheads.cli import console
 from truthheads.cli.console import guarded
 from truthheads.cli.help import DATA, MODEL, OUTPUT, RUN
-from truthheads.cli.options import How, Json, Seed, loads_model
+from truthheads.cli.options import How, IdleSeed, Json, loads_model, seed_of
 
 if TYPE_CHECKING:
     from truthheads.models.load import Loading
@@ -24,7 +24,7 @@ def demo(
     rows: Annotated[
         int, typer.Option(metavar="N", min=60, rich_help_panel=DATA, help="Number of questions to generate.")
     ] = 180,
-    seed: Seed = 0,
+    seed: Annotated[int, seed_of("rows, folds, learning and intervals")] = 0,
     json: Json = False,
 ) -> None:
     """Run everything on SmolLM2 and two descendants: scores, lineage, evidence, gates, evaluation, report."""
@@ -42,7 +42,7 @@ def demo(
         found = {"scores": scores, "comparison": made["comparison"], "evaluations": made["evaluations"]}
         typer.echo(dumps({**found, "out": str(out)}))
         return
-    _show(scores, made)
+    _show(cast("dict[str, Any]", scores), made)
     console.written(out / "report.html")
 
 
@@ -83,6 +83,7 @@ def reproduce(
     out: Annotated[
         Path | None, typer.Option(rich_help_panel=OUTPUT, help="Folder to write to (default: reproduced/RECIPE).")
     ] = None,
+    seed: IdleSeed = None,
     *,
     how: How,
     json: Json = False,

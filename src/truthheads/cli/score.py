@@ -13,6 +13,7 @@ from truthheads.cli.options import (
     BatchTokens,
     Chat,
     Data,
+    Force,
     How,
     IdleSeed,
     Images,
@@ -20,12 +21,12 @@ from truthheads.cli.options import (
     Limit,
     ModelName,
     Remote,
-    Seed,
     SkipBadRows,
     SkipMissing,
     Top,
     Truncate,
     loads_model,
+    seed_of,
 )
 
 if TYPE_CHECKING:
@@ -38,14 +39,17 @@ def inspect_model(
     out: Annotated[
         Path | None, typer.Option(rich_help_panel=OUTPUT, help="File that gets the JSON result as well.")
     ] = None,
-    seed: IdleSeed = 0,
+    force: Force = False,
+    seed: IdleSeed = None,
     json: Json = False,
     trust_remote_code: Remote = False,
 ) -> None:
     """Show where a model's heads are, from its configuration alone."""
     from truthheads.models.load import inspect
-    from truthheads.storage.files import dumps, write_json
+    from truthheads.storage.files import check_new, dumps, write_json
 
+    if out is not None:
+        check_new(out, force=force)
     found = inspect(model, trust_remote_code=trust_remote_code).json()
     if out is not None:
         write_json(out, found)
@@ -73,9 +77,16 @@ def score(
     out: Annotated[Path, typer.Option(rich_help_panel=OUTPUT, help="Score file to write.")] = Path(
         "scores.safetensors"
     ),
-    method: Annotated[ScoreMethod, typer.Option(rich_help_panel=RUN, help="How heads are scored.")] = "probe",
-    probe: Annotated[Probe, typer.Option(rich_help_panel=RUN, help="Probe solver (paper: as released).")] = "newton",
-    folds: Annotated[Folds, typer.Option(rich_help_panel=RUN, help="Probe folds (paper: as released).")] = "grouped",
+    method: Annotated[
+        ScoreMethod,
+        typer.Option(metavar="NAME", rich_help_panel=RUN, help="Method: probe, attribution or evidence."),
+    ] = "probe",
+    probe: Annotated[
+        Probe, typer.Option(metavar="NAME", rich_help_panel=RUN, help="Solver: newton, or paper (as released).")
+    ] = "newton",
+    folds: Annotated[
+        Folds, typer.Option(metavar="NAME", rich_help_panel=RUN, help="Folds: grouped, or paper (as released).")
+    ] = "grouped",
     chat: Chat = False,
     truncate: Truncate = False,
     share_prefix: Annotated[
@@ -99,7 +110,7 @@ def score(
     limit: Limit = None,
     skip_bad_rows: SkipBadRows = False,
     batch_tokens: BatchTokens = None,
-    seed: Seed = 0,
+    seed: Annotated[int, seed_of("folds, intervals and shuffled labels")] = 0,
     *,
     how: How,
     json: Json = False,
@@ -141,11 +152,11 @@ def score(
             progress=progress,
         )
     scores.save(out)
-    shutil.rmtree(work, ignore_errors=True)
     result, written = summarise_scores(scores, top=top), {"out": str(out)}
     if plot is not None:
         save_chart(scores.chart(), plot)
         written["plot"] = str(plot)
+    shutil.rmtree(work, ignore_errors=True)  # last: while it is there, the same command goes on
     if json:
         typer.echo(dumps({**result, **written}))
     else:

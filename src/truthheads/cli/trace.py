@@ -18,12 +18,12 @@ from truthheads.cli.options import (
     Json,
     Limit,
     ModelName,
-    Seed,
     SkipBadRows,
     SkipMissing,
     Top,
     Truncate,
     loads_model,
+    seed_of,
 )
 
 if TYPE_CHECKING:
@@ -43,7 +43,8 @@ def trace(
     ] = None,
     out: Annotated[Path, typer.Option(rich_help_panel=OUTPUT, help="Trace file to write.")] = Path("trace.safetensors"),
     position: Annotated[
-        Position, typer.Option(rich_help_panel=OUTPUT, help="Token to show: last of the answer or question.")
+        Position,
+        typer.Option(metavar="NAME", rich_help_panel=OUTPUT, help="Token to show: last of the answer or question."),
     ] = "answer",
     untruthful: Annotated[
         bool, typer.Option("--untruthful", rich_help_panel=RUN, help="Also trace the untruthful answer's last token.")
@@ -68,7 +69,7 @@ def trace(
     skip_bad_rows: SkipBadRows = False,
     skip_missing: SkipMissing = False,
     batch_tokens: BatchTokens = None,
-    seed: Seed = 0,
+    seed: Annotated[int, seed_of("intervals and permutation tests")] = 0,
     *,
     how: How,
     json: Json = False,
@@ -113,7 +114,6 @@ def trace(
             progress=progress,
         )
     found.save(out)
-    shutil.rmtree(work, ignore_errors=True)
     result, written = summarise_trace(found, top=top), {"out": str(out)}
     if plot is not None:
         save_chart(found.chart(), plot)
@@ -122,6 +122,7 @@ def trace(
         drawn = draw(loaded, questions, found, rows=picture_rows, chat=chat, truncate=truncate)
         write_pictures(pictures, drawn)
         written["pictures"] = str(pictures)
+    shutil.rmtree(work, ignore_errors=True)  # last: while it is there, the same command goes on
     if json:
         typer.echo(dumps({**result, **written}))
     else:

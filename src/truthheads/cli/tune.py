@@ -24,10 +24,10 @@ from truthheads.cli.options import (
     Limit,
     ModelName,
     Neutral,
-    Seed,
     SkipBadRows,
     SkipMissing,
     Truncate,
+    seed_of,
     takes,
 )
 from truthheads.stats.thresholds import GATE_HARM_NATS
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from truthheads.stats.figures import FigureJson
     from truthheads.tuning.learn import Schedule
 
-Out = Annotated[Path, typer.Option(rich_help_panel=OUTPUT, help="Gate file; tuning.json is written beside it.")]
+Out = Annotated[Path, typer.Option(rich_help_panel=OUTPUT, help="Gate file, with tuning.json beside it.")]
 
 Plot = Annotated[Path | None, typer.Option(rich_help_panel=OUTPUT, help="Chart of the frontier: .html, .png or .svg.")]
 
@@ -56,7 +56,7 @@ COMMON: Group = {
     "skip_bad_rows": (SkipBadRows, False),
     "skip_missing": (SkipMissing, False),
     "batch_tokens": (BatchTokens, None),
-    "seed": (Seed, 0),
+    "seed": (Annotated[int, seed_of("split, order, samples and intervals")], 0),
     "json": (Json, False),
 }
 """What every way of tuning takes."""
@@ -84,7 +84,7 @@ class Common(TypedDict):
 class Own(TypedDict, total=False):
     """What one way of tuning takes for itself; see :func:`truthheads.tune`."""
 
-    target: "Gate | None"
+    base_gate: "Gate | None"
     schedule: "Schedule"
     site: Site
     dev_share: float
@@ -105,7 +105,10 @@ def learn(
     base_gate: Annotated[
         Path | None, typer.Option(rich_help_panel=RUN, help="Gate to start from and to stay close to (--pull).")
     ] = None,
-    site: Annotated[Site, typer.Option(rich_help_panel=RUN, help="Scale each head's z, or output blocks.")] = "z",
+    site: Annotated[
+        Site,
+        typer.Option(metavar="NAME", rich_help_panel=RUN, help="Site: z (the heads' own outputs) or output."),
+    ] = "z",
     epochs: Annotated[
         int, typer.Option(metavar="N", min=1, rich_help_panel=RUN, help="Passes over the questions at most.")
     ] = 5,
@@ -129,7 +132,7 @@ def learn(
         how,
         "learn",
         lambda: {
-            "target": None if base_gate is None else Gate.load(base_gate),
+            "base_gate": None if base_gate is None else Gate.load(base_gate),
             "site": site,
             "schedule": Schedule(epochs=epochs, rate=rate, pull=pull, low=low, high=high),
             "dev_share": dev_share,

@@ -32,7 +32,7 @@ class Answer(NamedTuple):
     truthful: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Question:
     """One row of a question file.
 
@@ -64,6 +64,12 @@ class Question:
     aliases: tuple[str, ...] = field(default=(), compare=False)  # two rows are equal where what is scored is
     untruthful_aliases: tuple[str, ...] = field(default=(), compare=False)
 
+    def __repr__(self) -> str:
+        told = {"question": self.question, "truthful": self.truthful, "untruthful": self.untruthful}
+        parts = [f"{name}={_shortened(text)!r}" for name, text in told.items() if text is not None]
+        about = [f"context of {len(self.context):,} characters"] if self.context else []
+        return f"Question({', '.join([repr(self.id), *parts, *about, *([] if self.image is None else ['an image'])])})"
+
     @property
     def alike(self) -> bool:
         """Whether the untruthful answer is the truthful one, or an alias of it, but for case, punctuation, articles."""
@@ -83,6 +89,10 @@ class Question:
         parts = (self.context, self.question, self.truthful or "", self.untruthful or "", Path(self.image or "").name)
         text = "\x1f".join(parts).encode()
         return int.from_bytes(hashlib.sha256(text).digest()[:8], "big", signed=True)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 class RowsOnDisk:
@@ -250,6 +260,11 @@ class Questions(QuestionRows):
         super().__init__(rows)
         self.alike = alike_rows(self) if alike is None else alike
         self.layout, self.path, self.sha256, self.skipped, self.note = layout, path, sha256, skipped, note
+
+    def __repr__(self) -> str:
+        of = [self.layout or "questions", *([repr(Path(self.path).name)] if self.path else [])]
+        left = [f"{self.skipped} bad rows left out"] if self.skipped else []
+        return f"Questions({', '.join([f'{len(self)} rows', *of, *left])})"
 
     @property
     def cautions(self) -> list[str]:

@@ -6,12 +6,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from truthheads.data.contradictions import Said, hashed
+from truthheads.data.held import QuestionsLike, RowsLike, held_rows
 from truthheads.data.images import image_path
 from truthheads.data.passages import Joined, join_passages
-from truthheads.data.questions import Question, Questions, normalised_text, occurrences
+from truthheads.data.questions import Question, QuestionRows, Questions, normalised_text, occurrences
 from truthheads.data.same_answers import same_answer
 from truthheads.data.tables import Row, address, on_hub, read_rows
 from truthheads.errors import DataError
@@ -338,20 +339,44 @@ IMAGE_PATH_RULE = (
 )
 
 
+def as_questions(data: QuestionsLike, *, halves: bool = False) -> Sequence[Question]:
+    """Return the questions that a person means: those given, or those of a file, a table or rows in memory.
+
+    Args:
+        data: Questions, or anything that :func:`read_questions` reads.
+        halves: As there.
+
+    Raises:
+        DataError: It is none of these, or a row cannot be used.
+    """
+    paired = getattr(data, "questions", None)  # what make_pairs returned; a DataFrame may have such a column
+    given = paired if isinstance(paired, list) else data
+    if isinstance(given, QuestionRows):
+        return given
+    if isinstance(given, Sequence) and not isinstance(given, str) and all(isinstance(one, Question) for one in given):
+        return cast("Sequence[Question]", given)
+    return read_questions(cast("RowsLike", given), halves=halves)
+
+
+IN_MEMORY = Path("rows in memory")
+"""What stands for the file where there is none; relative paths of images start from the current folder."""
+
+
 def read_questions(
-    path: str | Path,
+    path: RowsLike,
     *,
     limit: int | None = None,
     skip_bad_rows: bool = False,
     images: str | Path | None = None,
     halves: bool = False,
 ) -> Questions:
-    """Read questions from a JSONL, JSON, CSV or Parquet file of any known layout, or from a data set on the hub.
+    """Read questions from a file of any known layout, from a data set on the hub, or from rows in memory.
 
     Rows are read one at a time and, from 20,000 on, kept in a temporary file instead of memory.
 
     Args:
-        path: The file, or ``hf://datasets/OWNER/NAME[@REVISION][/FILE][?split=…&config=…]``, which is streamed.
+        path: A JSONL, JSON, CSV or Parquet file, or ``hf://datasets/OWNER/NAME[@REVISION][/FILE][?split=…&config=…]``,
+            which is streamed. Or rows in memory: dictionaries, a DataFrame, a ``datasets.Dataset``.
         limit: Read the first so many good rows; None reads all.
         skip_bad_rows: Leave bad rows out and count them instead of raising.
         images: Folder that image paths start from; None: the file's own.
@@ -367,15 +392,16 @@ def read_questions(
             skipped); the message names file, line and field. Always where the same answer to the same question with
             the same context and image is truthful in one row and untruthful in another: both rows are named.
     """
-    path = Path(path)
+    held = None if isinstance(path, str | Path) else held_rows(path)
+    path = Path(path).expanduser() if isinstance(path, str | Path) else IN_MEMORY
     layout: Layout | None = None
-    questions, streamed = Questions(path=address(path)), on_hub(path)
+    questions, streamed = Questions(path=address(path) if held is None else ""), held is not None or on_hub(path)
     seen: set[int] = set()
     said, word = Said(), "row"
     rows = hashlib.sha256()
     skipped = 0
     unknown: DataError | None = None
-    for row in read_rows(path):
+    for row in read_rows(path) if held is None else held:
         if limit is not None and len(questions) >= limit:
             break
         try:

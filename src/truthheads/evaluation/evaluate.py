@@ -1,16 +1,18 @@
 """Evaluate a model, ungated and under gates and their controls: predictions first, figures from them alone."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import torch
 
 from truthheads.benchmarks.base import AskOptions, Prediction
 from truthheads.benchmarks.registry import benchmark
 from truthheads.data.answers import same_data
+from truthheads.data.held import QuestionsLike, write_held
 from truthheads.errors import ArtifactError, GateError
 from truthheads.evaluation.ask import PreparedBenchmark, prepare_benchmark
 from truthheads.evaluation.lm_eval import Harness
@@ -27,37 +29,49 @@ from truthheads.models.forward import (
     shares_prefix,
 )
 from truthheads.models.generate import SharedPrefix, answer, check_finite
+from truthheads.models.held import ModelLike, as_model
 from truthheads.models.load import Model
 from truthheads.models.neutral_text import measure_harm, neutral_ids
 from truthheads.models.prompts import Encoded
-from truthheads.results.evaluation import GUARD, PLAIN, SETTINGS, SUMMARY, EvaluationResult, GateMark
-from truthheads.results.gate import Control, Gate
+from truthheads.results.evaluation import GUARD, PLAIN, SETTINGS, SUMMARY, Evaluation, GateMark
+from truthheads.results.gate import Control, Gate, as_gate
 from truthheads.storage.artifacts import provenance
 from truthheads.storage.distributed import barrier, ranks
-from truthheads.storage.files import describe_file, dumps, write_json
+from truthheads.storage.files import as_path, describe_file, distinct_names, dumps, write_json
 from truthheads.storage.output_lock import lock_output
 
 GUARD_TEXTS = 32
+
+ROWS = "rows.jsonl"
+"""Rows that were given in memory."""
+
+if TYPE_CHECKING:
+    FilesLike: TypeAlias = str | Path | Sequence[str | Path] | QuestionsLike
+    GatesLike: TypeAlias = Gate | str | Path | Mapping[str, Gate] | Sequence[Gate | str | Path]
+else:  # what is neither is answered in our words, not in those of a type checker at run time
+    FilesLike = GatesLike = object
 
 HARNESS_BATCH = 8
 
 
 @lock_output("out")
 def evaluate(
-    model: Model,
+    model: ModelLike,
     task: str,
-    data: str | Path | Sequence[str | Path],
+    data: FilesLike = (),
     *,
     out: str | Path,
-    gates: Mapping[str, Gate] | Sequence[Gate] = (),
+    gates: GatesLike = (),
     controls: int = 0,
     asking: AskOptions | Mapping[str, object] | None = None,
     neutral: Path | None = None,
     guard_texts: int = GUARD_TEXTS,
     batch_tokens: int | None = None,
     seed: int = 0,
+    force: bool = False,
     progress: Progress | None = None,
-) -> EvaluationResult:
+    **options: object,
+) -> Evaluation:
     """Run a benchmark on a model as it is, under each gate and under its controls, and write the figures.
 
     ``predictions.jsonl`` grows as answers come; what is there already is not computed again, and a run that was
@@ -65,12 +79,14 @@ def evaluate(
     (``accelerate launch``) share the batches; the first puts the answers together, in the order of a single one.
 
     Args:
-        model: The model.
+        model: From :func:`truthheads.load`, or a name that it takes.
         task: A benchmark of ``registry.BENCHMARKS`` (``halueval``, ``pope``, ``chair``, ``pairs``, ``conflict``), or
             ``lm-eval:NAME`` for a task of that harness.
         data: The benchmark's file; for POPE one for each split. For lm-eval folders of task files, or a file of rows.
+            Or rows in memory (dictionaries, a DataFrame, a ``datasets.Dataset``, questions): they are kept in
+            ``rows.jsonl`` of the folder.
         out: Folder for ``predictions.jsonl``, ``run.json`` and ``summary.json``.
-        gates: By name, or in a list (``gate-1`` …).
+        gates: Gates or their files: by name, in a list (files by their names, others ``gate-1`` …), or one.
         controls: For each gate so many shuffled and so many random gates, and one constant gate; 0: none.
         asking: How the benchmark is put before the model: its options by name, such as ``{"limit": 100}``, or as the
             dataclass that its record names.
@@ -78,7 +94,10 @@ def evaluate(
         guard_texts: Texts of the guard; 0 leaves it out. Without gates there is none.
         batch_tokens: Padded tokens in a batch, at most; None: by device.
         seed: Random seed of controls, neutral text and intervals.
+        force: Remove an earlier evaluation from the folder first, whatever it is of.
         progress: Called with the tokens done and in all.
+        options: Options of the benchmark by name, such as ``limit=100``, as in ``asking``; and ``gate``, which means
+            ``gates``, as on the command line.
 
     Returns:
         What ``summary.json`` holds.
@@ -90,10 +109,20 @@ def evaluate(
         ArtifactError: The folder holds the predictions of another evaluation, is in use, or cannot be written to.
     """
     record = benchmark(task)
+    named = {**named_gates(gates), **named_gates(cast("GatesLike", options.pop("gate", ())))}
     how = record.ask_options(asking, seed=seed)
-    folder = Path(out)
-    paths = [Path(data)] if isinstance(data, str | Path) else [Path(path) for path in data]
-    named = dict(gates) if isinstance(gates, Mapping) else {f"gate-{at}": gate for at, gate in enumerate(gates, 1)}
+    record.ask_options(options)  # refuses a name that is none of its options
+    changed: dict[str, Any] = dict(options)
+    folder = as_path(out)
+    if force:
+        if ranks().rank == 0:
+            remove_evaluation(folder)
+        barrier()  # nobody looks at the folder before
+    paths = _files(data, folder)
+    if paths == [folder / ROWS] and getattr(how, "images", 0) is None:
+        changed.setdefault("images", Path())  # of rows in memory, images start from the current folder
+    how = replace(how, **changed)
+    model = as_model(model)
     _check_gates(model, named)
     limit = batch_tokens or pick_batch_tokens(model.device)
     harness, job = None, None
@@ -140,7 +169,40 @@ def evaluate(
         journal = gathered(folder / NAME, sorted(keys, key=lambda key: names.index(key[1])))
     summary = summarise_runs(journal.lines, seed=seed, settings=settings, notes=told)  # what was cut off is there again
     write_json(folder / SUMMARY, summary)
-    return summary
+    return Evaluation(summary)
+
+
+def remove_evaluation(folder: Path) -> None:
+    """Remove what an earlier evaluation wrote into a folder; other files stay."""
+    for file in [*files_of(folder / NAME), folder / SETTINGS, folder / SUMMARY, folder / ROWS]:
+        file.unlink(missing_ok=True)
+
+
+def _files(data: FilesLike, folder: Path) -> list[Path]:
+    """Return the files to read; rows in memory are written into the folder first."""
+    if isinstance(data, str | Path):
+        return [as_path(data)]
+    if isinstance(data, Sequence) and all(isinstance(one, str | Path) for one in data):
+        return [as_path(cast("str | Path", path)) for path in data]
+    return [write_held(folder / ROWS, data)]
+
+
+def named_gates(gates: GatesLike) -> dict[str, Gate]:
+    """Return gates by name: as given, else that of the file, else ``gate-1`` and so on.
+
+    Raises:
+        GateError: Something given is no gate, nor a file of one.
+        ArtifactError: A file cannot be read.
+    """
+    if isinstance(gates, Mapping):
+        return {str(name): as_gate(one) for name, one in gates.items()}
+    given = [gates] if isinstance(gates, Gate | str | Path) else list(cast("Iterable[Gate | str | Path]", gates))
+    files = [as_path(one) for one in given if isinstance(one, str | Path)]
+    names = iter(distinct_names(files, join="-"))
+    return {
+        next(names) if isinstance(one, str | Path) else f"gate-{at}": as_gate(one)
+        for at, one in enumerate(given, start=1)
+    }
 
 
 def with_controls(gates: Mapping[str, Gate], controls: int, *, seed: int) -> dict[str, Gate]:
@@ -201,7 +263,7 @@ def _check_folder(folder: Path, settings: Mapping[str, object]) -> dict[str, Gat
             f"{folder} holds the predictions of another evaluation",
             expected="an empty folder, or one of the same model, data and settings",
             got=f"another {', '.join([*changed, *(f'gate {name}' for name in gates)])}",
-            fix="choose another --out, or remove the folder",
+            fix="choose another --out, or begin anew with --force",
         )
     return dict(before.get("gates") or {})
 

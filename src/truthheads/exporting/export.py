@@ -19,6 +19,7 @@ from truthheads.exporting.card import Base, write_card
 from truthheads.exporting.checkpoint import check_source, check_ungated, plan, source_folder, write_checkpoint
 from truthheads.models.adapters import find_adapter
 from truthheads.models.gguf_parts import join, read_parts
+from truthheads.models.held import ModelLike, name_of
 from truthheads.models.hooks import check_factors
 from truthheads.models.load import PACKAGES, Model, inspect
 from truthheads.models.sources import SMOLLM2_HUB_ID, gguf_path, resolve
@@ -26,6 +27,7 @@ from truthheads.models.weight_files import Shards
 from truthheads.results.gate import Gate
 from truthheads.storage.artifacts import FORMAT_VERSION, provenance
 from truthheads.storage.files import (
+    as_path,
     check_around,
     check_space,
     check_target,
@@ -160,7 +162,7 @@ KIND = "gated"
 
 
 def export(
-    model: Model | str,
+    model: ModelLike,
     gate: Gate | str | Path,
     *,
     to: ExportFormat,
@@ -195,8 +197,9 @@ def export(
         ModelError: The source is missing, damaged, quantised, gated already, or of the wrong format.
         ArtifactError: ``out`` is taken or cannot be written, or the hub did not take it.
     """
-    out = Path(out)
-    name = model.name if isinstance(model, Model) else model
+    out = as_path(out)
+    name = name_of(model)
+    model = model if isinstance(model, Model) else name
     if isinstance(model, Model):
         _check_quantised(model, to)
     if push_to_hub is not None:

@@ -10,6 +10,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from truthheads.errors import ArchitectureError
+from truthheads.plots.views import Shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +76,8 @@ class HeadLayer:
     transposed: bool
 
 
-@dataclass(frozen=True, slots=True)
-class HeadLayout:
+@dataclass(frozen=True, slots=True, repr=False)
+class HeadLayout(Shown):
     """Where the heads of one model are.
 
     Attributes:
@@ -105,6 +106,11 @@ class HeadLayout:
     def shape(self) -> tuple[int, int]:
         """``(num_layers, num_heads)``, the shape of scores and gates."""
         return self.num_layers, self.num_heads
+
+    def in_short(self) -> str:
+        """Return class, shape and projection."""
+        skipped = f", {len(self.skipped)} layers left alone" if self.skipped else ""
+        return f"{self.architecture}, {self.num_layers} layers x {self.num_heads} heads at {self.projection}{skipped}"
 
 
 def locate_heads(network: PreTrainedModel) -> HeadLayout:
@@ -241,7 +247,7 @@ def _measure(
         num_heads=num_heads,
         head_dim=wide[0] // num_heads,
         num_kv_heads=_kv_heads(config, index, num_heads),
-        transposed=isinstance(projection, Conv1D),
+        transposed=isinstance(getattr(projection, "base_layer", projection), Conv1D),  # inside a layer of PEFT
     )
 
 

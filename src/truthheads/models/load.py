@@ -41,6 +41,7 @@ from truthheads.models.pretrained import (
 )
 from truthheads.models.sources import converted, gguf_path, resolve
 from truthheads.models.whole_weights import check_loaded
+from truthheads.plots.views import Shown, table_html
 
 LoadIn = Literal["8bit", "4bit", "int8"]
 """``8bit`` (LLM.int8) and ``4bit`` (NF4) by bitsandbytes, ``int8`` (weights alone, rounded row by row) by torchao."""
@@ -167,18 +168,19 @@ class ModelSummary(TypedDict):
     adapter: NotRequired[str]
 
 
-@dataclass(frozen=True)
-class Model:
+@dataclass(frozen=True, repr=False)
+class Model(Shown):
     """A network with its tokenizer, processor and heads.
 
     Attributes:
-        network: The transformers model, in eval mode, parameters frozen.
+        network: The transformers model, in eval mode; parameters are frozen, except of a network given in memory.
         tokenizer: Its tokenizer.
         processor: Its processor where it takes images, else None.
         layout: Where its heads are.
         name: What the user called it.
         load_in: What its weights are quantised to: as ``load`` was told, or as its checkpoint says; else None.
-        adapter: Which PEFT adapter was merged into its weights, or None.
+        adapter: Which PEFT adapter was merged into its weights, or is at work in them; or None.
+        in_memory: True where the network was given in memory: its owner may change it, and no file holds it.
     """
 
     network: PreTrainedModel
@@ -188,6 +190,7 @@ class Model:
     name: str
     load_in: str | None = None
     adapter: str | None = None
+    in_memory: bool = False
 
     def __post_init__(self) -> None:
         """See to it that every pass computes with the weights that were loaded; ModelError where it is too late."""
@@ -207,13 +210,20 @@ class Model:
         kind: torch.dtype = self.network.dtype
         return kind
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """Hexadecimal digest of the weights: names, shapes and 256 evenly spaced values of each, rounded to bf16.
 
         Rounded, so that one checkpoint loaded in bf16 and in fp32 has one fingerprint; offloaded or spread over devices
         it has the same. Quantised, it is another model and has another.
         """
+        return self._digest() if self.in_memory else self._digest_once
+
+    @cached_property
+    def _digest_once(self) -> str:
+        return self._digest()
+
+    def _digest(self) -> str:
         digest = hashlib.sha256()
         for name, value in stored_tensors(self.network):
             digest.update(f"{name}{tuple(value.shape)}".encode())
@@ -222,6 +232,17 @@ class Model:
                 sample = flat[:: max(1, flat.numel() // FINGERPRINT_VALUES)][:FINGERPRINT_VALUES]
                 digest.update(sample.to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())
         return digest.hexdigest()[:32]
+
+    def in_short(self) -> str:
+        """Return name, class, shape, type and place of the weights, and whether it sees images."""
+        kind = self.load_in or str(self.dtype).removeprefix("torch.")
+        more = [", ".join(filter(None, (self.adapter, "takes images" if self.processor is not None else None)))]
+        shape = f"{self.layout.num_layers} layers x {self.layout.num_heads} heads"
+        facts = [repr(self.name), self.layout.architecture, shape, f"{kind} on {self.device}", *filter(None, more)]
+        return ", ".join(facts)
+
+    def _repr_html_(self) -> str:
+        return table_html(self.in_short(), [])
 
     def describe(self) -> ModelSummary:
         """Describe the model for an artefact's metadata."""
@@ -247,7 +268,7 @@ def _plain(value: Tensor) -> Iterator[Tensor]:
 
 
 class Loading(TypedDict, total=False):
-    """How a model is loaded; see :func:`load`."""
+    """How a model is loaded; see :func:`truthheads.load`."""
 
     device: str
     dtype: str
@@ -269,28 +290,7 @@ def load(
     load_in: str | None = None,
     trust_remote_code: bool = False,
 ) -> Model:
-    """Load a model with its tokenizer.
-
-    Args:
-        name: A transformers folder or hub id, a ``.gguf`` file (of a split model any part), ``smollm2``,
-            ``smollm2:reader`` or ``smollm2:vision``; or the folder or hub id of a PEFT adapter, which is merged into
-            its base: into the weights beside it, else into the model that it names.
-        device: ``auto`` (the first accelerator, else the CPU) or a torch device.
-        dtype: ``auto`` (bf16 where the hardware has it, else fp32), ``bf16``, ``fp16`` or ``fp32``.
-        device_map: For a model that is too large for one device: ``auto``, ``balanced`` or ``sequential``, or which
-            module goes where (see ``models.devices.read_device_map``). Layers on ``disk``, and on ``cpu``
-            beside an accelerator, are fetched whenever they are needed.
-        max_memory: What each device may hold of the model, such as ``cpu=2GiB,0=20GiB``; implies ``device_map="auto"``.
-        offload_folder: For weights on disk that cannot be read from the checkpoint as they are; None: a temporary one.
-        load_in: ``8bit`` or ``4bit`` (bitsandbytes), ``int8`` (torchao): quantise while loading.
-        trust_remote_code: Run modelling code that comes with the model. Off: such a model is refused.
-
-    Raises:
-        ModelError: The model or its tokenizer is missing, damaged, or needs code that is not allowed to run; or it
-            cannot be placed or quantised in this way. A parameter of the network is in no file, or a tensor of the
-            files belongs to no parameter.
-        ArchitectureError: Its heads could not be located.
-    """
+    """Load a model by its name; see :func:`truthheads.load`."""
     spread = None if device_map is None and max_memory is None else read_device_map(device_map or "auto")
     if spread is not None and device != "auto":
         raise ModelError(
@@ -410,8 +410,8 @@ class ModelInfo(TypedDict):
     adapter: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Inspection:
+@dataclass(frozen=True, slots=True, repr=False)
+class Inspection(Shown):
     """The facts about a model that need no weights.
 
     Attributes:
@@ -433,6 +433,15 @@ class Inspection:
     exports: tuple[str, ...]
     refused: dict[str, str]
     adapter: str | None = None
+
+    def in_short(self) -> str:
+        """Return shape, size, and what a gate may become."""
+        shape = f"{self.layout.num_layers} layers x {self.layout.num_heads} heads"
+        to = ", ".join(self.exports) or "nothing"
+        return f"{self.layout.architecture}, {shape}, {self.parameters:,} parameters, exports to {to}"
+
+    def _repr_html_(self) -> str:
+        return table_html(self.in_short(), [{"": name, "value": value} for name, value in self.json().items()])
 
     def json(self) -> ModelInfo:
         """Return the JSON result of ``truthheads inspect``."""
@@ -456,18 +465,7 @@ class Inspection:
 
 
 def inspect(name: str, *, trust_remote_code: bool = False) -> Inspection:
-    """Return the heads of a model from its configuration alone; no weight is read or allocated.
-
-    Of a GGUF model the headers of all files are read, and their tensors compared with those that the network needs.
-
-    Args:
-        name: As for :func:`load`; the folder need not hold weights or a tokenizer.
-        trust_remote_code: As for :func:`load`.
-
-    Raises:
-        ModelError: There is no usable configuration; or a GGUF model lacks a part or a tensor, or has one too many.
-        ArchitectureError: Its heads could not be located.
-    """
+    """Return the heads of a model by its name; see :func:`truthheads.inspect`."""
     adapter = find_adapter(name)
     network = skeleton(name, trust_remote_code=trust_remote_code)
     config = network.config
@@ -485,6 +483,23 @@ def inspect(name: str, *, trust_remote_code: bool = False) -> Inspection:
         exports=tuple(target for target in EXPORTS if target not in refused),
         refused=refused,
         adapter=_said(adapter),
+    )
+
+
+def inspect_network(network: PreTrainedModel) -> Inspection:
+    """Return the heads of a network in memory; it is to be saved before anything is exported."""
+    config, layout = network.config, locate_heads(network)
+    refused = dict.fromkeys(EXPORTS, "the network is in memory: save it (save_pretrained), and export the folder")
+    if "output" in (own := _refused("", config, network, layout)):
+        refused["output"] = own["output"]
+    return Inspection(
+        layout=layout,
+        parameters=sum(parameter.numel() for parameter in network.parameters()),
+        dtype=str(network.dtype).removeprefix("torch."),
+        image=takes_images(config),
+        sites=tuple(site for site in ("z", "output") if site not in refused),
+        exports=(),
+        refused=refused,
     )
 
 

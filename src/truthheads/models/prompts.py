@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from truthheads.data.questions import Question
+from truthheads.data.questions import Question, Questions
 from truthheads.errors import DataError, ModelError
 from truthheads.models.image_inputs import ImageTexts, placeholder, shares_with_image, tokens_with_images
 from truthheads.models.load import Model
@@ -152,6 +152,13 @@ def shows_image(model: Model, question: Question) -> bool:
 def missing_images(model: Model, questions: Sequence[Question]) -> list[Question]:
     """Return the questions whose image would be shown and is not there."""
     return [one for one in questions if shows_image(model, one) and not os.path.isfile(str(one.image))]
+
+
+def with_images(model: Model, questions: Sequence[Question]) -> Sequence[Question]:
+    """Leave out the questions whose image would be shown and is not there; they count as skipped."""
+    gone = missing_images(model, questions)
+    held = questions if isinstance(questions, Questions) else Questions(questions)
+    return held.without(gone) if gone else questions
 
 
 def _check_images(missing: Sequence[Question], count: int) -> None:

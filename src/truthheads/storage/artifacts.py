@@ -141,8 +141,9 @@ class Provenance(TypedDict):
 def provenance() -> Provenance:
     """Record how an artefact was made: package versions and the command line.
 
-    The command is None outside the ``truthheads`` program. ``--out`` and its value are left out, since where a file
-    lies is no part of what it is: the same command with two names gives the same bytes.
+    The command is None outside the ``truthheads`` program. ``--out`` with its value and ``--force`` are left out, since
+    where a file lies, and what lay there before, is no part of what it is: the same command with two names gives the
+    same bytes.
     """
     versions = {}
     for package in PACKAGES:
@@ -157,7 +158,7 @@ def _command(argv: list[str]) -> str | None:
         return None
     words, skip = ["truthheads"], False
     for word in argv[1:]:
-        if skip or word.startswith("--out="):
+        if skip or word.startswith("--out=") or word == "--force":
             skip = False
         elif word == "--out":
             skip = True

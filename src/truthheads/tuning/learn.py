@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -52,6 +52,16 @@ class Schedule:
     texts: int = 4
     memory: float = 0.5
     stops: int = 1
+
+
+class Steps(TypedDict, total=False):
+    """The parts of a schedule that the command line knows by name."""
+
+    epochs: int
+    rate: float
+    pull: float
+    low: float
+    high: float
 
 
 class Point(NamedTuple):

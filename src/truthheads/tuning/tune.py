@@ -1,32 +1,37 @@
 """The stage behind ``truthheads tune``: judge candidates on held-out rows and on neutral text, choose one."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from truthheads.choices import Norm, Site, TuneMethod
+from truthheads.choices import Norm, Site, TuneMethod, renamed
 from truthheads.data.answers import describe_data
 from truthheads.data.cautions import cannot_choose, data_cautions
+from truthheads.data.held import QuestionsLike
 from truthheads.data.questions import Question
+from truthheads.data.readers import as_questions
 from truthheads.errors import DataError, GateError
 from truthheads.models.answer_logprobs import check_pairs, group_numbers, pair_effects, pair_figures, pair_logprobs
 from truthheads.models.devices import pick_batch_tokens
 from truthheads.models.forward import Progress, shares_prefix
+from truthheads.models.held import ModelLike, as_model
 from truthheads.models.hooks import check_factors
 from truthheads.models.load import Model
 from truthheads.models.neutral_text import measure_harm, neutral_ids
-from truthheads.models.prompts import Encoded, encode
+from truthheads.models.prompts import Encoded, encode, with_images
 from truthheads.results.gate import Gate
-from truthheads.results.scores import Scores
+from truthheads.results.scores import Scores, ScoresLike, as_scores
 from truthheads.results.tuning import CandidateNotes, CandidateResult, FrontierRow, TuneMeta, Tuning, TuningResult
 from truthheads.stats.figures import Figure, FigureJson, half_of, mean_figure
 from truthheads.stats.thresholds import GATE_HARM_NATS
 from truthheads.storage.artifacts import provenance
-from truthheads.tuning.learn import Schedule, learn
+from truthheads.storage.files import as_path
+from truthheads.tuning.learn import Schedule, Steps, learn
 
 LEVELS = (0.003, 0.01, 0.03, 0.1)
 """Harm in nats a token at which a frontier is read."""
@@ -167,13 +172,14 @@ FAR = 5.0
 """Learning ends where the harm is so many guards."""
 
 
+@renamed(target="base_gate")
 def tune(
-    model: Model,
-    questions: Sequence[Question],
+    model: ModelLike,
+    questions: QuestionsLike,
     *,
     method: TuneMethod = "learn",
-    scores: Scores | None = None,
-    target: Gate | None = None,
+    scores: ScoresLike | None = None,
+    base_gate: Gate | str | Path | None = None,
     neutral: str | Path | None = None,
     guard: float = GATE_HARM_NATS,
     site: Site = "z",
@@ -185,9 +191,11 @@ def tune(
     dev_share: float = 0.25,
     chat: bool = False,
     truncate: bool = False,
+    skip_missing: bool = False,
     batch_tokens: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
+    **steps: Unpack[Steps],
 ) -> Tuning:
     """Find a gate that makes truthful answers more likely and changes neutral text little.
 
@@ -196,12 +204,13 @@ def tune(
     paired interval is above 0; else a gate of ones.
 
     Args:
-        model: From :func:`truthheads.load`.
-        questions: Pairs. ``grid`` judges on all of them; ``learn`` keeps ``dev_share`` of the groups to judge on.
+        model: From :func:`truthheads.load`, or a name that it takes.
+        questions: Pairs, or what :func:`truthheads.read_questions` reads. ``grid`` judges on all of them; ``learn``
+            keeps ``dev_share`` of the groups to judge on.
         method: ``grid``: gates from ``scores``, every strength, norm and site. ``learn``: one factor per head by
             gradient (:mod:`truthheads.tuning.learn`), points of the path and weaker versions of the last.
         scores: For ``grid``: of this model or of a relative of the same shape.
-        target: For ``learn``: the gate to start from and to be pulled towards; None: all ones.
+        base_gate: For ``learn``: the gate, or its file, to start from and to be pulled towards; None: all ones.
         neutral: File of neutral text; None: the questions' contexts and the model's own samples. Half of it is
             learned from, the other half only judged on.
         guard: Largest harm allowed, in nats per token.
@@ -210,13 +219,15 @@ def tune(
         norms: For ``grid``.
         sites: For ``grid``.
         standardise: For ``grid``; see :meth:`Gate.from_scores`.
-        schedule: For ``learn``; None: the defaults.
+        schedule: For ``learn``: how factors are learned; None: the defaults.
         dev_share: For ``learn``: share of the groups that is judged on.
         chat: Put the prompt into the chat template.
         truncate: Drop the start of contexts that are too long.
+        skip_missing: Leave out rows whose image is not there, and count them.
         batch_tokens: Padded tokens in a batch, at most; None chooses by device.
         seed: Random seed of split, order, neutral samples and bootstraps.
         progress: Called with the steps done and the total.
+        steps: For ``learn``: ``epochs``, ``rate``, ``pull``, ``low``, ``high``, which change the schedule.
 
     Raises:
         DataError: Rows without both answers, or fewer than two groups.
@@ -224,8 +235,14 @@ def tune(
         ShapeError: Scores or target of another shape than the model.
         ActivationError: A forward pass or gradient is not finite.
     """
+    scores = None if scores is None else as_scores(scores)
+    questions = as_questions(questions)
     check_pairs(questions, purpose="tuning")
-    schedule = schedule or Schedule()
+    model = as_model(model)
+    if skip_missing:
+        questions = with_images(model, questions)
+    schedule = replace(schedule or Schedule(), **steps)
+    target = base_gate if base_gate is None or isinstance(base_gate, Gate) else Gate.load(base_gate)
     start = target or Gate(torch.ones(model.layout.shape), site)
     _check(model, method, scores, start, guard, schedule)
     settings: RunSettings = {
@@ -237,7 +254,7 @@ def tune(
     dev, train = list(questions), list(questions)
     if method == "learn":
         dev, train = _split(questions, dev_share, seed)
-    texts = neutral_ids(model, questions, path=Path(neutral) if neutral else None, texts=TEXTS, seed=seed)
+    texts = neutral_ids(model, questions, path=as_path(neutral) if neutral else None, texts=TEXTS, seed=seed)
     held, taught = texts[: len(texts) // 2], texts[len(texts) // 2 :]
     judge = CandidateEvaluator(model, dev, settings, held)
     if method == "grid":

@@ -1,16 +1,19 @@
 """From a user's own rows to a model that follows its context more closely: a learned gate, tested on held-out rows."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Unpack, cast
 
 import numpy as np
 
 from truthheads.choices import ExportFormat
+from truthheads.data.answers import describe_data
 from truthheads.data.cautions import CHOSEN_FROM, cannot_choose
-from truthheads.data.questions import Question, write_questions
+from truthheads.data.held import QuestionsLike, RowsLike
+from truthheads.data.questions import Question, Questions, write_questions
 from truthheads.data.readers import read_questions
+from truthheads.data.tables import address
 from truthheads.errors import DataError, ModelError
 from truthheads.evaluation.evaluate import evaluate
 from truthheads.evaluation.summary import BETTER
@@ -18,14 +21,16 @@ from truthheads.exporting.export import export
 from truthheads.models.adapters import find_adapter
 from truthheads.models.answer_logprobs import group_numbers
 from truthheads.models.forward import Progress
+from truthheads.models.held import ModelLike, name_of
+from truthheads.models.held import load as load_held
 from truthheads.models.load import PACKAGES, Loading, Model, load
 from truthheads.reporting.report import write_report
 from truthheads.results.evaluation import SUMMARY, EvaluationResult
 from truthheads.results.gate import Gate
-from truthheads.results.grounding import GroundDecision, GroundResult
+from truthheads.results.grounding import GroundDecision, Grounding, GroundResult
 from truthheads.stats.thresholds import GROUND_MIN_TEST_GROUPS, GROUND_TEST_SHARE
 from truthheads.storage.artifacts import provenance
-from truthheads.storage.files import read_json, write_json
+from truthheads.storage.files import as_path, read_json, write_json
 from truthheads.storage.output_lock import lock_output
 from truthheads.tuning.tune import tune
 from truthheads.workflows.make_pairs import make_pairs
@@ -74,17 +79,35 @@ class Settings:
     seed: int = 0
 
 
+class Words(Loading, total=False):
+    """What ``ground`` takes by name: the attributes of :class:`Settings`, and how the model is loaded."""
+
+    guard: float
+    test_share: float
+    controls: int
+    neutral: str | Path | None
+    base_gate: str | Path | None
+    export_anyway: bool
+    images: str | Path | None
+    chat: bool
+    truncate: bool
+    limit: int | None
+    skip_bad_rows: bool
+    batch_tokens: int | None
+    seed: int
+
+
 @lock_output("out")
 def ground(
-    model: str,
-    data: str | Path,
+    model: ModelLike,
+    data: QuestionsLike,
     *,
     out: str | Path,
     settings: Settings | None = None,
     tell: Tell | None = None,
     progress: Progress | None = None,
-    **loading: Unpack[Loading],
-) -> GroundResult:
+    **words: Unpack[Words],
+) -> Grounding:
     """Pair, split, learn, test, export and report; every step is done once, also when the run was killed.
 
     Writes into ``out``: ``pairs.jsonl``, ``dev.jsonl`` and ``test.jsonl`` (no group is in both), ``gate.safetensors``
@@ -92,14 +115,16 @@ def ground(
     ``model.gguf`` or ``adapter/`` where the test says so, ``report.html`` and ``ground.json``.
 
     Args:
-        model: As for :func:`truthheads.load`; a ``.gguf`` file is exported as one.
-        data: Question file; rows without an untruthful answer get one (:func:`truthheads.make_pairs`).
+        model: Name or folder as for :func:`truthheads.load`, or a Model that was loaded by its name; a ``.gguf`` file
+            is exported as one.
+        data: Question file, or rows in memory (dictionaries, a DataFrame, a ``datasets.Dataset``, questions); rows
+            without an untruthful answer get one (:func:`truthheads.make_pairs`).
         out: The folder.
-        settings: None: the defaults.
+        settings: None: the defaults, and what ``words`` say.
         tell: Called with each step.
         progress: Called with the work done and the total, within a step.
-        loading: As for ``load``. What is learned and tested in 8 or 4 bits is exported as an adapter: it belongs to a
-            base that is loaded in the same way.
+        words: Any attribute of :class:`Settings`, such as ``guard=0.01``, and what ``load`` takes. What is learned and
+            tested in 8 or 4 bits is exported as an adapter: it belongs to a base that is loaded in the same way.
 
     Returns:
         What ``ground.json`` holds: ``better``, ``verdict``, the effect on the test rows with intervals, ``exported``.
@@ -109,15 +134,18 @@ def ground(
         ModelError: The model cannot be loaded, or exported (before anything is learned, where that is known).
         ArtifactError: The folder cannot be written to.
     """
-    how = settings or Settings()
-    folder = Path(out)
+    how, loading = _told(settings, words)
+    held, model = (model if isinstance(model, Model) else None), name_of(model)
+    folder = as_path(out)
     steps = Steps(folder, tell)
-    network = _LazyModel(lambda: load(model, **loading))
-    load_in = loading.get("load_in")
+    if held is not None:
+        load_held(held, **loading)  # which refuses settings of loading beside what is loaded
+    network = _LazyModel(lambda: held or load(model, **loading))
+    load_in = held.load_in if held is not None and held.load_in in PACKAGES else loading.get("load_in")
     to, exported = _export_as(model, folder, load_in)
-    rows = read_questions(Path(data), limit=how.limit, skip_bad_rows=how.skip_bad_rows, images=how.images, halves=True)
+    rows, named = _rows(data, how), address(as_path(data)) if isinstance(data, str | Path) else "rows in memory"
     # The files of the steps name the same images, from another folder.
-    how = replace(how, images=Path(data).parent if how.images is None else how.images)
+    how = replace(how, images=Path(named).parent if how.images is None else how.images)
     pairs, dev, test = (folder / f"{name}.jsonl" for name in ("pairs", "dev", "test"))
     made_by = {"model": model} if load_in is None else {"model": model, "load_in": load_in}
     base: dict[str, Any] = {**made_by, "rows": rows.sha256, "limit": how.limit, "seed": how.seed}
@@ -165,14 +193,40 @@ def ground(
     result: GroundResult = {
         **decided,
         "model": model,
-        "data": str(data),
+        "data": named,
         "anyway": how.export_anyway and not decided["better"],
         "warnings": [*rows.cautions, *([few] if few else [])],
         **provenance(),
     }
     write_json(folder / RESULT, result)
     write_report(folder, folder / REPORT)
-    return result
+    return Grounding(result)
+
+
+def _told(settings: Settings | None, words: Words) -> tuple[Settings, Loading]:
+    """Return the settings and how the model is loaded; TypeError for a word that neither knows."""
+    own = {one.name for one in fields(Settings)}
+    strange = sorted(set(words) - own - set(Loading.__annotations__))
+    if strange:
+        raise TypeError(f"ground() got an unexpected keyword argument {strange[0]!r}")
+    paths = ("neutral", "base_gate", "images")
+    given: dict[str, Any] = {
+        name: as_path(value) if name in paths and isinstance(value, str | Path) else value
+        for name, value in words.items()
+        if name in own
+    }
+    loading = {name: value for name, value in words.items() if name not in own}
+    return replace(settings or Settings(), **given), cast(Loading, loading)
+
+
+def _rows(data: QuestionsLike, how: Settings) -> Questions:
+    """Return the rows, as many as are wanted, with what they were read from."""
+    if isinstance(data, Sequence) and not isinstance(data, str) and all(isinstance(one, Question) for one in data):
+        given = cast("Sequence[Question]", data)
+        found = given if isinstance(given, Questions) else Questions(given, sha256=describe_data(given)["rows_sha256"])
+        return found if how.limit is None else Questions(found[: how.limit], layout=found.layout, sha256=found.sha256)
+    table = cast("RowsLike", data)
+    return read_questions(table, limit=how.limit, skip_bad_rows=how.skip_bad_rows, images=how.images, halves=True)
 
 
 def _export_as(model: str, folder: Path, load_in: str | None) -> tuple[ExportFormat, Path]:
@@ -251,7 +305,7 @@ def _learn(model: Model, dev: Path, gate: Path, how: Settings, progress: Progres
         model,
         read_questions(dev, images=how.images),
         method="learn",
-        target=start,
+        base_gate=start,
         neutral=how.neutral,
         guard=how.guard,
         chat=how.chat,

@@ -11,13 +11,17 @@ import torch
 from truthheads.choices import PairStrategy
 from truthheads.data.answers import describe_data, list_answers
 from truthheads.data.cautions import data_cautions
+from truthheads.data.held import QuestionsLike
 from truthheads.data.numerals import in_digits, is_number
 from truthheads.data.questions import Question, normalised_text, occurrences
+from truthheads.data.readers import as_questions
 from truthheads.data.same_answers import same_answer
 from truthheads.errors import DataError
 from truthheads.models.forward import Progress
+from truthheads.models.held import ModelLike, as_model
 from truthheads.models.load import Model
 from truthheads.models.prompts import prompt_of
+from truthheads.plots.views import Shown
 from truthheads.scoring.form_probe import FormProbe, form_features, probe_form
 from truthheads.scoring.probes import NUM_FOLDS, dealt_folds
 
@@ -45,8 +49,8 @@ NAME = re.compile(r"[A-Z][\w'â€™-]*\.?(?:(?: (?:of|the|de|van|von))* [A-Z][\w'â€
 NUMBER = re.compile(r"(?<![\w.])\$?\d[\d,.]*\d%?|(?<![\w.])\d%?")
 
 
-@dataclass(frozen=True, slots=True)
-class Pairs:
+@dataclass(frozen=True, slots=True, repr=False)
+class Pairs(Shown):
     """Questions with both answers, and how the untruthful ones came to be.
 
     Attributes:
@@ -61,10 +65,15 @@ class Pairs:
     form: FormProbe | None
     cautions: list[str] = field(default_factory=list)
 
+    def in_short(self) -> str:
+        """Return how many questions have both answers now, and how the untruthful ones were found."""
+        counts = ", ".join(f"{count} {kind}" for kind, count in self.counts.items() if count)
+        return f"{len(self.questions)} questions: {counts}"
+
 
 def make_pairs(
-    questions: Sequence[Question],
-    model: Model | None = None,
+    questions: QuestionsLike,
+    model: ModelLike | None = None,
     *,
     strategy: PairStrategy = "both",
     seed: int = 0,
@@ -80,8 +89,9 @@ def make_pairs(
     and from the same context.
 
     Args:
-        questions: With truthful answers; untruthful ones are dropped and made anew.
-        model: For ``closed-book`` and ``both``.
+        questions: With truthful answers; untruthful ones are dropped and made anew. Questions, or what
+            :func:`truthheads.read_questions` reads.
+        model: For ``closed-book`` and ``both``: from :func:`truthheads.load`, or a name that it takes.
         strategy: ``both``: closed-book where it can be used, else swap.
         seed: Random seed of the choice among near answers and of the form probe's folds.
         batch: Questions that the model answers at once.
@@ -90,6 +100,7 @@ def make_pairs(
     Raises:
         DataError: No question has a truthful answer, a model is missing, or no untruthful answer was found at all.
     """
+    questions = as_questions(questions, halves=True)
     usable = [question for question in questions if question.truthful is not None and question.truthful.strip()]
     if not usable:
         raise DataError(
@@ -107,7 +118,7 @@ def make_pairs(
     if strategy != "swap" and model is not None:
         remembered = [
             answer if fits(answer, question) else None
-            for answer, question in zip(closed_book(model, usable, batch, progress), usable, strict=True)
+            for answer, question in zip(closed_book(as_model(model), usable, batch, progress), usable, strict=True)
         ]
     pool = sorted({str(question.truthful).strip() for question in usable})
     made: list[Question] = []
