@@ -8,8 +8,8 @@ from typing import Literal, NamedTuple, TypedDict
 from truthheads.benchmarks.base import AskOptions, Benchmark, Item, Items, begin_line, help_text
 from truthheads.benchmarks.rows import benchmark_rows, context_of, digest, text_of
 from truthheads.benchmarks.yes_no import HALUEVAL_PARSERS, measure_yesno, parse_with
+from truthheads.data.lines import Row
 from truthheads.data.questions import normalised_text
-from truthheads.data.tables import Row
 from truthheads.errors import DataError
 
 ShownAnswers = Literal["both", "one"]

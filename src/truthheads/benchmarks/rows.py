@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from truthheads.data.images import image_path
+from truthheads.data.lines import Row
 from truthheads.data.passages import join_passages
 from truthheads.data.readers import IMAGE_PATH_RULE
-from truthheads.data.tables import Row, read_rows
-from truthheads.errors import DataError
+from truthheads.data.tables import read_rows
+from truthheads.errors import DataError, RowError
 from truthheads.storage.files import SURROGATE
+
+LEAVE_OUT = "correct the row, or pass --skip-bad-rows to leave it out"
 
 LARGEST = 2**30
 """Bytes of a file that is read whole; COCO's largest has 470 MB."""
@@ -22,46 +25,16 @@ UNPACKED, UNPACKED_FREELY = 100, 2**26
 """A gzip file may unpack to so many times its size, or to so many bytes: JSON shrinks to a tenth, zeros to a 1000th."""
 
 
-def benchmark_rows(path: Path) -> Iterator[Row]:
-    """Yield the rows of a file; a ``.json`` file may hold an array or, as POPE's do, one object a line.
+def benchmark_rows(path: Path, *, encoding: str | None = None) -> Iterator[Row]:
+    """Yield the rows of a file, read as the files of every command are: what it holds decides, not its name.
 
     Raises:
         DataError: The file is missing or cannot be read; a bad row.
     """
-    lines = path.suffix == ".json" and path.is_file() and _is_lines(path)
-    for row in _lines(path) if lines else read_rows(path):
+    for row in read_rows(path, encoding=encoding):
         if row.fields is None:
-            raise DataError(f"{path}:{row.place}: the row", expected="one row", got=row.fault, fix="correct the row")
+            raise RowError(f"{path}:{row.place}: the row", expected="one row", got=row.fault, fix=LEAVE_OUT)
         yield row
-
-
-def _is_lines(path: Path) -> bool:
-    with path.open("rb") as opened:
-        return opened.read(64).lstrip(b"\xef\xbb\xbf \r\n\t")[:1] == b"{"
-
-
-def _lines(path: Path) -> Iterator[Row]:
-    whole = _bytes(path)
-    try:
-        value = json.loads(whole)
-    except (ValueError, RecursionError):
-        pass
-    else:
-        yield from _rows_of_value(value)
-        return
-    for number, line in enumerate(whole.splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            yield Row(f"line {number}", None, f"not JSON: {error}")
-        else:
-            yield Row(f"line {number}", value if isinstance(value, dict) else None, "no object")
-
-
-def _rows_of_value(value: Any) -> Iterator[Row]:
-    yield Row("row 1", value if isinstance(value, dict) else None, "no object")
 
 
 def read_value(path: Path) -> Any:
