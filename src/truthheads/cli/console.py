@@ -9,6 +9,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
@@ -19,7 +20,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.segment import Segment
 from rich.table import Table
 
-from truthheads.errors import ActivationError, NotFirstRank, TruthHeadsError, out_of_memory
+from truthheads.errors import ActivationError, NotFirstRank, SeveralErrors, TruthHeadsError, out_of_memory
 from truthheads.storage.distributed import check_launched, meet, ranks
 
 if TYPE_CHECKING:
@@ -65,7 +66,10 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
         try:
             return command(*args, **kwargs)
         except TruthHeadsError as error:
-            if out_of_memory(error) and not isinstance(error, ActivationError):  # it was taken for something else
+            if isinstance(error, SeveralErrors):
+                for one in error.found:
+                    _refuse(f"{one.problem}: expected {one.expected}; got {one.got}", one.fix)
+            elif out_of_memory(error) and not isinstance(error, ActivationError):  # it was taken for something else
                 _refuse_for_memory(error)
             else:
                 _refuse(f"{error.problem}: expected {error.expected}; got {error.got}", error.fix)
@@ -131,8 +135,24 @@ def _escaped(error: UnicodeError) -> tuple[str, int]:
     return "".join(f"\\u{units[at]:02x}{units[at + 1]:02x}" for at in range(0, len(units), 2)), error.end
 
 
-def exclusive_output(*beside: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Lock ``--out`` and the named files beside it against other commands while this one runs."""
+_PUT_OFF: ContextVar[list[TruthHeadsError] | None] = ContextVar("put_off", default=None)
+
+
+def put_off() -> list[TruthHeadsError]:
+    """Return the complaints that wait for the others of their command, which is then to raise them."""
+    found = _PUT_OFF.get() or []
+    _PUT_OFF.set(None)
+    return list(found)
+
+
+def exclusive_output(*beside: str, checks: bool = False) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Lock ``--out`` and the named files beside it against other commands while this one runs.
+
+    Args:
+        beside: Their names.
+        checks: The command begins with ``cli.reading.all_at_once``: where ``--out`` cannot be written, that is said
+            there together with what else is wrong.
+    """
 
     def decorate(command: Callable[P, R]) -> Callable[P, R]:
         @functools.wraps(command)
@@ -141,7 +161,14 @@ def exclusive_output(*beside: str) -> Callable[[Callable[P, R]], Callable[P, R]]
             from truthheads.storage.output_lock import locked_output
 
             out = Path(str(kwargs["out"]))
-            check_target(out)
+            try:
+                check_target(out)
+            except TruthHeadsError as error:
+                if not checks:
+                    raise
+                _PUT_OFF.set([error])
+                command(*args, **kwargs)
+                raise
             with locked_output(out, *(out.with_name(name) for name in beside)):
                 return command(*args, **kwargs)
 
@@ -221,6 +248,12 @@ def written(path: object) -> None:
 def warn(text: str) -> None:
     """Print a warning on standard error, so that it is seen beside ``--json``, too."""
     err.print(f"[bold yellow]warning:[/] {escape(text)}")
+
+
+def note(text: str) -> None:
+    """Print a remark on standard error, so that it does not stand in what ``--json`` prints."""
+    if _first():
+        err.print(f"note: {escape(text)}", style="dim")
 
 
 def number(value: float | None) -> str:

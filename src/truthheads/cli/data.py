@@ -1,5 +1,6 @@
 """``truthheads data``: make question files."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,8 @@ from truthheads.choices import Generated, PairStrategy, Split
 from truthheads.cli import console
 from truthheads.cli.console import exclusive_output, guarded
 from truthheads.cli.help import MODEL, OUTPUT, RUN
-from truthheads.cli.options import How, Images, Json, Limit, Seed, SkipBadRows, loads_model
+from truthheads.cli.options import Encoding, How, Images, Json, LabelTrue, Limit, Seed, SkipBadRows, loads_model
+from truthheads.cli.reading import all_at_once, tell_reading, usable
 
 
 @guarded
@@ -56,7 +58,7 @@ def make(
 
 
 @guarded
-@exclusive_output()
+@exclusive_output(checks=True)
 @loads_model
 def pairs(
     file: Annotated[
@@ -75,6 +77,8 @@ def pairs(
     images: Images = None,
     limit: Limit = None,
     skip_bad_rows: SkipBadRows = False,
+    encoding: Encoding = None,
+    label_true: LabelTrue = None,
     seed: Seed = 0,
     *,
     how: How,
@@ -87,9 +91,35 @@ def pairs(
     from truthheads.storage.files import dumps
     from truthheads.workflows.make_pairs import make_pairs
 
-    questions = read_questions(file, limit=limit, skip_bad_rows=skip_bad_rows, images=images, halves=True)
     asked = strategy != "swap" and model is not None
+    with all_at_once() as wrong:
+        read = wrong.of(
+            lambda: read_questions(
+                file,
+                limit=limit,
+                skip_bad_rows=skip_bad_rows,
+                images=images,
+                halves=True,
+                encoding=encoding,
+                label_true=label_true,
+            )
+        )
+        if asked:
+            wrong.of_model(str(model), how)
+    assert read is not None
+    tell_reading(read)
     loaded = load(str(model), **how) if asked else None
+    questions = read
+    if loaded is not None:
+        questions = usable(
+            loaded,
+            read,
+            skip_bad_rows=skip_bad_rows,
+            skip_missing=False,
+            chat=False,
+            truncate=False,
+            asked=lambda one: replace(one, context="", image=None, evidence=()),
+        )
     with console.progress_bar(f"{len(questions)} questions without their contexts") as progress:
         made = make_pairs(questions, loaded, strategy=strategy, seed=seed, progress=progress)
     write_questions(out, made.questions)

@@ -60,7 +60,18 @@ Images = Annotated[
 Limit = Annotated[int | None, typer.Option(metavar="N", min=1, rich_help_panel=DATA, help="Rows to read at most.")]
 
 SkipBadRows = Annotated[
-    bool, typer.Option("--skip-bad-rows", rich_help_panel=DATA, help="Leave out rows with errors and count them.")
+    bool,
+    typer.Option(
+        "--skip-bad-rows", rich_help_panel=DATA, help="Leave out rows with errors, or too long, and count them."
+    ),
+]
+
+Encoding = Annotated[
+    str | None, typer.Option(metavar="NAME", rich_help_panel=DATA, help="Encoding of a text file (default: utf-8).")
+]
+
+LabelTrue = Annotated[
+    str | None, typer.Option(metavar="WORD", rich_help_panel=DATA, help="Label of truthful answers, in place of 1.")
 ]
 
 SkipMissing = Annotated[
@@ -85,7 +96,7 @@ Neutral = Annotated[
 
 BatchTokens = Annotated[
     int | None,
-    typer.Option(metavar="N", min=1, rich_help_panel=RUN, help="Padded tokens per batch (default: by device)."),
+    typer.Option(metavar="N", min=1, rich_help_panel=RUN, help="Tokens per batch (default: by device)."),
 ]
 
 Seed = Annotated[int, typer.Option(metavar="N", min=0, rich_help_panel=RUN, help="Random seed.")]

@@ -13,10 +13,12 @@ from truthheads.cli.options import (
     BatchTokens,
     Chat,
     Data,
+    Encoding,
     How,
     IdleSeed,
     Images,
     Json,
+    LabelTrue,
     Limit,
     ModelName,
     Remote,
@@ -27,6 +29,7 @@ from truthheads.cli.options import (
     Truncate,
     loads_model,
 )
+from truthheads.cli.reading import all_at_once, tell_reading, usable
 
 if TYPE_CHECKING:
     from truthheads.results.scores import DepthProfile, ScoreSummary
@@ -65,7 +68,7 @@ def inspect_model(
 
 @guarded
 @multi_process
-@exclusive_output()
+@exclusive_output(checks=True)
 @loads_model
 def score(
     model: ModelName,
@@ -74,8 +77,8 @@ def score(
         "scores.safetensors"
     ),
     method: Annotated[ScoreMethod, typer.Option(rich_help_panel=RUN, help="How heads are scored.")] = "probe",
-    probe: Annotated[Probe, typer.Option(rich_help_panel=RUN, help="Probe solver (paper: as released).")] = "newton",
-    folds: Annotated[Folds, typer.Option(rich_help_panel=RUN, help="Probe folds (paper: as released).")] = "grouped",
+    probe: Annotated[Probe, typer.Option(rich_help_panel=RUN, help="How probes are fitted.")] = "newton",
+    folds: Annotated[Folds, typer.Option(rich_help_panel=RUN, help="How rows become folds.")] = "grouped",
     chat: Chat = False,
     truncate: Truncate = False,
     share_prefix: Annotated[
@@ -98,6 +101,8 @@ def score(
     skip_missing: SkipMissing = False,
     limit: Limit = None,
     skip_bad_rows: SkipBadRows = False,
+    encoding: Encoding = None,
+    label_true: LabelTrue = None,
     batch_tokens: BatchTokens = None,
     seed: Seed = 0,
     *,
@@ -109,19 +114,25 @@ def score(
 
     from truthheads.data.readers import read_questions
     from truthheads.models.load import load
-    from truthheads.models.prompts import missing_images
-    from truthheads.plots.charts import check_suffix, save_chart
+    from truthheads.plots.charts import save_chart
     from truthheads.results.scores import summarise_scores
     from truthheads.scoring.score import score as run
-    from truthheads.storage.files import check_target, dumps
+    from truthheads.storage.files import dumps
 
-    if plot is not None:
-        check_suffix(plot)
-        check_target(plot)
-    questions = read_questions(data, limit=limit, skip_bad_rows=skip_bad_rows, images=images)
+    with all_at_once() as wrong:
+        wrong.of_plot(plot)
+        read = wrong.of(
+            lambda: read_questions(
+                data, limit=limit, skip_bad_rows=skip_bad_rows, images=images, encoding=encoding, label_true=label_true
+            )
+        )
+        wrong.of_model(model, how)
+    assert read is not None
+    tell_reading(read)
     loaded = load(model, **how)
-    if skip_missing:
-        questions = questions.without(missing_images(loaded, questions))
+    questions = usable(
+        loaded, read, skip_bad_rows=skip_bad_rows, skip_missing=skip_missing, chat=chat, truncate=truncate
+    )
     work = out.with_name(f"{out.name}.partial")
     with console.progress_bar(f"{len(questions)} questions through {model}") as progress:
         scores = run(

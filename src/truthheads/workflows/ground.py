@@ -19,6 +19,7 @@ from truthheads.models.adapters import find_adapter
 from truthheads.models.answer_logprobs import group_numbers
 from truthheads.models.forward import Progress
 from truthheads.models.load import PACKAGES, Loading, Model, load
+from truthheads.models.row_lengths import unusable_rows
 from truthheads.reporting.report import write_report
 from truthheads.results.evaluation import SUMMARY, EvaluationResult
 from truthheads.results.gate import Gate
@@ -54,7 +55,9 @@ class Settings:
         chat: Use the tokenizer's chat template.
         truncate: Drop the start of contexts that are too long.
         limit: Rows, at most.
-        skip_bad_rows: Leave bad rows out and count them.
+        skip_bad_rows: Leave rows out that are bad, or too long for the model, and count them.
+        encoding: Of the file of rows; None: UTF-8.
+        label_true: The label of truthful answers; see :func:`truthheads.read_questions`.
         batch_tokens: Padded tokens in a batch, at most; None: by device.
         seed: Random seed of split, learning, controls and intervals.
     """
@@ -70,6 +73,8 @@ class Settings:
     truncate: bool = False
     limit: int | None = None
     skip_bad_rows: bool = False
+    encoding: str | None = None
+    label_true: str | None = None
     batch_tokens: int | None = None
     seed: int = 0
 
@@ -115,13 +120,25 @@ def ground(
     network = _LazyModel(lambda: load(model, **loading))
     load_in = loading.get("load_in")
     to, exported = _export_as(model, folder, load_in)
-    rows = read_questions(Path(data), limit=how.limit, skip_bad_rows=how.skip_bad_rows, images=how.images, halves=True)
+    rows = read_questions(
+        Path(data),
+        limit=how.limit,
+        skip_bad_rows=how.skip_bad_rows,
+        images=how.images,
+        halves=True,
+        encoding=how.encoding,
+        label_true=how.label_true,
+    )
     # The files of the steps name the same images, from another folder.
     how = replace(how, images=Path(data).parent if how.images is None else how.images)
     pairs, dev, test = (folder / f"{name}.jsonl" for name in ("pairs", "dev", "test"))
     made_by = {"model": model} if load_in is None else {"model": model, "load_in": load_in}
     base: dict[str, Any] = {**made_by, "rows": rows.sha256, "limit": how.limit, "seed": how.seed}
-    steps.run("pair", base, [pairs], lambda: write_questions(pairs, _paired(rows, network, how.seed, progress)))
+    if how.label_true is not None:
+        base["label_true"] = how.label_true
+    if how.skip_bad_rows:
+        base |= {"chat": how.chat, "truncate": how.truncate}
+    steps.run("pair", base, [pairs], lambda: write_questions(pairs, _paired(rows, network, how, progress)))
     steps.run(
         "split",
         {"pairs": pairs, "share": how.test_share, "seed": how.seed},
@@ -213,12 +230,18 @@ class _LazyModel:
         return self.model
 
 
-def _paired(rows: Sequence[Question], model: _LazyModel, seed: int, progress: Progress | None) -> list[Question]:
-    """Return rows with both answers, in their order; what is missing is made."""
+def _paired(rows: Sequence[Question], model: _LazyModel, how: Settings, progress: Progress | None) -> list[Question]:
+    """Return rows with both answers, in their order; what is missing is made.
+
+    Of bad rows that are to be left out, those are too that the model cannot take.
+    """
+    if how.skip_bad_rows:
+        gone = {one.question.id for one in unusable_rows(model(), rows, chat=how.chat, truncate=how.truncate)}
+        rows = [row for row in rows if row.id not in gone]
     halves = [row for row in rows if len(row.answers) != 2]
     if not halves:
         return list(rows)
-    made = {one.id: one for one in make_pairs(halves, model(), seed=seed, progress=progress).questions}
+    made = {one.id: one for one in make_pairs(halves, model(), seed=how.seed, progress=progress).questions}
     return [one for row in rows if (one := made.get(row.id, row if len(row.answers) == 2 else None)) is not None]
 
 
@@ -237,7 +260,7 @@ def _split(rows: Sequence[Question], how: Settings, dev: Path, test: Path) -> No
             "there are too few questions to learn from and to test on",
             expected=f"{GROUND_MIN_TEST_GROUPS} groups or more to test on, {GROUND_MIN_TEST_GROUPS // 2} to learn from",
             got=f"{len(members)} groups, test share {how.test_share:g}",
-            fix="give more rows; rows about one text share a group, so give more texts",
+            fix="give more rows; rows of one group (one question, or one context of a general question) count once",
         )
     tested = set(members[:count].tolist())
     for path, side in ((dev, False), (test, True)):
