@@ -16,7 +16,7 @@ from shaped import misfits
 from truthheads.benchmarks.base import Prediction
 from truthheads.benchmarks.chair import ChairOptions
 from truthheads.benchmarks.conflict import best_f1, conflict_notes, conflicts, exact_match, measure_conflict
-from truthheads.benchmarks.pope import read_pope
+from truthheads.benchmarks.pope_questions import read_pope
 from truthheads.benchmarks.yes_no import measure_yesno
 from truthheads.data.questions import Question, write_questions
 from truthheads.data.readers import read_questions

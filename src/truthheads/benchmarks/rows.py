@@ -5,6 +5,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +26,46 @@ UNPACKED, UNPACKED_FREELY = 100, 2**26
 """A gzip file may unpack to so many times its size, or to so many bytes: JSON shrinks to a tenth, zeros to a 1000th."""
 
 
-def benchmark_rows(path: Path, *, encoding: str | None = None) -> Iterator[Row]:
+class LeaveOut:
+    """Bad rows are left out and counted, or raise.
+
+    Attributes:
+        skip: Whether they are left out.
+        count: How many were.
+    """
+
+    def __init__(self, skip: bool = False) -> None:
+        self.skip, self.count = skip, 0
+
+    @contextmanager
+    def bad_rows(self) -> Iterator[None]:
+        """Count a RowError that is raised in the block, where bad rows are to be left out."""
+        try:
+            yield
+        except RowError:
+            if not self.skip:
+                raise
+            self.count += 1
+
+
+def benchmark_rows(path: Path, *, encoding: str | None = None, leave_out: LeaveOut | None = None) -> Iterator[Row]:
     """Yield the rows of a file, read as the files of every command are: what it holds decides, not its name.
+
+    Args:
+        path: The file.
+        encoding: Of a text file; None: UTF-8.
+        leave_out: What becomes of a row that cannot be parsed; None: it is an error.
 
     Raises:
         DataError: The file is missing or cannot be read; a bad row.
     """
+    leave_out = leave_out or LeaveOut()
     for row in read_rows(path, encoding=encoding):
-        if row.fields is None:
+        if row.fields is not None:
+            yield row
+            continue
+        with leave_out.bad_rows():
             raise RowError(f"{path}:{row.place}: the row", expected="one row", got=row.fault, fix=LEAVE_OUT)
-        yield row
 
 
 def read_value(path: Path) -> Any:
@@ -82,11 +113,11 @@ def text_of(path: Path, row: Row, *names: str) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str) or SURROGATE.search(value):
-        raise DataError(
+        raise RowError(
             f"{path}:{row.place}: field {names[0]!r}",
             expected=f"text in valid Unicode under {' or '.join(names)}",
-            got=f"columns {', '.join(map(str, fields))}" if value is None else repr(value)[:80],
-            fix="correct the row",
+            got=f"columns {', '.join(row.columns)}" if value is None else repr(value)[:80],
+            fix=LEAVE_OUT,
         )
     return value
 
@@ -101,8 +132,8 @@ def context_of(path: Path, row: Row, name: str) -> str:
     try:
         joined = join_passages(value).text if isinstance(value, list | dict) else None
     except ValueError as error:
-        raise DataError(
-            f"{path}:{row.place}: field {name!r}", expected=str(error), got=repr(value)[:80], fix="correct the row"
+        raise RowError(
+            f"{path}:{row.place}: field {name!r}", expected=str(error), got=repr(value)[:80], fix=LEAVE_OUT
         ) from error
     return text_of(path, Row(row.place, {**(row.fields or {}), **({} if joined is None else {name: joined})}), name)
 

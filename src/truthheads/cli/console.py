@@ -161,15 +161,16 @@ def exclusive_output(*beside: str, checks: bool = False) -> Callable[[Callable[P
             from truthheads.storage.output_lock import locked_output
 
             out = Path(str(kwargs["out"]))
-            try:
-                check_target(out)
-            except TruthHeadsError as error:
-                if not checks:
+            with contextlib.ExitStack() as held:
+                try:
+                    check_target(out)
+                    held.enter_context(locked_output(out, *(out.with_name(name) for name in beside)))
+                except TruthHeadsError as error:
+                    if not checks:
+                        raise
+                    _PUT_OFF.set([error])
+                    command(*args, **kwargs)
                     raise
-                _PUT_OFF.set([error])
-                command(*args, **kwargs)
-                raise
-            with locked_output(out, *(out.with_name(name) for name in beside)):
                 return command(*args, **kwargs)
 
         return run

@@ -74,6 +74,11 @@ LabelTrue = Annotated[
     str | None, typer.Option(metavar="WORD", rich_help_panel=DATA, help="Label of truthful answers, in place of 1.")
 ]
 
+QuietEncoding = Annotated[str | None, typer.Option(metavar="NAME", hidden=True, help="Encoding of a text file.")]
+
+QuietLabelTrue = Annotated[str | None, typer.Option(metavar="WORD", hidden=True, help="Label of truthful answers.")]
+"""For commands whose help is a whole screen; the errors that these options cure name them."""
+
 SkipMissing = Annotated[
     bool,
     typer.Option("--skip-missing", rich_help_panel=DATA, help="Leave out rows without their image and count them."),

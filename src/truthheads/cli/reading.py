@@ -69,9 +69,7 @@ def all_at_once() -> Iterator[Complaints]:
 
 def tell_reading(questions: "Questions") -> None:
     """Say how a file was read and how its rows are grouped."""
-    rows = f"{len(questions)} {'row' if len(questions) == 1 else 'rows'}"
-    told = "; ".join([f"{rows} ({questions.layout})", *questions.read_as])
-    console.note(f"{questions.path}: {told}")
+    console.note(f"{questions.path}: {questions.reading}")
 
 
 def usable(

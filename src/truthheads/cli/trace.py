@@ -48,7 +48,7 @@ def trace(
     ] = None,
     out: Annotated[Path, typer.Option(rich_help_panel=OUTPUT, help="Trace file to write.")] = Path("trace.safetensors"),
     position: Annotated[
-        Position, typer.Option(rich_help_panel=OUTPUT, help="Token to show: last of the answer or question.")
+        Position, typer.Option(rich_help_panel=OUTPUT, help="Whose last token is shown.")
     ] = "answer",
     untruthful: Annotated[
         bool, typer.Option("--untruthful", rich_help_panel=RUN, help="Also trace the untruthful answer's last token.")

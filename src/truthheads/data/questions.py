@@ -258,6 +258,12 @@ class Questions(QuestionRows):
         self.layout, self.path, self.sha256, self.skipped, self.note = layout, path, sha256, skipped, note
 
     @property
+    def reading(self) -> str:
+        """How many rows of which layout there are, how the file was read, and how the rows are grouped."""
+        rows = f"{len(self)} {'row' if len(self) == 1 else 'rows'}"
+        return "; ".join([f"{rows} ({self.layout})", *self.read_as])
+
+    @property
     def cautions(self) -> list[str]:
         """What must be said of the rows before figures are made from them, one sentence or two each."""
         alike = {"rows": self.alike.rows, "first": list(self.alike.first)}

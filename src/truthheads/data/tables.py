@@ -65,13 +65,7 @@ def read_rows(path: Path, *, encoding: str | None = None, tell: Callable[[str], 
         return
     told = tell or (lambda _: None)
     check_encoding(encoding)
-    if not path.is_file():
-        raise DataError(
-            f"{path} is not there",
-            expected=f"a file ending in {', '.join(SUFFIXES)}",
-            got="a folder" if path.is_dir() else "no such file",
-            fix="check the path",
-        )
+    check_there(path)
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty", expected="at least one row", got="0 bytes", fix="write rows into it")
     try:
@@ -93,6 +87,17 @@ def read_rows(path: Path, *, encoding: str | None = None, tell: Callable[[str], 
             got=f"{type(error).__name__}: {error}",
             fix="write it again, or download it again",
         ) from error
+
+
+def check_there(path: Path) -> None:
+    """Raise DataError where a file of rows is not there."""
+    if not path.is_file():
+        raise DataError(
+            f"{path} is not there",
+            expected=f"a file ending in {', '.join(SUFFIXES)}",
+            got="a folder" if path.is_dir() else "no such file",
+            fix="check the path",
+        )
 
 
 def kind_of(path: Path, encoding: str | None = None) -> Kind:

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from truthheads.benchmarks.base import AskOptions, Prediction
+from truthheads.benchmarks.base import AskOptions, Items, Prediction
 from truthheads.benchmarks.registry import benchmark
 from truthheads.data.answers import same_data
 from truthheads.errors import ArtifactError, GateError
-from truthheads.evaluation.ask import PreparedBenchmark, prepare_benchmark
+from truthheads.evaluation.ask import PreparedBenchmark, prepare_benchmark, read_benchmark
 from truthheads.evaluation.lm_eval import Harness
 from truthheads.evaluation.predictions import NAME, Journal, Key, files_of, gathered, key_of
 from truthheads.evaluation.summary import summarise_runs
@@ -57,6 +57,7 @@ def evaluate(
     batch_tokens: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
+    read: Items | None = None,
 ) -> EvaluationResult:
     """Run a benchmark on a model as it is, under each gate and under its controls, and write the figures.
 
@@ -79,6 +80,7 @@ def evaluate(
         batch_tokens: Padded tokens in a batch, at most; None: by device.
         seed: Random seed of controls, neutral text and intervals.
         progress: Called with the tokens done and in all.
+        read: What :func:`truthheads.evaluation.ask.read_benchmark` has read of ``data`` with these options already.
 
     Returns:
         What ``summary.json`` holds.
@@ -100,7 +102,7 @@ def evaluate(
     if record.asks == "harness":
         harness = Harness(model, task, paths, limit=how.limit, batch=HARNESS_BATCH, chat=how.chat)
     else:
-        job = prepare_benchmark(model, record, paths, how)
+        job = prepare_benchmark(model, record, read or read_benchmark(record, paths, how), how)
     runs = with_controls(named, controls, seed=seed)
     texts: list[list[int]] = []
     if named and guard_texts:

@@ -1,7 +1,7 @@
 """Rows that a model cannot take, found before anything is computed: too long for it, or with an answer of no token."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from truthheads.data.questions import Question
 from truthheads.errors import RowError
@@ -41,7 +41,10 @@ def unusable_rows(
     return [UnusableRow(questions[at], error) for at, error in refused(questions, put)]
 
 
-def refused(rows: Sequence[Question], put: Callable[[Sequence[Question]], object]) -> list[tuple[int, RowError]]:
+Kind = TypeVar("Kind")
+
+
+def refused(rows: Sequence[Kind], put: Callable[[Sequence[Kind]], object]) -> list[tuple[int, RowError]]:
     """Return which rows are refused one by one, and why.
 
     Args:
