@@ -1,5 +1,6 @@
 """CHAIR: the objects that captions name and the image does not have."""
 
+import codecs
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -98,8 +99,8 @@ def _is_scenes(path: Path) -> bool:
     if path.suffix == ".gz" or not path.is_file() or not path.stat().st_size:
         return False
     with path.open("rb") as opened:
-        array = opened.read(64).lstrip(b"\xef\xbb\xbf \r\n\t")[:1] == b"["
-    return array or kind_of(path) in ("lines", "csv")
+        start = b"".join(opened.read(256).removeprefix(codecs.BOM_UTF8).split())
+    return start.startswith(b"[{") or kind_of(path) in ("lines", "csv")
 
 
 def _coco(

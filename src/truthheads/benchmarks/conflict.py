@@ -189,9 +189,7 @@ def read_items(data: Sequence[Path], how: ConflictOptions) -> Items:
         line = begin_line(one.question.id, one.question.group, key, gold)
         items.append(Item(one.question, one.question.id, [line]))
     settings = {"data": describe_data(questions), "new_tokens": how.new_tokens}
-    return Items(
-        items, settings, notes=[questions.reading, *questions.cautions, *conflict_notes(found)], contexts=questions
-    )
+    return Items(items, settings, notes=[*questions.cautions, *conflict_notes(found)], contexts=questions)
 
 
 def parse(line: Prediction, answer: Answer, _: Any) -> Prediction:

@@ -131,7 +131,7 @@ def read_halueval(
                     f"{path}:{row.place}: both answers are the same",
                     expected=f"a {part.hallucinated} that differs from the {part.right}",
                     got=f"{said[0].strip()!r} as both"[:120],
-                    fix="correct the row, for one answer cannot be both, or pass --skip-bad-rows to leave it out",
+                    fix="correct or remove the row: one answer cannot count as right and as hallucinated",
                 )
             _agree(path, row, part, said, golds)
             again = digest(asked, source, *said)
@@ -244,9 +244,7 @@ class HaluEvalOptions(AskFileOptions):
         default=None, metadata=help_text("File with the benchmark's own instruction.", text_file=True)
     )
     knowledge: bool = field(default=True, metadata=help_text("Show the knowledge where the data has it."))
-    shown: ShownAnswers = field(
-        default="both", metadata=help_text("Answers of a row that are shown.")
-    )
+    shown: ShownAnswers = field(default="both", metadata=help_text("Answers of a row that are shown."))
     new_tokens: int = field(default=1, metadata=help_text("Greedy tokens per answer (1: a single pass)."))
 
 

@@ -48,9 +48,7 @@ def read_items(data: Sequence[Path], how: QuestionOptions) -> Items:
         Item(q, q.id, [begin_line(q.id, q.group, digest(q.context, q.question, Path(q.image or "").name), q.truthful)])
         for q in questions
     ]
-    return Items(
-        items, {"data": describe_data(questions)}, notes=[questions.reading, *questions.cautions], contexts=questions
-    )
+    return Items(items, {"data": describe_data(questions)}, notes=questions.cautions, contexts=questions)
 
 
 def parse(line: Prediction, answer: Answer, _: Any) -> Prediction:

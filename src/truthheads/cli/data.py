@@ -107,7 +107,6 @@ def pairs(
         if asked:
             wrong.of_model(str(model), how)
     assert read is not None
-    tell_reading(read)
     loaded = load(str(model), **how) if asked else None
     questions = read
     if loaded is not None:
@@ -131,6 +130,7 @@ def pairs(
     if json:
         typer.echo(dumps({"counts": made.counts, "form": form, "warnings": made.cautions, "out": str(out)}))
         return
+    tell_reading(read)
     console.out.print(", ".join(f"{count} {kind}" for kind, count in made.counts.items()))
     if made.form is not None:
         console.out.print(f"form probe {made.form.accuracy}; chance is 0.5")

@@ -475,6 +475,9 @@ def show(summary: "EvaluationResult") -> None:
     """Print the ungated figures, and what each gate did."""
     from truthheads.benchmarks.registry import benchmark
 
+    data = summary["settings"].get("data")
+    if isinstance(data, dict) and data.get("read_as"):
+        console.out.print(f"read: {'; '.join(data['read_as'])}", markup=False)
     plain, *others = summary["runs"]
     primary = summary["primary"]
     names = list(plain["metrics"])

@@ -26,7 +26,7 @@ from truthheads.cli.options import (
     Truncate,
     loads_model,
 )
-from truthheads.cli.reading import all_at_once, tell_reading
+from truthheads.cli.reading import all_at_once
 from truthheads.stats.thresholds import GATE_HARM_NATS, GROUND_TEST_SHARE
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def ground(
         )
         wrong.of_model(model, how)
     assert rows is not None
-    tell_reading(rows)
+    console.note(f"read: {rows.reading}")
     with console.stepwise(STEPS) as (tell, progress):
         result = run(
             model,

@@ -68,8 +68,8 @@ def all_at_once() -> Iterator[Complaints]:
 
 
 def tell_reading(questions: "Questions") -> None:
-    """Say how a file was read and how its rows are grouped."""
-    console.note(f"{questions.path}: {questions.reading}")
+    """Say how a file was read and how its rows are grouped; ``--json`` has it in the description of the data."""
+    console.out.print(f"read: {questions.reading}", markup=False)
 
 
 def usable(

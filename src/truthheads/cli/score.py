@@ -128,7 +128,6 @@ def score(
         )
         wrong.of_model(model, how)
     assert read is not None
-    tell_reading(read)
     loaded = load(model, **how)
     questions = usable(
         loaded, read, skip_bad_rows=skip_bad_rows, skip_missing=skip_missing, chat=chat, truncate=truncate
@@ -160,6 +159,7 @@ def score(
     if json:
         typer.echo(dumps({**result, **written}))
     else:
+        tell_reading(read)
         _show_scores(result)
         for path in written.values():
             console.written(path)

@@ -47,9 +47,7 @@ def trace(
         typer.Option(rich_help_panel=DATA, help="Truth Scores to compare with, of this model or a relative."),
     ] = None,
     out: Annotated[Path, typer.Option(rich_help_panel=OUTPUT, help="Trace file to write.")] = Path("trace.safetensors"),
-    position: Annotated[
-        Position, typer.Option(rich_help_panel=OUTPUT, help="Whose last token is shown.")
-    ] = "answer",
+    position: Annotated[Position, typer.Option(rich_help_panel=OUTPUT, help="Whose last token is shown.")] = "answer",
     untruthful: Annotated[
         bool, typer.Option("--untruthful", rich_help_panel=RUN, help="Also trace the untruthful answer's last token.")
     ] = False,
@@ -103,7 +101,6 @@ def trace(
         truth = None if scores is None else wrong.of(lambda: Scores.load(scores))
         wrong.of_model(model, how)
     assert read is not None
-    tell_reading(read)
     loaded = load(model, **how)
     questions = usable(
         loaded,
@@ -143,6 +140,7 @@ def trace(
     if json:
         typer.echo(dumps({**result, **written}))
     else:
+        tell_reading(read)
         _show(result)
         for path in written.values():
             console.written(path)

@@ -202,7 +202,8 @@ def _tune(
 
     out, plot, skip_bad_rows = common["out"], common["plot"], common["skip_bad_rows"]
     with all_at_once() as wrong:
-        wrong.of_target(out.with_name("tuning.json"))
+        if not wrong.found:  # what is wrong with --out is so of what stands beside it
+            wrong.of_target(out.with_name("tuning.json"))
         wrong.of_plot(plot)
         found = wrong.of(
             lambda: read_questions(
@@ -217,7 +218,6 @@ def _tune(
         given = wrong.of(read)
         wrong.of_model(model, how)
     assert found is not None and given is not None
-    tell_reading(found)
     loaded = load(model, **how)
     questions = usable(
         loaded,
@@ -250,6 +250,7 @@ def _tune(
     if common["json"]:
         typer.echo(dumps(result))
         return
+    tell_reading(found)
     show_path(result)
     console.written(out)
     console.written(out.with_name("tuning.json"))

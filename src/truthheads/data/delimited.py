@@ -53,7 +53,7 @@ def _width(line: str, delimiter: str) -> int:
 def looks_delimited(header: str) -> bool:
     """Return whether a line may be the header of a CSV file: two or more columns, each with a name of its own."""
     names = [plain_name(name) for name in next(csv.reader([header], delimiter=find_delimiter(header, [])), [])]
-    known = all(re.fullmatch(r"[^\W\d][\w.]{0,40}", name) for name in names)
+    known = all(len(name) <= 40 and re.fullmatch(r"[^\W\d]\w*(?:\.\w+)*", name) for name in names)
     return len(names) > 1 and known and len(set(names)) == len(names)
 
 

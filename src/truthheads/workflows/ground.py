@@ -260,7 +260,7 @@ def _split(rows: Sequence[Question], how: Settings, dev: Path, test: Path) -> No
             "there are too few questions to learn from and to test on",
             expected=f"{GROUND_MIN_TEST_GROUPS} groups or more to test on, {GROUND_MIN_TEST_GROUPS // 2} to learn from",
             got=f"{len(members)} groups, test share {how.test_share:g}",
-            fix="give more rows; rows of one group (one question, or one context of a general question) count once",
+            fix="give more rows; rows of one `group`, one question or, where all ask the same, one context count once",
         )
     tested = set(members[:count].tolist())
     for path, side in ((dev, False), (test, True)):
