@@ -47,13 +47,26 @@ def matched(folder: Path, rows: list[Row], *files: list[PopeQuestion]) -> Matche
 OFFICIAL = [{"question": asked(thing), "answer": said} for thing, said in zip(THINGS, SAID, strict=True)]
 
 LLAVA = [
-    {"question_id": at, "prompt": f"{row['question']}\nAnswer the question using a single word or phrase.",
-     "text": row["answer"], "answer_id": f"a{at}", "model_id": "m", "metadata": {}}
+    {
+        "question_id": at,
+        "prompt": f"{row['question']}\nAnswer the question using a single word or phrase.",
+        "text": row["answer"],
+        "answer_id": f"a{at}",
+        "model_id": "m",
+        "metadata": {},
+    }
     for at, row in enumerate(OFFICIAL, start=1)
-]  # fmt: skip
+]
 
-VCD = [{"question_id": row["question_id"], "prompt": f"<image>\n{asked(thing)}", "text": row["text"], "image": "COCO_val2014_000000000042.jpg"}
-       for thing, row in zip(THINGS, LLAVA, strict=True)]  # fmt: skip
+VCD = [
+    {
+        "question_id": row["question_id"],
+        "prompt": f"<image>\n{asked(thing)}",
+        "text": row["text"],
+        "image": "COCO_val2014_000000000042.jpg",
+    }
+    for thing, row in zip(THINGS, LLAVA, strict=True)
+]
 
 SHIFTED = [{**row, "question_id": row["question_id"] + 2910} for row in LLAVA]
 
@@ -158,12 +171,20 @@ TRUTH = {"42": ["bench", "dog"], "73": ["kite", "person"]}
 CAPTIONS = {
     "LLaVA": [
         {"question_id": 42, "image": "COCO_val2014_000000000042.jpg", "text": "A dog.", "prompt": "Describe."},
-        {"question_id": 73, "image": "COCO_val2014_000000000073.jpg", "text": "A kite and a boat.", "prompt": "Describe."},
+        {
+            "question_id": 73,
+            "image": "COCO_val2014_000000000073.jpg",
+            "text": "A kite and a boat.",
+            "prompt": "Describe.",
+        },
     ],
     "LLaVA without images": [{"question_id": 42, "text": "A dog."}, {"question_id": 73, "text": "A kite and a boat."}],
     "COCO": [{"image_id": 42, "caption": "A dog."}, {"image_id": 73, "caption": "A kite and a boat."}],
-    "file names": [{"file_name": "COCO_val2014_000000000042.jpg", "caption": "A dog."}, {"image": "73.jpg", "answer": "A kite and a boat."}],
-}  # fmt: skip
+    "file names": [
+        {"file_name": "COCO_val2014_000000000042.jpg", "caption": "A dog."},
+        {"image": "73.jpg", "answer": "A kite and a boat."},
+    ],
+}
 
 CHAIR_PY = {
     "overall_metrics": {"CHAIRs": 0.5, "CHAIRi": 0.2},

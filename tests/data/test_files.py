@@ -15,9 +15,14 @@ from truthheads.data.tables import kind_of, read_rows
 from truthheads.errors import DataError
 
 ROWS = [
-    {"context": f"The {thing} is {colour}.", "question": f"Which colour has the {thing}?", "truthful": colour, "untruthful": other}
+    {
+        "context": f"The {thing} is {colour}.",
+        "question": f"Which colour has the {thing}?",
+        "truthful": colour,
+        "untruthful": other,
+    }
     for thing, colour, other in (("door", "red", "blue"), ("boat", "green", "grey"), ("gate", "white", "pink"))
-]  # fmt: skip
+]
 
 
 def refusal(path: Path, **how: Any) -> DataError:
@@ -328,10 +333,25 @@ def test_targets_that_are_none(tmp_path: Path, targets: Any) -> None:
 
 def ragtruth(folder: Path, prefix: str = "") -> Path:
     sources = [
-        {"source_id": "7", "task_type": "QA", "source_info": {"question": "When?", "passages": "passage 1:At nine."}, "prompt": "…"},
-        {"source_id": "8", "task_type": "Summary", "source_info": "The door is red.", "prompt": "Sum up in 9 words:\nThe door is red.\noutput:"},
-        {"source_id": "9", "task_type": "Data2txt", "source_info": {"name": "Inn"}, "prompt": "Describe:\nStructured data:\n{'name': 'Inn'}\nOverview:"},
-    ]  # fmt: skip
+        {
+            "source_id": "7",
+            "task_type": "QA",
+            "source_info": {"question": "When?", "passages": "passage 1:At nine."},
+            "prompt": "…",
+        },
+        {
+            "source_id": "8",
+            "task_type": "Summary",
+            "source_info": "The door is red.",
+            "prompt": "Sum up in 9 words:\nThe door is red.\noutput:",
+        },
+        {
+            "source_id": "9",
+            "task_type": "Data2txt",
+            "source_info": {"name": "Inn"},
+            "prompt": "Describe:\nStructured data:\n{'name': 'Inn'}\nOverview:",
+        },
+    ]
     flaw = [{"start": 0, "end": 4, "text": "Blue", "label_type": "Evident Conflict"}]
     rows = [("7", "At nine.", []), ("7", "At ten.", flaw), ("8", "Blue door.", flaw), ("9", "An inn.", [])]
     as_lines(folder / f"{prefix}source_info.jsonl", sources)
