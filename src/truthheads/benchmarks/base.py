@@ -35,8 +35,8 @@ class Prediction(TypedDict, total=False):
         logp: Log-probabilities of both answers, the truthful one first.
         metrics: What lm-evaluation-harness measured of the item.
         last: Whether it is the last line of a run that is written whole.
-        kl: Of a line on neutral text: change under the gate, in nats a token.
-        loss: Of a line on neutral text: rise of the loss, in nats a token.
+        kl: On a line of neutral text, the change under the gate, in nats a token.
+        loss: On a line of neutral text, the rise of the loss, in nats a token.
     """
 
     task: str
@@ -97,7 +97,7 @@ class FileOptions(AnswerOptions):
     """Options of what is read from files of rows.
 
     Attributes:
-        encoding: Of text files; None: UTF-8.
+        encoding: Encoding of text files; None: UTF-8.
     """
 
     encoding: str | None = field(default=None, metadata=help_text("Encoding of text files (default: utf-8)."))

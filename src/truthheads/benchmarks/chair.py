@@ -146,7 +146,7 @@ def read_captions(
             what chair.py writes, whose ``sentences`` are such rows.
         truth: The objects of each image.
         limit: Captions, at most.
-        encoding: Of the file; None: UTF-8.
+        encoding: Encoding of text files; None: UTF-8.
 
     Raises:
         DataError: A row lacks a field, an image has two captions, or no ground truth; no row at all.

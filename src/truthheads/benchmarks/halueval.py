@@ -99,7 +99,7 @@ def read_halueval(
         shown: ``both`` answers of every row, or ``one``, by a coin that ``seed`` and the row throw.
         limit: Rows, at most.
         seed: Random seed of the coin.
-        encoding: Of the file; None: UTF-8.
+        encoding: Encoding of text files; None: UTF-8.
         leave_out: What becomes of bad rows; None: they are errors.
 
     Raises:

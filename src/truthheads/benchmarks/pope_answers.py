@@ -62,7 +62,7 @@ def match_answers(
         paths: Files of answers: rows of ``answer`` (POPE), or ``text`` (LLaVA, VCD), with any of ``question_id``,
             ``question`` or ``prompt``, ``image``, ``label``, ``split``.
         files: The questions of each question file.
-        encoding: Of the files of answers; None: UTF-8.
+        encoding: Encoding of text files; None: UTF-8.
 
     Raises:
         DataError: Answers are missing, too many, twice there, or to other questions.

@@ -56,7 +56,7 @@ def read_pope(
     Args:
         paths: One file, or one for each split; the split is found in the row, else in the file's name.
         limit: Questions of each file, at most.
-        encoding: Of the files; None: UTF-8.
+        encoding: Encoding of text files; None: UTF-8.
         leave_out: What becomes of bad rows; None: they are errors.
 
     Raises:

@@ -53,7 +53,7 @@ def benchmark_rows(path: Path, *, encoding: str | None = None, leave_out: LeaveO
 
     Args:
         path: The file.
-        encoding: Of a text file; None: UTF-8.
+        encoding: Encoding of text files; None: UTF-8.
         leave_out: What becomes of a row that cannot be parsed; None: it is an error.
 
     Raises:

@@ -23,7 +23,7 @@ class Complaints:
         self.found: list[TruthHeadsError] = console.put_off()
 
     def of(self, check: Callable[[], R]) -> R | None:
-        """Return what a check returns; None where it complains, which is kept."""
+        """Make a check and hand back its value; None where it complains, which is kept."""
         try:
             return check()
         except TruthHeadsError as error:

@@ -47,7 +47,9 @@ def trace(
         typer.Option(rich_help_panel=DATA, help="Truth Scores to compare with, of this model or a relative."),
     ] = None,
     out: Annotated[Path, typer.Option(rich_help_panel=OUTPUT, help="Trace file to write.")] = Path("trace.safetensors"),
-    position: Annotated[Position, typer.Option(rich_help_panel=OUTPUT, help="Whose last token is shown.")] = "answer",
+    position: Annotated[
+        Position, typer.Option(rich_help_panel=OUTPUT, help="Text whose last token is shown.")
+    ] = "answer",
     untruthful: Annotated[
         bool, typer.Option("--untruthful", rich_help_panel=RUN, help="Also trace the untruthful answer's last token.")
     ] = False,

@@ -115,8 +115,8 @@ class DataSummary(TypedDict):
     Attributes:
         layout: Name of the layout, where the questions come from a file.
         path: The file's address.
-        sha256: Of the file, else of the rows.
-        rows_sha256: Of the rows that were used.
+        sha256: Digest of the file, else of the rows.
+        rows_sha256: Digest of the rows that were used.
         rows: How many.
         skipped: Bad rows that were left out.
         note: What is to be known about the layout.

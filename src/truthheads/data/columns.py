@@ -89,7 +89,7 @@ def _is_missing(names: Sequence[str]) -> str:
 
 
 def _cure(row: Row, columns: Collection[str], near: Layout | None, missing: Sequence[str], halves: bool) -> str:
-    """Return what helps: other names, a file with labels, or the command that makes the untruthful answers."""
+    """Say what helps: other names, a file with labels, or the command that makes the untruthful answers."""
     there = {plain_name(column) for column in row.columns}
     if any(one <= there for one in ANSWERED):
         return "a model's answers or captions: `truthheads evaluate answers pope` or `… answers chair` scores them"
@@ -114,7 +114,7 @@ def _cure(row: Row, columns: Collection[str], near: Layout | None, missing: Sequ
 
 
 def _meant(row: Row, columns: Collection[str]) -> dict[str, str]:
-    """Return what columns may be meant for: from each one's name in the file to a column of ours that is not there."""
+    """Find what columns may be meant for: from each one's name in the file to a column of ours that is not there."""
     found: dict[str, str] = {}
     for column in row.columns:
         plain = plain_name(column)

@@ -32,7 +32,7 @@ ANSWERS = frozenset(
 
 
 def find_delimiter(header: str, rows: list[str]) -> str:
-    """Return what stands between the columns of a CSV file: what makes most columns of its header, and of its rows.
+    """Find what stands between the columns of a CSV file: what makes most columns of its header, and of its rows.
 
     Args:
         header: The first line.
@@ -63,7 +63,7 @@ def csv_rows(path: Path, encoding: str | None, tell: Callable[[str], None]) -> I
     Args:
         path: The file.
         encoding: Its encoding; None: UTF-8.
-        tell: Told what stands between the columns where it is no comma.
+        tell: Gets what stands between the columns where it is no comma.
     """
     skipped, start = 0, [line for line in islice(text_lines(path, encoding), 2 * TOLD_BY) if line.strip()]
     named = re.fullmatch(r"\"?sep=(.)\"?\s*", start[0]) if start else None

@@ -55,7 +55,7 @@ def read_questions(
         images: Folder that image paths start from; None: the file's own.
         halves: Accept rows with a truthful answer alone (``truthful``, or ``answer`` without ``label``), for
             :func:`truthheads.make_pairs`.
-        encoding: Of a text file; None: UTF-8.
+        encoding: Encoding of text files; None: UTF-8.
         label_true: The label of truthful answers, in place of 1, true, yes and gold; every other label is not.
 
     Returns:

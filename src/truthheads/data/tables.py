@@ -51,8 +51,8 @@ def read_rows(path: Path, *, encoding: str | None = None, tell: Callable[[str], 
 
     Args:
         path: A file of JSON lines, a JSON array, CSV or Parquet, whatever its name ends in; or ``hf://datasets/…``.
-        encoding: Of a text file; None: UTF-8.
-        tell: Told in a few words what was found out about the file and is not as usual: semicolons between columns.
+        encoding: Encoding of text files; None: UTF-8.
+        tell: Gets in a few words what was found out about the file and is not as usual: semicolons between columns.
 
     Yields:
         Rows; a line that cannot be parsed comes with ``fields`` None and the fault, so that a caller may go on.
@@ -101,7 +101,7 @@ def check_there(path: Path) -> None:
 
 
 def kind_of(path: Path, encoding: str | None = None) -> Kind:
-    """Return what a file holds, by its first lines; its name decides where they leave it open.
+    """Tell what a file holds, by its first lines; its name decides where they leave it open.
 
     Raises:
         DataError: It holds nothing that is known, or bytes that the encoding does not have.
@@ -141,7 +141,7 @@ def _kind_of_json(first: str, more: bool, suffix: str) -> Kind:
     Args:
         first: The first line that is not blank.
         more: Whether there is another one.
-        suffix: Of the file's name.
+        suffix: End of the file's name.
     """
     try:
         value = json.loads(first)

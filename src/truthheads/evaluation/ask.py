@@ -254,7 +254,7 @@ def prepare_benchmark(model: Model, record: Benchmark, found: Items, how: AskOpt
 
 
 def _without_unusable(model: Model, record: Benchmark, found: Items, how: AskOptions) -> Items:
-    """Return what was read without the items that the model cannot be asked, with a note that counts them."""
+    """Leave out the items that the model cannot be asked, with a note that counts them."""
 
     def put(items: Sequence[Item]) -> None:
         if record.asks == "pair_logprobs":

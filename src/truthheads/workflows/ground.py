@@ -56,7 +56,7 @@ class Settings:
         truncate: Drop the start of contexts that are too long.
         limit: Rows, at most.
         skip_bad_rows: Leave rows out that are bad, or too long for the model, and count them.
-        encoding: Of the file of rows; None: UTF-8.
+        encoding: Encoding of text files; None: UTF-8.
         label_true: The label of truthful answers; see :func:`truthheads.read_questions`.
         batch_tokens: Padded tokens in a batch, at most; None: by device.
         seed: Random seed of split, learning, controls and intervals.
