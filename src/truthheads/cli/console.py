@@ -67,8 +67,8 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
             return command(*args, **kwargs)
         except TruthHeadsError as error:
             if isinstance(error, SeveralErrors):
-                for one in error.found:
-                    _refuse(f"{one.problem}: expected {one.expected}; got {one.got}", one.fix)
+                told = [f"{one.problem}: expected {one.expected}; got {one.got}" for one in error.found]
+                _refuse(f"{len(told)} things are wrong: {_numbered(told)}", _numbered([one.fix for one in error.found]))
             elif out_of_memory(error) and not isinstance(error, ActivationError):  # it was taken for something else
                 _refuse_for_memory(error)
             else:
@@ -110,6 +110,10 @@ def _refuse_for_memory(error: BaseException) -> None:
         _refuse(f"there is not enough memory: {said}", MORE_MEMORY)
     except MemoryError:  # not even for that
         os.write(2, f"error: there is not enough memory\ndo: {MORE_MEMORY}\n".encode())
+
+
+def _numbered(texts: Iterable[str]) -> str:
+    return "; ".join(f"({number}) {text}" for number, text in enumerate(texts, start=1))
 
 
 def _refuse(problem: str, fix: str) -> None:
