@@ -132,6 +132,11 @@ def test_a_limit_is_counted_in_questions_and_leaves_the_other_answers_alone(tmp_
         ([{**row, "image": "other.jpg"} for row in LLAVA], "to another question"),
         ([{**LLAVA[0], "prompt": asked("cow")}, *LLAVA[1:]], "to another question"),
         ([{"question": asked("dog")}], "field 'answer'"),
+        (
+            [{"question_id": at, "text": row["question"]} for at, row in enumerate(OFFICIAL, 1)],
+            "not the question itself",
+        ),
+        ([{"question_id": 1, "text": asked("dog"), "label": "yes"}], "field 'answer'"),
     ],
 )
 def test_answers_to_other_questions_are_refused(tmp_path: Path, rows: list[Row], words: str) -> None:

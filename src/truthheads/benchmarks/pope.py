@@ -16,7 +16,7 @@ from truthheads.benchmarks.base import (
     begin_line,
     help_text,
 )
-from truthheads.benchmarks.pope_answers import match_answers
+from truthheads.benchmarks.pope_answers import BY_ID, match_answers
 from truthheads.benchmarks.pope_questions import SPLITS, describe_pope, pope_notes, read_pope
 from truthheads.benchmarks.rows import LeaveOut, digest, placed_image
 from truthheads.benchmarks.yes_no import POPE_PARSERS, measure_yesno, parse_with
@@ -89,8 +89,8 @@ def read_answered(answers: Sequence[Path], data: Sequence[Path], how: FileOption
         "parsers": list(POPE_PARSERS),
         "limit": how.limit,
     }
-    notes = [f"answers are matched to questions by {found.by}", *pope_notes(described)]
-    return AnswersRead(lines, settings, notes)
+    notes = [] if found.by == BY_ID else [f"answers are matched to questions by {found.by}"]
+    return AnswersRead(lines, settings, [*notes, *pope_notes(described)])
 
 
 POPE = Benchmark(

@@ -19,6 +19,8 @@ ASKED = ("question", "prompt", "query")
 
 NAMED = ("question_id", "id")
 
+BY_ID = "question_id"
+
 
 class GivenAnswer(NamedTuple):
     """One answer as its file has it.
@@ -71,7 +73,7 @@ def match_answers(
     given = [answer for path in paths for answer in _given(path, encoding)]
     found = _by_id(given, questions)
     if found is not None:
-        return Matched([[(one, found[one.split, one.id]) for one in file] for file in files], "question_id")
+        return Matched([[(one, found[one.split, one.id]) for one in file] for file in files], BY_ID)
     for order in permutations(range(len(files))):
         asked = [question for at in order for question in files[at]]
         if len(asked) == len(given) and all(map(_fits, given, asked)):
@@ -89,7 +91,8 @@ def _given(path: Path, encoding: str | None) -> Iterator[GivenAnswer]:
         fields = row.fields or {}
         own = "answer" if fields.get("answer") is not None else ""
         asked = next((str(fields[name]) for name in (*ASKED, *(["text"] if own else [])) if fields.get(name)), None)
-        names = [name for name in ANSWERS if fields.get(name) is not None] or list(ANSWERS[:2])
+        question = fields.get("label") is not None and asked is None  # its text is what is asked
+        names = [name for name in ANSWERS if fields.get(name) is not None and not (question and name == "text")]
         yield GivenAnswer(
             f"{path}:{row.place}",
             _first(row, NAMED),
@@ -97,7 +100,7 @@ def _given(path: Path, encoding: str | None) -> Iterator[GivenAnswer]:
             asked,
             Path(image).name if (image := _first(row, ("image", "image_path"))) else None,
             _first(row, ("label",)),
-            text_of(path, row, *names),
+            text_of(path, row, *(names or ANSWERS[:1])),
         )
 
 
@@ -149,6 +152,8 @@ def _differs(answer: GivenAnswer, question: PopeQuestion) -> str:
         told, own = _folded(answer.asked), _folded(question.text)
         if own not in told and told not in own:
             return f"question {question.text!r}, not {answer.asked[:60]!r}"
+    elif _folded(answer.text).startswith(_folded(question.text)):
+        return f"an answer to {question.text!r}, not the question itself"
     if answer.image is not None and answer.image != Path(question.image).name:
         return f"image {Path(question.image).name!r}, not {answer.image[:60]!r}"
     if answer.label is not None and _folded(answer.label) != question.gold:
