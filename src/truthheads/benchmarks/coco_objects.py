@@ -13,6 +13,9 @@ from truthheads.errors import DataError, TruthHeadsError
 
 Lemmatizer = Literal["forms", "nltk"]
 
+OWN = "own"
+"""Name of the package's own words for objects."""
+
 ANIMALS = ("bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe", "animal", "cub")
 
 DOUBLE_WORDS = (
@@ -64,7 +67,7 @@ def own_vocabulary() -> Vocabulary:
     table = _own_table()
     forms = {tuple(tokens(form)): name for name, words in table.items() for each in words.values() for form in each}
     words = {word: name for name, entries in table.items() for word in entries if name}
-    return Vocabulary("own", frozenset(table) - {""}, words, forms, words)
+    return Vocabulary(OWN, frozenset(table) - {""}, words, forms, words)
 
 
 @cache

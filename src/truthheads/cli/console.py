@@ -10,6 +10,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextvars import ContextVar
 from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
@@ -22,7 +23,7 @@ from rich.segment import Segment
 from rich.table import Table
 
 from truthheads.cli.options import Force
-from truthheads.errors import ActivationError, NotFirstRank, TruthHeadsError, out_of_memory
+from truthheads.errors import ActivationError, NotFirstRank, SeveralErrors, TruthHeadsError, out_of_memory
 from truthheads.storage.distributed import check_launched, meet, ranks
 from truthheads.storage.files import as_path
 
@@ -69,7 +70,10 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
         try:
             return command(*args, **{name: _at_home(value) for name, value in kwargs.items()})  # type: ignore[arg-type]
         except TruthHeadsError as error:
-            if out_of_memory(error) and not isinstance(error, ActivationError):  # it was taken for something else
+            if isinstance(error, SeveralErrors):
+                told = [f"{one.problem}: expected {one.expected}; got {one.got}" for one in error.found]
+                _refuse(f"{len(told)} things are wrong: {_numbered(told)}", _numbered([one.fix for one in error.found]))
+            elif out_of_memory(error) and not isinstance(error, ActivationError):  # it was taken for something else
                 _refuse_for_memory(error)
             else:
                 _refuse(f"{error.problem}: expected {error.expected}; got {error.got}", error.fix)
@@ -121,6 +125,10 @@ def _refuse_for_memory(error: BaseException) -> None:
         os.write(2, f"error: there is not enough memory\ndo: {MORE_MEMORY}\n".encode())
 
 
+def _numbered(texts: Iterable[str]) -> str:
+    return "; ".join(f"({number}) {text}" for number, text in enumerate(texts, start=1))
+
+
 def _refuse(problem: str, fix: str) -> None:
     err.print(f"[bold red]error:[/] {escape(' '.join(problem.split()))}")
     err.print(f"[bold]do:[/] {escape(' '.join(fix.split()))}")
@@ -166,10 +174,25 @@ def _escaped(error: UnicodeError) -> tuple[str, int]:
     return "".join(f"\\u{units[at]:02x}{units[at + 1]:02x}" for at in range(0, len(units), 2)), error.end
 
 
-def exclusive_output(*beside: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+_PUT_OFF: ContextVar[list[TruthHeadsError] | None] = ContextVar("put_off", default=None)
+
+
+def put_off() -> list[TruthHeadsError]:
+    """Return the complaints that wait for the others of their command, which is then to raise them."""
+    found = _PUT_OFF.get() or []
+    _PUT_OFF.set(None)
+    return list(found)
+
+
+def exclusive_output(*beside: str, checks: bool = False) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Lock ``--out`` and the named files beside it against other commands while this one runs.
 
     The command gets the option ``--force``: without it, what is there already is not replaced.
+
+    Args:
+        beside: Their names.
+        checks: The command begins with ``cli.reading.all_at_once``: where ``--out`` cannot be written, that is said
+            there together with what else is wrong.
     """
 
     def decorate(command: Callable[P, R]) -> Callable[P, R]:
@@ -184,9 +207,17 @@ def exclusive_output(*beside: str) -> Callable[[Callable[P, R]], Callable[P, R]]
             from truthheads.storage.output_lock import locked_output
 
             out, forced = Path(str(kwargs["out"])), bool(kwargs.pop("force", False))
-            check_target(out)
-            with locked_output(out, *(out.with_name(name) for name in beside)):
-                check_new(out, force=forced, unfinished=out.with_name(f"{out.name}.partial"))
+            with contextlib.ExitStack() as held:
+                try:
+                    check_target(out)
+                    held.enter_context(locked_output(out, *(out.with_name(name) for name in beside)))
+                    check_new(out, force=forced, unfinished=out.with_name(f"{out.name}.partial"))
+                except TruthHeadsError as error:
+                    if not checks:
+                        raise
+                    _PUT_OFF.set([error])
+                    command(*args, **kwargs)
+                    raise
                 return command(*args, **kwargs)
 
         run.__signature__ = signature.replace(parameters=[*own[:at], force, *own[at:]])  # type: ignore[attr-defined]
@@ -267,6 +298,12 @@ def written(path: object) -> None:
 def warn(text: str) -> None:
     """Print a warning on standard error, so that it is seen beside ``--json``, too."""
     err.print(f"[bold yellow]warning:[/] {escape(text)}")
+
+
+def note(text: str) -> None:
+    """Print a remark on standard error, so that it does not stand in what ``--json`` prints."""
+    if _first():
+        err.print(f"note: {escape(text)}", style="dim")
 
 
 def number(value: float | None) -> str:

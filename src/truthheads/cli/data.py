@@ -1,5 +1,6 @@
 """``truthheads data``: make question files."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,19 @@ from truthheads.choices import Generated, PairStrategy, Split
 from truthheads.cli import console
 from truthheads.cli.console import exclusive_output, guarded
 from truthheads.cli.help import MODEL, OUTPUT, RUN
-from truthheads.cli.options import Force, How, Images, Json, Limit, SkipBadRows, loads_model, seed_of
+from truthheads.cli.options import (
+    Encoding,
+    Force,
+    How,
+    Images,
+    Json,
+    LabelTrue,
+    Limit,
+    SkipBadRows,
+    loads_model,
+    seed_of,
+)
+from truthheads.cli.reading import all_at_once, tell_reading, usable
 
 
 @guarded
@@ -59,7 +72,7 @@ def make(
 
 
 @guarded
-@exclusive_output()
+@exclusive_output(checks=True)
 @loads_model
 def pairs(
     file: Annotated[
@@ -80,6 +93,8 @@ def pairs(
     images: Images = None,
     limit: Limit = None,
     skip_bad_rows: SkipBadRows = False,
+    encoding: Encoding = None,
+    label_true: LabelTrue = None,
     seed: Annotated[int, seed_of("the choice among answers of like form")] = 0,
     *,
     how: How,
@@ -92,9 +107,34 @@ def pairs(
     from truthheads.storage.files import dumps
     from truthheads.workflows.make_pairs import make_pairs
 
-    questions = read_questions(file, limit=limit, skip_bad_rows=skip_bad_rows, images=images, halves=True)
     asked = strategy != "swap" and model is not None
+    with all_at_once() as wrong:
+        read = wrong.of(
+            lambda: read_questions(
+                file,
+                limit=limit,
+                skip_bad_rows=skip_bad_rows,
+                images=images,
+                halves=True,
+                encoding=encoding,
+                label_true=label_true,
+            )
+        )
+        if asked:
+            wrong.of_model(str(model), how)
+    assert read is not None
     loaded = load(str(model), **how) if asked else None
+    questions = read
+    if loaded is not None:
+        questions = usable(
+            loaded,
+            read,
+            skip_bad_rows=skip_bad_rows,
+            skip_missing=False,
+            chat=False,
+            truncate=False,
+            asked=lambda one: replace(one, context="", image=None, evidence=()),
+        )
     with console.progress_bar(f"{len(questions)} questions without their contexts") as progress:
         made = make_pairs(questions, loaded, strategy=strategy, seed=seed, progress=progress)
     write_questions(out, made.questions)
@@ -106,6 +146,7 @@ def pairs(
     if json:
         typer.echo(dumps({"counts": made.counts, "form": form, "warnings": made.cautions, "out": str(out)}))
         return
+    tell_reading(read)
     console.out.print(", ".join(f"{count} {kind}" for kind, count in made.counts.items()))
     if made.form is not None:
         console.out.print(f"form probe {made.form.accuracy}; chance is 0.5")

@@ -18,6 +18,7 @@ from truthheads.cli import console
 from truthheads.cli.console import guarded, multi_process
 from truthheads.cli.help import DATA, OUTPUT, RUN, Command, add_command
 from truthheads.cli.options import LOADING, BatchTokens, Force, Json, ModelName
+from truthheads.cli.reading import all_at_once
 from truthheads.storage.distributed import ranks
 
 if TYPE_CHECKING:
@@ -92,10 +93,17 @@ COMMON: dict[str, tuple[Any, Any]] = {
 }
 """The options of every benchmark that runs a model."""
 
-OF_DATA = ("chat", "images", "limit", "synonyms", "truncate")
+OF_DATA = ("chat", "encoding", "images", "limit", "skip_bad_rows", "synonyms", "truncate")
 """Options of benchmarks that say what is read, and how it is shown."""
 
-METAVARS: dict[Any, str] = {int: "N", int | None: "N", Path: "FILE", Path | None: "FILE", str: "LIST"}
+METAVARS: dict[Any, str] = {
+    str | None: "NAME",
+    int: "N",
+    int | None: "N",
+    Path: "FILE",
+    Path | None: "FILE",
+    str: "LIST",
+}
 """How the value of a benchmark's option is shown in the help, by its type."""
 
 OLD_OPTIONS = (
@@ -247,14 +255,18 @@ def _asked(record: "Benchmark") -> tuple[Callable[..., None], Parameters, str, s
     }
 
     def run(*, model: str, data: list[Path] | None, out: Path, json: bool, name: str = "", **given: Any) -> None:
+        from truthheads.evaluation.ask import read_benchmark
         from truthheads.evaluation.evaluate import evaluate
         from truthheads.models.load import load
-        from truthheads.storage.files import check_target
 
-        asking = _options_given(record.options, given)
-        how = {one: given.pop(one) for one in LOADING}
-        check_target(out / "predictions.jsonl")
-        gates = read_gates(given.pop("gate") or [])
+        how, named = {one: given.pop(one) for one in LOADING}, given.pop("gate") or []
+        with all_at_once() as wrong:
+            asking = wrong.of(lambda: _options_given(record.options, given))
+            wrong.of_target(out / "predictions.jsonl")
+            gates = wrong.of(lambda: read_gates(named))
+            read = None if harness or not asking else wrong.of(lambda: read_benchmark(record, data or [], asking))
+            wrong.of_model(model, how)
+        assert asking is not None and gates is not None
         task = f"{record.name}:{name}" if harness else record.name
         loaded = load(model, **how)
         with console.progress_bar(f"{task}: tokens read") as progress:
@@ -267,6 +279,7 @@ def _asked(record: "Benchmark") -> tuple[Callable[..., None], Parameters, str, s
                 asking=asking,
                 seed=asking.seed,
                 progress=progress,
+                read=read,
                 **given,
             )
         _tell(summary.result, out, json)
@@ -290,11 +303,15 @@ def _answered(record: "Benchmark") -> tuple[Callable[..., None], Parameters, str
     }
 
     def run(*, answers: list[Path], data: list[Path], out: Path, force: bool, json: bool, **given: Any) -> None:
+        from truthheads.data.tables import check_there
         from truthheads.evaluation.external import score_answers
-        from truthheads.storage.files import check_target
 
-        how = _options_given(elsewhere.options, given)
-        check_target(out / "predictions.jsonl")
+        with all_at_once() as wrong:
+            how = wrong.of(lambda: _options_given(elsewhere.options, given))
+            wrong.of_target(out / "predictions.jsonl")
+            for path in (*answers, *data):
+                wrong.of(lambda path=path: check_there(path))  # type: ignore[misc]
+        assert how is not None
         _tell(score_answers(record.name, answers, data, out=out, how=how, seed=how.seed, force=force), out, json)
 
     example = f"truthheads evaluate {ANSWERS} {record.name} answers.jsonl --data rows.jsonl"
@@ -459,11 +476,15 @@ def show(summary: "EvaluationResult") -> None:
     """Print the ungated figures, and what each gate did."""
     from truthheads.benchmarks.registry import benchmark
 
+    data = summary["settings"].get("data")
+    if isinstance(data, dict) and data.get("read_as"):
+        console.out.print(f"read: {'; '.join(data['read_as'])}", markup=False)
     plain, *others = summary["runs"]
     primary = summary["primary"]
     names = list(plain["metrics"])
     rows = [[name, console.figure(_whole(plain["metrics"][name]))] for name in names]
-    console.out.print(console.grid(f"{summary['task']}, {summary['rows']} rows, ungated", ["", "95 %"], rows))
+    told = [f"{summary['rows']} rows", "ungated", *filter(None, [summary["settings"].get("table_note")])]
+    console.out.print(console.grid(f"{summary['task']}, {', '.join(map(str, told))}", ["", "95 %"], rows))
     gates = [run for run in others if run["kind"] == "gate"]
     if gates:
         beside = tuple(name for name in benchmark(summary["task"]).shown_beside if name in plain["metrics"])

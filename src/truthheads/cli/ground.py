@@ -12,10 +12,12 @@ from truthheads.cli.options import (
     BatchTokens,
     Chat,
     Data,
+    Encoding,
     Guard,
     How,
     Images,
     Json,
+    LabelTrue,
     Limit,
     ModelName,
     Neutral,
@@ -24,6 +26,7 @@ from truthheads.cli.options import (
     loads_model,
     seed_of,
 )
+from truthheads.cli.reading import all_at_once
 from truthheads.stats.thresholds import GATE_HARM_NATS, GROUND_TEST_SHARE
 
 if TYPE_CHECKING:
@@ -61,6 +64,8 @@ def ground(
     images: Images = None,
     limit: Limit = None,
     skip_bad_rows: SkipBadRows = False,
+    encoding: Encoding = None,
+    label_true: LabelTrue = None,
     batch_tokens: BatchTokens = None,
     seed: Annotated[int, seed_of("split, learning, controls and intervals")] = 0,
     *,
@@ -68,6 +73,7 @@ def ground(
     json: Json = False,
 ) -> None:
     """Learn a gate from your rows, test it on held-out rows, and export the model if it is better."""
+    from truthheads.data.readers import read_questions
     from truthheads.storage.files import dumps
     from truthheads.workflows.ground import Settings
     from truthheads.workflows.ground import ground as run
@@ -84,9 +90,27 @@ def ground(
         truncate=truncate,
         limit=limit,
         skip_bad_rows=skip_bad_rows,
+        encoding=encoding,
+        label_true=label_true,
         batch_tokens=batch_tokens,
         seed=seed,
     )
+    with all_at_once() as wrong:
+        wrong.of_target(out / "ground.json")
+        rows = wrong.of(
+            lambda: read_questions(
+                data,
+                limit=limit,
+                skip_bad_rows=skip_bad_rows,
+                images=images,
+                halves=True,
+                encoding=encoding,
+                label_true=label_true,
+            )
+        )
+        wrong.of_model(model, how)
+    assert rows is not None
+    console.note(f"read: {rows.reading}")
     with console.stepwise(STEPS) as (tell, progress):
         result = run(
             model,

@@ -62,8 +62,24 @@ Images = Annotated[
 Limit = Annotated[int | None, typer.Option(metavar="N", min=1, rich_help_panel=DATA, help="Rows to read at most.")]
 
 SkipBadRows = Annotated[
-    bool, typer.Option("--skip-bad-rows", rich_help_panel=DATA, help="Leave out rows with errors and count them.")
+    bool,
+    typer.Option(
+        "--skip-bad-rows", rich_help_panel=DATA, help="Leave out rows with errors, or too long, and count them."
+    ),
 ]
+
+Encoding = Annotated[
+    str | None, typer.Option(metavar="NAME", rich_help_panel=DATA, help="Encoding of a text file (default: utf-8).")
+]
+
+LabelTrue = Annotated[
+    str | None, typer.Option(metavar="WORD", rich_help_panel=DATA, help="Label of truthful answers, in place of 1.")
+]
+
+QuietEncoding = Annotated[str | None, typer.Option(metavar="NAME", hidden=True, help="Encoding of a text file.")]
+
+QuietLabelTrue = Annotated[str | None, typer.Option(metavar="WORD", hidden=True, help="Label of truthful answers.")]
+"""For commands whose help is a whole screen; the errors that these options cure name them."""
 
 SkipMissing = Annotated[
     bool,
@@ -87,7 +103,7 @@ Neutral = Annotated[
 
 BatchTokens = Annotated[
     int | None,
-    typer.Option(metavar="N", min=1, rich_help_panel=RUN, help="Padded tokens per batch (default: by device)."),
+    typer.Option(metavar="N", min=1, rich_help_panel=RUN, help="Tokens per batch (default: by device)."),
 ]
 
 

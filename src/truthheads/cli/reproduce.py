@@ -42,7 +42,7 @@ def demo(
         found = {"scores": scores, "comparison": made["comparison"], "evaluations": made["evaluations"]}
         typer.echo(dumps({**found, "out": str(out)}))
         return
-    _show(cast("dict[str, Any]", scores), made)
+    _show(scores, made)
     console.written(out / "report.html")
 
 

@@ -13,11 +13,13 @@ from truthheads.cli.options import (
     BatchTokens,
     Chat,
     Data,
+    Encoding,
     Force,
     How,
     IdleSeed,
     Images,
     Json,
+    LabelTrue,
     Limit,
     ModelName,
     Remote,
@@ -28,6 +30,7 @@ from truthheads.cli.options import (
     loads_model,
     seed_of,
 )
+from truthheads.cli.reading import all_at_once, tell_reading, usable
 
 if TYPE_CHECKING:
     from truthheads.results.scores import DepthProfile, ScoreSummary
@@ -69,7 +72,7 @@ def inspect_model(
 
 @guarded
 @multi_process
-@exclusive_output()
+@exclusive_output(checks=True)
 @loads_model
 def score(
     model: ModelName,
@@ -109,6 +112,8 @@ def score(
     skip_missing: SkipMissing = False,
     limit: Limit = None,
     skip_bad_rows: SkipBadRows = False,
+    encoding: Encoding = None,
+    label_true: LabelTrue = None,
     batch_tokens: BatchTokens = None,
     seed: Annotated[int, seed_of("folds, intervals and shuffled labels")] = 0,
     *,
@@ -120,19 +125,24 @@ def score(
 
     from truthheads.data.readers import read_questions
     from truthheads.models.load import load
-    from truthheads.models.prompts import missing_images
-    from truthheads.plots.charts import check_suffix, save_chart
+    from truthheads.plots.charts import save_chart
     from truthheads.results.scores import summarise_scores
     from truthheads.scoring.score import score as run
-    from truthheads.storage.files import check_target, dumps
+    from truthheads.storage.files import dumps
 
-    if plot is not None:
-        check_suffix(plot)
-        check_target(plot)
-    questions = read_questions(data, limit=limit, skip_bad_rows=skip_bad_rows, images=images)
+    with all_at_once() as wrong:
+        wrong.of_plot(plot)
+        read = wrong.of(
+            lambda: read_questions(
+                data, limit=limit, skip_bad_rows=skip_bad_rows, images=images, encoding=encoding, label_true=label_true
+            )
+        )
+        wrong.of_model(model, how)
+    assert read is not None
     loaded = load(model, **how)
-    if skip_missing:
-        questions = questions.without(missing_images(loaded, questions))
+    questions = usable(
+        loaded, read, skip_bad_rows=skip_bad_rows, skip_missing=skip_missing, chat=chat, truncate=truncate
+    )
     work = out.with_name(f"{out.name}.partial")
     with console.progress_bar(f"{len(questions)} questions through {model}") as progress:
         scores = run(
@@ -160,6 +170,7 @@ def score(
     if json:
         typer.echo(dumps({**result, **written}))
     else:
+        tell_reading(read)
         _show_scores(result)
         for path in written.values():
             console.written(path)

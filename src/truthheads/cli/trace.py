@@ -1,5 +1,6 @@
 """``truthheads trace``: which heads look at the evidence, and whether they are the truthful ones."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,9 +14,11 @@ from truthheads.cli.options import (
     BatchTokens,
     Chat,
     Data,
+    Encoding,
     How,
     Images,
     Json,
+    LabelTrue,
     Limit,
     ModelName,
     SkipBadRows,
@@ -25,14 +28,16 @@ from truthheads.cli.options import (
     loads_model,
     seed_of,
 )
+from truthheads.cli.reading import all_at_once, tell_reading, usable
 
 if TYPE_CHECKING:
+    from truthheads.data.questions import Question
     from truthheads.results.trace import ClaimResult, TraceSummary
 
 
 @guarded
 @multi_process
-@exclusive_output()
+@exclusive_output(checks=True)
 @loads_model
 def trace(
     model: ModelName,
@@ -68,6 +73,8 @@ def trace(
     limit: Limit = None,
     skip_bad_rows: SkipBadRows = False,
     skip_missing: SkipMissing = False,
+    encoding: Encoding = None,
+    label_true: LabelTrue = None,
     batch_tokens: BatchTokens = None,
     seed: Annotated[int, seed_of("intervals and permutation tests")] = 0,
     *,
@@ -79,24 +86,34 @@ def trace(
 
     from truthheads.data.readers import read_questions
     from truthheads.models.load import load
-    from truthheads.models.prompts import missing_images
-    from truthheads.plots.charts import check_suffix, save_chart
+    from truthheads.plots.charts import save_chart
     from truthheads.results.scores import Scores
-    from truthheads.storage.files import check_target, dumps
+    from truthheads.storage.files import dumps
     from truthheads.tracing.pictures import draw, write_pictures
     from truthheads.tracing.score_correlation import summarise_trace
     from truthheads.tracing.trace import trace as run
 
-    if plot is not None:
-        check_suffix(plot)
-        check_target(plot)
-    if pictures is not None:
-        check_target(pictures)
-    questions = read_questions(data, limit=limit, skip_bad_rows=skip_bad_rows, images=images)
-    truth = None if scores is None else Scores.load(scores)
+    with all_at_once() as wrong:
+        wrong.of_plot(plot)
+        wrong.of_target(pictures)
+        read = wrong.of(
+            lambda: read_questions(
+                data, limit=limit, skip_bad_rows=skip_bad_rows, images=images, encoding=encoding, label_true=label_true
+            )
+        )
+        truth = None if scores is None else wrong.of(lambda: Scores.load(scores))
+        wrong.of_model(model, how)
+    assert read is not None
     loaded = load(model, **how)
-    if skip_missing:
-        questions = questions.without(missing_images(loaded, questions))
+    questions = usable(
+        loaded,
+        read,
+        skip_bad_rows=skip_bad_rows,
+        skip_missing=skip_missing,
+        chat=chat,
+        truncate=truncate,
+        asked=None if untruthful else _truthful_alone,
+    )
     work = out.with_name(f"{out.name}.partial")
     with console.progress_bar(f"{len(questions)} questions through {model}") as progress:
         found = run(
@@ -126,11 +143,16 @@ def trace(
     if json:
         typer.echo(dumps({**result, **written}))
     else:
+        tell_reading(read)
         _show(result)
         for path in written.values():
             console.written(path)
     for warning in result["warnings"]:
         console.warn(warning)
+
+
+def _truthful_alone(question: "Question") -> "Question":
+    return replace(question, untruthful=None) if question.truthful is not None else question
 
 
 def _show(result: "TraceSummary") -> None:

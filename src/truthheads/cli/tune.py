@@ -24,12 +24,15 @@ from truthheads.cli.options import (
     Limit,
     ModelName,
     Neutral,
+    QuietEncoding,
+    QuietLabelTrue,
     SkipBadRows,
     SkipMissing,
     Truncate,
     seed_of,
     takes,
 )
+from truthheads.cli.reading import all_at_once, tell_reading, usable
 from truthheads.stats.thresholds import GATE_HARM_NATS
 
 if TYPE_CHECKING:
@@ -55,6 +58,8 @@ COMMON: Group = {
     "limit": (Limit, None),
     "skip_bad_rows": (SkipBadRows, False),
     "skip_missing": (SkipMissing, False),
+    "encoding": (QuietEncoding, None),
+    "label_true": (QuietLabelTrue, None),
     "batch_tokens": (BatchTokens, None),
     "seed": (Annotated[int, seed_of("split, order, samples and intervals")], 0),
     "json": (Json, False),
@@ -76,6 +81,8 @@ class Common(TypedDict):
     limit: int | None
     skip_bad_rows: bool
     skip_missing: bool
+    encoding: str | None
+    label_true: str | None
     batch_tokens: int | None
     seed: int
     json: bool
@@ -96,7 +103,7 @@ class Own(TypedDict, total=False):
 
 
 @guarded
-@exclusive_output("tuning.json")
+@exclusive_output("tuning.json", checks=True)
 @takes(how=LOADING, common=COMMON)
 def learn(
     model: ModelName,
@@ -142,7 +149,7 @@ def learn(
 
 
 @guarded
-@exclusive_output("tuning.json")
+@exclusive_output("tuning.json", checks=True)
 @takes(how=LOADING, common=COMMON)
 def grid(
     model: ModelName,
@@ -192,23 +199,37 @@ def _tune(
     """Tune and save; ``read`` gives the method's own settings, once the files to write are known to be writable."""
     from truthheads.data.readers import read_questions
     from truthheads.models.load import load
-    from truthheads.models.prompts import missing_images
-    from truthheads.plots.charts import check_suffix, save_chart
-    from truthheads.storage.files import check_target, dumps
+    from truthheads.plots.charts import save_chart
+    from truthheads.storage.files import dumps
     from truthheads.tuning.tune import tune
 
-    out, plot = common["out"], common["plot"]
-    check_target(out.with_name("tuning.json"))
-    if plot is not None:
-        check_suffix(plot)
-        check_target(plot)
-    questions = read_questions(
-        common["data"], limit=common["limit"], skip_bad_rows=common["skip_bad_rows"], images=common["images"]
-    )
-    given = read()
+    out, plot, skip_bad_rows = common["out"], common["plot"], common["skip_bad_rows"]
+    with all_at_once() as wrong:
+        if not wrong.found:  # what is wrong with --out is so of what stands beside it
+            wrong.of_target(out.with_name("tuning.json"))
+        wrong.of_plot(plot)
+        found = wrong.of(
+            lambda: read_questions(
+                common["data"],
+                limit=common["limit"],
+                skip_bad_rows=skip_bad_rows,
+                images=common["images"],
+                encoding=common["encoding"],
+                label_true=common["label_true"],
+            )
+        )
+        given = wrong.of(read)
+        wrong.of_model(model, how)
+    assert found is not None and given is not None
     loaded = load(model, **how)
-    if common["skip_missing"]:
-        questions = questions.without(missing_images(loaded, questions))
+    questions = usable(
+        loaded,
+        found,
+        skip_bad_rows=skip_bad_rows,
+        skip_missing=common["skip_missing"],
+        chat=common["chat"],
+        truncate=common["truncate"],
+    )
     with console.progress_bar(f"{method} on {len(questions)} questions") as progress:
         tuning = tune(
             loaded,
@@ -232,6 +253,7 @@ def _tune(
     if common["json"]:
         typer.echo(dumps(result))
         return
+    tell_reading(found)
     show_path(result)
     console.written(out)
     console.written(out.with_name("tuning.json"))

@@ -6,8 +6,8 @@ None of these packages is imported here: an object of theirs is known by what it
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from truthheads.data.lines import Row, made_row
 from truthheads.data.questions import Question, write_questions
-from truthheads.data.tables import Row
 from truthheads.errors import DataError
 from truthheads.storage.files import dumps, replaced
 
@@ -26,7 +26,7 @@ WANTED = (
 
 
 def held_rows(data: Any) -> Iterator[Row]:
-    """Yield the rows of something in memory, in order.
+    """Return the rows of something in memory, in order.
 
     Args:
         data: Dictionaries, a DataFrame, a pyarrow Table, or a data set (also a streamed one).
@@ -34,10 +34,15 @@ def held_rows(data: Any) -> Iterator[Row]:
     Raises:
         DataError: It is nothing that has rows, or an item is no row.
     """
+    return (made_row(place, fields) for place, fields in _placed(data))
+
+
+def _placed(data: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield each row's place and its fields as they are called there."""
     for number, item in enumerate(_items(data), start=1):
         if not isinstance(item, Mapping):
             raise _unusable(f"item {number} is no row", _kind(item))
-        yield Row(f"row {number}", {str(name): _plain(value) for name, value in item.items()})
+        yield f"row {number}", {str(name): _plain(value) for name, value in item.items()}
 
 
 def write_held(path: "Path", data: Any) -> "Path":
@@ -45,11 +50,11 @@ def write_held(path: "Path", data: Any) -> "Path":
     if isinstance(data, Sequence) and len(data) and all(isinstance(one, Question) for one in data):
         return write_questions(path, data)
     with replaced(path) as temporary, temporary.open("w", encoding="utf-8") as lines:
-        for row in held_rows(data):
+        for place, fields in _placed(data):
             try:
-                lines.write(dumps(row.fields) + "\n")
+                lines.write(dumps(fields) + "\n")
             except (TypeError, ValueError) as error:
-                raise _unusable(f"{row.place} cannot be written as JSON", str(error)) from error
+                raise _unusable(f"{place} cannot be written as JSON", str(error)) from error
     return path
 
 

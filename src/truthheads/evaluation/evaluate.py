@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import torch
 
-from truthheads.benchmarks.base import AskOptions, Prediction
+from truthheads.benchmarks.base import AskOptions, Items, Prediction
 from truthheads.benchmarks.registry import benchmark
 from truthheads.data.answers import same_data
 from truthheads.data.held import QuestionsLike, write_held
 from truthheads.errors import ArtifactError, GateError
-from truthheads.evaluation.ask import PreparedBenchmark, prepare_benchmark
+from truthheads.evaluation.ask import PreparedBenchmark, prepare_benchmark, read_benchmark
 from truthheads.evaluation.lm_eval import Harness
 from truthheads.evaluation.predictions import NAME, Journal, Key, files_of, gathered, key_of
 from truthheads.evaluation.summary import summarise_runs
@@ -70,6 +70,7 @@ def evaluate(
     seed: int = 0,
     force: bool = False,
     progress: Progress | None = None,
+    read: Items | None = None,
     **options: object,
 ) -> Evaluation:
     """Run a benchmark on a model as it is, under each gate and under its controls, and write the figures.
@@ -96,6 +97,7 @@ def evaluate(
         seed: Random seed of controls, neutral text and intervals.
         force: Remove an earlier evaluation from the folder first, whatever it is of.
         progress: Called with the tokens done and in all.
+        read: What :func:`truthheads.evaluation.ask.read_benchmark` has read of ``data`` with these options already.
         options: Options of the benchmark by name, such as ``limit=100``, as in ``asking``; and ``gate``, which means
             ``gates``, as on the command line.
 
@@ -129,7 +131,7 @@ def evaluate(
     if record.asks == "harness":
         harness = Harness(model, task, paths, limit=how.limit, batch=HARNESS_BATCH, chat=how.chat)
     else:
-        job = prepare_benchmark(model, record, paths, how)
+        job = prepare_benchmark(model, record, read or read_benchmark(record, paths, how), how)
     runs = with_controls(named, controls, seed=seed)
     texts: list[list[int]] = []
     if named and guard_texts:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from truthheads.benchmarks.base import AnswerOptions, Prediction
 from truthheads.benchmarks.registry import benchmark
-from truthheads.errors import ArtifactError, DataError
+from truthheads.errors import ArtifactError, DataError, RowError
 from truthheads.evaluation.predictions import NAME
 from truthheads.evaluation.summary import summarise_runs
 from truthheads.results.evaluation import PLAIN, SETTINGS, SUMMARY, EvaluationResult
@@ -49,7 +49,11 @@ def score_answers(
             got=task,
             fix="evaluate a model instead: `truthheads evaluate " + task + " MODEL --data FILE`",
         )
-    found = record.elsewhere.read(list(answers), list(data), how or record.elsewhere.options(seed=seed))
+    try:
+        found = record.elsewhere.read(list(answers), list(data), how or record.elsewhere.options(seed=seed))
+    except RowError as error:  # a figure over fewer answers would be another one, so that no row is left out here
+        fix = "correct the row; every row is counted, so that none can be left out"
+        raise DataError(error.problem, expected=error.expected, got=error.got, fix=fix) from error
     lines: list[Prediction] = [{"task": record.name, "run": PLAIN, **line} for line in found.lines]
     return write_results(out, lines, found.settings, found.notes, seed, force=force)
 

@@ -3,17 +3,17 @@
 import hashlib
 import importlib.util
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NotRequired, TypedDict, get_args
+from typing import Any, Literal, NotRequired, TypedDict, Unpack, get_args
 
 import torch
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel, TorchAoConfig
 
-from truthheads.errors import ModelError
+from truthheads.errors import ModelError, TruthHeadsError
 from truthheads.models.adapters import Adapter, find_adapter, merge
 from truthheads.models.architectures import HeadLayout, locate_heads, widths
 from truthheads.models.devices import (
@@ -350,6 +350,46 @@ def load(
     network = network.eval().requires_grad_(False)
     processor = read_processor(source, config, trust_remote_code)
     return Model(network, tokenizer, processor, locate_heads(network), name, load_in or stored, _said(adapter))
+
+
+def loading_faults(name: str, **how: Unpack[Loading]) -> list[TruthHeadsError]:
+    """List all that is wrong with what :func:`load` would be told, before a weight is read; empty where nothing is.
+
+    Args:
+        name: As for ``load``.
+        how: As for ``load``.
+    """
+    found: list[TruthHeadsError] = []
+
+    def tried(check: Callable[[], Any]) -> Any:
+        try:
+            return check()
+        except TruthHeadsError as error:
+            found.append(error)
+            return None
+
+    device, device_map, max_memory = how.get("device", "auto"), how.get("device_map"), how.get("max_memory")
+    if device_map is None and max_memory is None:
+        place = tried(lambda: pick_device(device))
+    else:
+        spread = tried(lambda: read_device_map(device_map or "auto"))
+        place = None if spread is None else tried(lambda: main_device(spread))
+    tried(lambda: pick_dtype(how.get("dtype", "auto"), place or torch.device("cpu")))
+    if max_memory is not None:
+        tried(lambda: read_max_memory(max_memory))
+    tried(lambda: _check_source(name, how.get("trust_remote_code", False)))
+    return found
+
+
+def _check_source(name: str, trust_remote_code: bool) -> None:
+    """Raise ModelError where a model is not there, or its configuration or GGUF headers cannot be used."""
+    adapter = find_adapter(name)
+    base = name if adapter is None else adapter.base
+    path = gguf_path(base)
+    if path is not None and converted(path) is None:
+        _from_header(name, path)
+    else:
+        read_config(name, resolve(base), trust_remote_code)
 
 
 def _said(adapter: Adapter | None) -> str | None:

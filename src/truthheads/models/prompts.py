@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from truthheads.data.questions import Question, Questions
-from truthheads.errors import DataError, ModelError
+from truthheads.errors import DataError, ModelError, RowError
 from truthheads.models.image_inputs import ImageTexts, placeholder, shares_with_image, tokens_with_images
 from truthheads.models.load import Model
 
@@ -108,7 +108,7 @@ def encode(
         limit = model.layout.max_positions
         if limit is not None and one.length > limit:
             if not truncate:
-                raise _too_long(question, one.length, limit)
+                raise _too_long(model, question, one.length, limit)
             shorter = shortened(model, question, limit, one.length, chat=chat)
             again = encode(model, [shorter], chat=chat, truncate=True, share_prefix=share_prefix)[0]
             one = replace(again, row=row)
@@ -121,11 +121,11 @@ def _encode_one(
 ) -> Encoded:
     for ids, answer in zip(answers, question.answers, strict=True):
         if len(ids) <= _common([prompt, ids]):
-            raise DataError(
+            raise RowError(
                 f"row {question.id!r}: the answer has no token of its own",
                 expected="an answer that the tokenizer turns into at least one token",
                 got=repr(answer.text)[:80],
-                fix="correct the row",
+                fix="correct the row, or pass --skip-bad-rows to leave it out",
             )
     # Never past the prompt: a token that all answers begin with still belongs to each answer's log-probability.
     shared = _common([prompt, *answers]) if len(answers) > 1 and share_prefix else 0
@@ -154,11 +154,11 @@ def missing_images(model: Model, questions: Sequence[Question]) -> list[Question
     return [one for one in questions if shows_image(model, one) and not os.path.isfile(str(one.image))]
 
 
-def with_images(model: Model, questions: Sequence[Question]) -> Sequence[Question]:
+def with_images(model: Model, questions: Sequence[Question]) -> Questions:
     """Leave out the questions whose image would be shown and is not there; they count as skipped."""
     gone = missing_images(model, questions)
     held = questions if isinstance(questions, Questions) else Questions(questions)
-    return held.without(gone) if gone else questions
+    return held.without(gone) if gone else held
 
 
 def _check_images(missing: Sequence[Question], count: int) -> None:
@@ -257,7 +257,7 @@ def shortened(model: Model, question: Question, limit: int, length: int, *, chat
     pieces = _tokens(model, [question.context], special=False)[0]
     over = length - limit
     if over >= len(pieces):
-        raise _too_long(question, length, limit)
+        raise _too_long(model, question, length, limit)
     if getattr(model.tokenizer, "is_fast", False):
         offsets = model.tokenizer(question.context, add_special_tokens=False, return_offsets_mapping=True)
         kept = question.context[offsets["offset_mapping"][over - 1][1] :]
@@ -268,10 +268,17 @@ def shortened(model: Model, question: Question, limit: int, length: int, *, chat
     return replace(question, context=kept, evidence=())
 
 
-def _too_long(question: Question, length: int, limit: int) -> DataError:
-    return DataError(
+def _too_long(model: Model, question: Question, length: int, limit: int) -> RowError:
+    """Return the error for a row that is too long; ``--truncate`` is named where dropping context would help."""
+    context = len(_tokens(model, [question.context], special=False)[0]) if question.context.strip() else 0
+    helps = length - context < limit
+    left = "pass --skip-bad-rows to leave such rows out"
+    rest = f", {length - context} of them without the context" if context and not helps else ""
+    return RowError(
         f"row {question.id!r} is too long for the model",
         expected=f"at most {limit} tokens",
-        got=f"{length} tokens",
-        fix="pass --truncate to drop the start of long contexts, or remove the row",
+        got=f"{length} tokens{rest}",
+        fix=f"pass --truncate to drop the start of long contexts, or {left}"
+        if helps
+        else f"shorten the question or the answers, or {left}; --truncate only shortens contexts",
     )

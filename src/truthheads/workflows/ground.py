@@ -11,9 +11,9 @@ from truthheads.choices import ExportFormat
 from truthheads.data.answers import describe_data
 from truthheads.data.cautions import CHOSEN_FROM, cannot_choose
 from truthheads.data.held import QuestionsLike, RowsLike
+from truthheads.data.hub import address
 from truthheads.data.questions import Question, Questions, write_questions
 from truthheads.data.readers import read_questions
-from truthheads.data.tables import address
 from truthheads.errors import DataError, ModelError
 from truthheads.evaluation.evaluate import evaluate
 from truthheads.evaluation.summary import BETTER
@@ -24,6 +24,7 @@ from truthheads.models.forward import Progress
 from truthheads.models.held import ModelLike, name_of
 from truthheads.models.held import load as load_held
 from truthheads.models.load import PACKAGES, Loading, Model, load
+from truthheads.models.row_lengths import unusable_rows
 from truthheads.reporting.report import write_report
 from truthheads.results.evaluation import SUMMARY, EvaluationResult
 from truthheads.results.gate import Gate
@@ -59,7 +60,9 @@ class Settings:
         chat: Use the tokenizer's chat template.
         truncate: Drop the start of contexts that are too long.
         limit: Rows, at most.
-        skip_bad_rows: Leave bad rows out and count them.
+        skip_bad_rows: Leave rows out that are bad, or too long for the model, and count them.
+        encoding: Encoding of text files; None: UTF-8.
+        label_true: The label of truthful answers; see :func:`truthheads.read_questions`.
         batch_tokens: Padded tokens in a batch, at most; None: by device.
         seed: Random seed of split, learning, controls and intervals.
     """
@@ -75,6 +78,8 @@ class Settings:
     truncate: bool = False
     limit: int | None = None
     skip_bad_rows: bool = False
+    encoding: str | None = None
+    label_true: str | None = None
     batch_tokens: int | None = None
     seed: int = 0
 
@@ -93,6 +98,8 @@ class Words(Loading, total=False):
     truncate: bool
     limit: int | None
     skip_bad_rows: bool
+    encoding: str | None
+    label_true: str | None
     batch_tokens: int | None
     seed: int
 
@@ -149,7 +156,11 @@ def ground(
     pairs, dev, test = (folder / f"{name}.jsonl" for name in ("pairs", "dev", "test"))
     made_by = {"model": model} if load_in is None else {"model": model, "load_in": load_in}
     base: dict[str, Any] = {**made_by, "rows": rows.sha256, "limit": how.limit, "seed": how.seed}
-    steps.run("pair", base, [pairs], lambda: write_questions(pairs, _paired(rows, network, how.seed, progress)))
+    if how.label_true is not None:
+        base["label_true"] = how.label_true
+    if how.skip_bad_rows:
+        base |= {"chat": how.chat, "truncate": how.truncate}
+    steps.run("pair", base, [pairs], lambda: write_questions(pairs, _paired(rows, network, how, progress)))
     steps.run(
         "split",
         {"pairs": pairs, "share": how.test_share, "seed": how.seed},
@@ -226,7 +237,15 @@ def _rows(data: QuestionsLike, how: Settings) -> Questions:
         found = given if isinstance(given, Questions) else Questions(given, sha256=describe_data(given)["rows_sha256"])
         return found if how.limit is None else Questions(found[: how.limit], layout=found.layout, sha256=found.sha256)
     table = cast("RowsLike", data)
-    return read_questions(table, limit=how.limit, skip_bad_rows=how.skip_bad_rows, images=how.images, halves=True)
+    return read_questions(
+        table,
+        limit=how.limit,
+        skip_bad_rows=how.skip_bad_rows,
+        images=how.images,
+        halves=True,
+        encoding=how.encoding,
+        label_true=how.label_true,
+    )
 
 
 def _export_as(model: str, folder: Path, load_in: str | None) -> tuple[ExportFormat, Path]:
@@ -267,12 +286,18 @@ class _LazyModel:
         return self.model
 
 
-def _paired(rows: Sequence[Question], model: _LazyModel, seed: int, progress: Progress | None) -> list[Question]:
-    """Return rows with both answers, in their order; what is missing is made."""
+def _paired(rows: Sequence[Question], model: _LazyModel, how: Settings, progress: Progress | None) -> list[Question]:
+    """Return rows with both answers, in their order; what is missing is made.
+
+    Of bad rows that are to be left out, those are too that the model cannot take.
+    """
+    if how.skip_bad_rows:
+        gone = {one.question.id for one in unusable_rows(model(), rows, chat=how.chat, truncate=how.truncate)}
+        rows = [row for row in rows if row.id not in gone]
     halves = [row for row in rows if len(row.answers) != 2]
     if not halves:
         return list(rows)
-    made = {one.id: one for one in make_pairs(halves, model(), seed=seed, progress=progress).questions}
+    made = {one.id: one for one in make_pairs(halves, model(), seed=how.seed, progress=progress).questions}
     return [one for row in rows if (one := made.get(row.id, row if len(row.answers) == 2 else None)) is not None]
 
 
@@ -291,7 +316,7 @@ def _split(rows: Sequence[Question], how: Settings, dev: Path, test: Path) -> No
             "there are too few questions to learn from and to test on",
             expected=f"{GROUND_MIN_TEST_GROUPS} groups or more to test on, {GROUND_MIN_TEST_GROUPS // 2} to learn from",
             got=f"{len(members)} groups, test share {how.test_share:g}",
-            fix="give more rows; rows about one text share a group, so give more texts",
+            fix="give more rows; rows of one `group`, one question or, where all ask the same, one context count once",
         )
     tested = set(members[:count].tolist())
     for path, side in ((dev, False), (test, True)):
