@@ -113,7 +113,9 @@ def pytest_configure(config: Any) -> None:
 
 def whole(config: Any) -> bool:
     """Return whether a run is of all tests: no path, no choice of tests, and in the process that sees its end."""
-    chosen = any(config.getoption(name, None) for name in ("keyword", "markexpr", "deselect", "lf", "ignore", "maxfail"))
+    chosen = any(
+        config.getoption(name, None) for name in ("keyword", "markexpr", "deselect", "lf", "ignore", "maxfail")
+    )
     return not hasattr(config, "workerinput") and config.args_source.name == "TESTPATHS" and not chosen
 
 

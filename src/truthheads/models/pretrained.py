@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoProcessor, AutoTokenizer, PreTrainedCon
 from transformers.models.auto import modeling_auto
 
 from truthheads.errors import ModelError
+from truthheads.models.architectures import check_in_scope
 from truthheads.models.sources import how_to_reach
 
 MOST = 65_536
@@ -123,9 +124,10 @@ def read_config(name: str, source: str, trust_remote_code: bool) -> PreTrainedCo
 
 
 def check_class(name: str, config: PreTrainedConfig) -> None:
-    """Raise ModelError where the class that a configuration names writes no text: a classifier, an encoder."""
+    """Raise ModelError where the class that a configuration names writes no text, or has no heads of a decoder."""
     if hasattr(config, "thinker_config") or getattr(config, "auto_map", None):
         return
+    check_in_scope(name, config)
     named = list(getattr(config, "architectures", None) or [])
     kind = str(getattr(config, "model_type", ""))
     if any(CLASSIFIERS.search(one) for one in named):
