@@ -55,8 +55,8 @@ SOFTMAX_LAYERS = {
     "hybrid",
     "hybrid_sliding",
 }
-"""Entries of ``config.layer_types`` that are, or have beside a state-space part or a convolution, softmax attention; any
-other entry names a layer that is left alone."""
+"""Entries of ``config.layer_types`` that are softmax attention, or have it beside a state-space part or a convolution;
+any other entry names a layer that is left alone."""
 
 STATEFUL = {"hybrid", "hybrid_sliding"}
 """Those whose layers carry a state beside the keys and values, which does not branch as they do."""
@@ -203,7 +203,7 @@ def check_in_scope(name: str, config: PretrainedConfig) -> None:
         return
     raise ArchitectureError(
         f"{name} is out of scope: truthheads measures attention heads of decoder-only models",
-        expected="a decoder whose layers have softmax self-attention (Llama, Qwen, Gemma, Mistral, FalconH1 and the like)",
+        expected="a decoder whose layers have softmax self-attention (Llama, Qwen, Gemma, FalconH1 and the like)",
         got=what,
         fix="choose another model; no setting and no table row makes this one work",
     )
