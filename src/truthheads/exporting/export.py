@@ -21,6 +21,7 @@ from truthheads.models.adapters import find_adapter
 from truthheads.models.gguf_parts import join, read_parts
 from truthheads.models.hooks import check_factors
 from truthheads.models.load import PACKAGES, Model, inspect
+from truthheads.models.pretrained import takes_images
 from truthheads.models.sources import SMOLLM2_HUB_ID, gguf_path, resolve
 from truthheads.models.weight_files import Shards
 from truthheads.results.gate import Gate
@@ -264,7 +265,7 @@ def _adapter(
     if folder is not None:
         check_ungated(folder)
     if isinstance(model, Model):
-        layout, config, image = model.layout, model.network.config, model.processor is not None
+        layout, config, image = model.layout, model.network.config, takes_images(model.network.config)
     else:
         seen = inspect(name, trust_remote_code=trust_remote_code)
         layout, image = seen.layout, seen.image

@@ -30,6 +30,7 @@ from truthheads.models.gguf_config import NO_ADAPTER, check_tensors, gguf_config
 from truthheads.models.gguf_parts import read_parts
 from truthheads.models.offload import execution_device, is_spread, scratch_folder, stored_tensors
 from truthheads.models.pretrained import (
+    borrowed_processor,
     check_class,
     explained,
     network_class_of,
@@ -174,7 +175,7 @@ class Model:
     Attributes:
         network: The transformers model, in eval mode, parameters frozen.
         tokenizer: Its tokenizer.
-        processor: Its processor where it takes images, else None.
+        processor: Its processor where it takes images and was saved with one, else None.
         layout: Where its heads are.
         name: What the user called it.
         load_in: What its weights are quantised to: as ``load`` was told, or as its checkpoint says; else None.
@@ -256,6 +257,7 @@ class Loading(TypedDict, total=False):
     offload_folder: str | Path | None
     load_in: str | None
     trust_remote_code: bool
+    processor: str | None
 
 
 def load(
@@ -268,6 +270,7 @@ def load(
     offload_folder: str | Path | None = None,
     load_in: str | None = None,
     trust_remote_code: bool = False,
+    processor: str | None = None,
 ) -> Model:
     """Load a model with its tokenizer.
 
@@ -284,6 +287,8 @@ def load(
         offload_folder: For weights on disk that cannot be read from the checkpoint as they are; None: a temporary one.
         load_in: ``8bit`` or ``4bit`` (bitsandbytes), ``int8`` (torchao): quantise while loading.
         trust_remote_code: Run modelling code that comes with the model. Off: such a model is refused.
+        processor: Folder or hub id whose processor prepares images, for a model that was saved without its own;
+            None: the model's own. Text rows need none.
 
     Raises:
         ModelError: The model or its tokenizer is missing, damaged, or needs code that is not allowed to run; or it
@@ -321,17 +326,22 @@ def load(
     if isinstance(spread, dict):
         spread = spread_over(spread, skeleton(name, trust_remote_code=trust_remote_code))
     tokenizer = read_tokenizer(name, _tokenizer_source(adapter, source), trust_remote_code)
-    with quiet(source), explained(name, "whole safetensors weights that fit config.json"), scratch_folder() as scratch:
+    seen = getattr(config, "thinker_config", config)  # the thinker's class reads no more than its own
+    if processor is None:
+        sight = read_processor(source, seen, trust_remote_code)
+    else:
+        sight = borrowed_processor(name, processor, seen, trust_remote_code)
+    whole = explained(name, "whole safetensors weights that fit config.json", quantised=stored is not None)
+    with quiet(source), whole, scratch_folder() as scratch:
         if load_in is not None:
             settings = {"quantization_config": quantisation(load_in, kind), "device_map": {"": place}}
         if spread is not None:
             folder = offload_folder or scratch.folder()
             settings |= {"device_map": spread, "max_memory": limits, "offload_folder": folder}
         network_class = network_class_of(config)
-        config = getattr(config, "thinker_config", config)  # the thinker's class reads no more than its own
         network, info = network_class.from_pretrained(
             source,
-            config=config,
+            config=seen,
             dtype=kind,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
@@ -348,8 +358,7 @@ def load(
     elif load_in is not None:
         check_stays_quantised(network, load_in)
     network = network.eval().requires_grad_(False)
-    processor = read_processor(source, config, trust_remote_code)
-    return Model(network, tokenizer, processor, locate_heads(network), name, load_in or stored, _said(adapter))
+    return Model(network, tokenizer, sight, locate_heads(network), name, load_in or stored, _said(adapter))
 
 
 def _said(adapter: Adapter | None) -> str | None:
