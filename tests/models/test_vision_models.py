@@ -273,7 +273,7 @@ def test_a_processor_is_borrowed_only_where_there_is_one_and_a_use_for_it(
     blind: tuple[Path, Path], tmp_path: Path
 ) -> None:
     tuned, base = blind
-    with pytest.raises(ModelError, match="has no processor\n  expected: processor_config.json or") as raised:
+    with pytest.raises(ModelError, match=r"has no processor\n  expected: processor_config\.json or") as raised:
         load(str(tuned), processor=str(tuned))
     assert raised.value.fix == "give the model that this one was made from, as it was published"
     text = save(next(row for row in TEXT_ROWS if row.name == "llama"), tmp_path / "text")

@@ -443,18 +443,50 @@ class Scores:
 
     def chart(self) -> Any:
         """Return the heat map of layers × heads as an Altair chart, one more for each kind of row."""
-        model = (self.meta.get("model") or {}).get("name", "")
         kinds = {kind: self.kind_values[i].numpy() for i, kind in enumerate(self.meta.get("kinds", []))}
         return heat_map(
             self.values.numpy(),
-            title=f"{self.unit} per head {model}".strip(),
+            title=f"{self.unit} per head {of_model(self.meta)}".strip(),
             unit=self.unit,
             middle=self.chance,
             panels=kinds if len(kinds) > 1 else None,
+            ends=self.intervals(),
+            notes=[one for one in (SHOWN.get(self.method), *told_rows(self.meta, self.questions), self.caution) if one],
         )
 
     def _repr_html_(self) -> str:
         return chart_html(self.chart())  # a notebook may have no network
+
+
+SHOWN = {
+    "probe": "Each square is a head: how often a linear probe on its output tells truthful answers from others, on "
+    "questions that it was not fitted on. 0.5 is chance.",
+    "attribution": "Each square is a head: how much the margin between the truthful and the untruthful answer grows, "
+    "in nats, where its output is scaled up. Below 0 it speaks against the context.",
+    "evidence": "Each square is a head: how well its attention finds the evidence in the context.",
+}
+"""What a chart of scores shows, by their method."""
+
+
+def of_model(meta: Mapping[str, Any]) -> str:
+    """Return the name of the model that an artefact was made on, without the folder that it lay in; else nothing."""
+    name = str((meta.get("model") or {}).get("name") or meta.get("source") or "")
+    return Path(name).name if name.startswith(("/", ".", "~")) else name
+
+
+def told_rows(meta: Mapping[str, Any], questions: int | None) -> list[str]:
+    """Return the sentence that says how many rows of which file an artefact rests on; none where it does not tell.
+
+    Args:
+        meta: The artefact's metadata.
+        questions: Its independent questions.
+    """
+    data = meta.get("data") or {}
+    if not data.get("rows"):
+        return []
+    groups = "" if questions is None else f" ({questions} independent questions)"
+    file = f" of {Path(str(data['path'])).name}" if data.get("path") else ""
+    return [f"From {data['rows']} rows{groups}{file}; point at a square for its value and its 95 % interval."]
 
 
 def told_groups(meta: Mapping[str, Any], sample_group: Int[Tensor, " samples"]) -> int | None:

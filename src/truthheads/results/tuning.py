@@ -8,6 +8,7 @@ from typing import Any, NotRequired, TypedDict
 from truthheads.choices import Norm, Site
 from truthheads.plots.charts import frontier_chart
 from truthheads.results.gate import Gate, GateInfo
+from truthheads.results.scores import of_model
 from truthheads.stats.figures import FigureJson
 from truthheads.storage.files import dumps, replaced
 
@@ -113,4 +114,10 @@ class Tuning:
 
     def chart(self) -> Any:
         """Return margin gained against nats lost, one point per candidate, as an Altair chart."""
-        return frontier_chart(self.result["path"], guard=self.result["guard"], chosen=self.result["chosen"])
+        found, rows, held = self.result, self.result["rows"], self.result["neutral"]["held out"]
+        notes = [
+            f"Each point is a candidate, judged on {rows['dev']} questions that it was not learned from and {held} "
+            f"neutral texts. Right of the dashed line ({found['guard']:g}) it harms more than the guard allows.",
+            f"{of_model(found)}: {found['why']}".removeprefix(": "),
+        ]
+        return frontier_chart(found["path"], guard=found["guard"], chosen=found["chosen"], notes=notes)
