@@ -342,13 +342,24 @@ def _gguf(name: str, gate: Gate, out: Path, *, force: bool) -> None:
 
 
 def _base(name: str, folder: Path | None, image: bool) -> Base:
-    if name == "smollm2":  # its folder is a conversion in this machine's cache; the adapter is to travel
-        return Base(SMOLLM2_HUB_ID, SMOLLM2_HUB_ID, True, image, folder)
-    source = resolve(name)
+    """Return what a card says of the model: nothing of where it lies on this machine."""
+    source, file = resolve(name), gguf_path(name)
     if not Path(source).is_dir():
-        return Base(name, source, True, image, folder)
+        return Base(source, source, True, image, folder)
+    if file is not None:  # its folder is a conversion in this machine's cache
+        hub = SMOLLM2_HUB_ID if name == "smollm2" else file.name
+        return Base(f"{hub} ({file.name})" if name == "smollm2" else file.name, hub, False, image, folder, file.name)
     path = Path(name).expanduser()
-    return Base(path.resolve().name if path.exists() else name, str(Path(source).resolve()), False, image, folder)
+    own = path.resolve().name if path.exists() else name
+    cached = _snapshot(path.absolute())
+    return Base(cached or own, cached or own, cached is not None, image, folder)
+
+
+def _snapshot(folder: Path) -> str | None:
+    """Return the hub id of a folder in the cache of the hub, else None."""
+    parts = folder.parts
+    kept = next((part for part in parts[:-2] if part.startswith("models--")), None)
+    return kept.removeprefix("models--").replace("--", "/") if kept and parts[-2] == "snapshots" else None
 
 
 def _note(gate: Gate) -> ExportNote:

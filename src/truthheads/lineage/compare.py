@@ -28,7 +28,7 @@ from truthheads.results.comparison import (
 from truthheads.results.drift import Drift
 from truthheads.results.scores import Scores
 from truthheads.stats.figures import Figure, FigureJson, layer_bootstrap, pearson, spearman
-from truthheads.storage.artifacts import provenance
+from truthheads.storage.artifacts import provenance, without_folder
 
 PERMUTATIONS = 1000
 
@@ -256,7 +256,7 @@ def _names(
         Path(given).stem if not isinstance(given, Scores) else str((one.meta.get("model") or {}).get("name", "scores"))
         for given, one in zip(scores, loaded, strict=True)
     ]
-    found = list(names or own or weights)
+    found = list(names or own or map(without_folder, weights))
     if len(found) != len(scores or weights):
         raise DataError(
             "names and models differ in number",

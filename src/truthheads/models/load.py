@@ -42,6 +42,7 @@ from truthheads.models.pretrained import (
 )
 from truthheads.models.sources import converted, gguf_path, resolve
 from truthheads.models.whole_weights import check_loaded
+from truthheads.storage.artifacts import without_folder
 
 LoadIn = Literal["8bit", "4bit", "int8"]
 """``8bit`` (LLM.int8) and ``4bit`` (NF4) by bitsandbytes, ``int8`` (weights alone, rounded row by row) by torchao."""
@@ -227,7 +228,7 @@ class Model:
     def describe(self) -> ModelSummary:
         """Describe the model for an artefact's metadata."""
         said: ModelSummary = {
-            "name": self.name,
+            "name": without_folder(self.name),
             "fingerprint": self.fingerprint,
             "architecture": self.layout.architecture,
         }
