@@ -808,19 +808,20 @@ def test_without_a_network_the_export_stays(llama: Path, tmp_path: Path, monkeyp
 
 
 def test_a_card_names_what_the_gate_was_made_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+
+    from ggufs import write_gguf as write_whole_gguf
+
     monkeypatch.setenv("TRUTHHEADS_CACHE", str(tmp_path / "cache"))
-    source = tmp_path / "tiny-Q8_0.gguf"
-    write_gguf(source, GGMLQuantizationType.F16)
-    gate = gate_for(source)
-    out = export(str(source), gate, to="adapter", out=tmp_path / "adapter")
+    source = tmp_path / "tiny-F32.gguf"
+    write_whole_gguf(source)
+    out = export(str(source), gate_for(source), to="adapter", out=tmp_path / "adapter")
     card = (out / "README.md").read_text(encoding="utf-8")
-    told = yaml.safe_load(card.split("---\n")[1])
-    assert "base_model" not in told  # no hub id stands for these weights
-    assert "made on the weights of the GGUF file tiny-Q8_0.gguf, dequantised" in card
+    assert "base_model" not in yaml.safe_load(card.split("---\n")[1])  # no hub id stands for these weights
+    assert "made on the weights of the GGUF file tiny-F32.gguf, dequantised" in " ".join(card.split())
     settings = json.loads((out / "adapter_config.json").read_text(encoding="utf-8"))
-    assert settings["base_model_name_or_path"] == "tiny-Q8_0.gguf"  # not its conversion in this machine's cache
-    # and the adapter finds it: it lies beside
-    assert find_adapter(str(out)).base == str(source)  # type: ignore[union-attr]
+    assert settings["base_model_name_or_path"] == "tiny-F32.gguf"  # not its conversion in this machine's cache
+    found = find_adapter(str(out))
+    assert found is not None and found.base == str(source)  # and the adapter finds it: it lies beside
 
 
 def test_a_folder_in_the_hubs_cache_is_called_by_its_id(tmp_path: Path) -> None:

@@ -67,12 +67,13 @@ def chart_html(chart: Any) -> str:
     spec["description"] = title
     text = _script(spec)
     at = f"chart-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    bundle: Any = vl_convert.javascript_bundle  # its types ask for a snippet, which is for scripts of one's own
     body = "".join(f"<p>{escape(note)}</p>\n" for note in ([notes] if isinstance(notes, str) else notes))
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n"
-        f"<script>{vl_convert.javascript_bundle(None)}</script>\n</head>\n"
+        f"<script>{bundle()}</script>\n</head>\n"
         f'<body>\n<main class="truthheads-plot">\n<h1>{escape(title)}</h1>\n{body}'
         f'<div class="chart"><div id="{at}"></div></div>\n</main>\n'
         f"<script>{SCRIPT % {'spec': text, 'dark': json.dumps(DARK), 'at': at}}</script>\n</body>\n</html>\n"
