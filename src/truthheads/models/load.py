@@ -142,7 +142,8 @@ def check_stays_quantised(network: PreTrainedModel, load_in: str) -> None:
             f"weights in {load_in} cannot be offloaded",
             expected="a model that fits its devices when it is quantised",
             got=f"layers on {', '.join(sorted(places))}",
-            fix="use --load-in 4bit, a larger --max-memory, or leave --load-in out",
+            fix=("" if load_in == "4bit" else "use --load-in 4bit, ")
+            + "give a larger --max-memory, or leave --load-in out",
         )
 
 
