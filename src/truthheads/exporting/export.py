@@ -342,7 +342,7 @@ def _gguf(name: str, gate: Gate, out: Path, *, force: bool) -> None:
 
 
 def _base(name: str, folder: Path | None, image: bool) -> Base:
-    """Return what a card says of the model: nothing of where it lies on this machine."""
+    """Name the model as a card does: with nothing of where it lies on this machine."""
     source, file = resolve(name), gguf_path(name)
     if not Path(source).is_dir():
         return Base(source, source, True, image, folder)

@@ -46,7 +46,7 @@ class Adapter:
     def __str__(self) -> str:
         """Return one phrase that says what is loaded."""
         base = "the weights beside it" if self.beside else without_folder(self.base)
-        return f"{self.method} adapter {self.folder.resolve().name}, merged into {base}"
+        return f"{self.method} adapter in {self.folder.resolve().name}, merged into {base}"
 
     def refusal(self) -> str:
         """Return why a model with this adapter cannot be exported."""
