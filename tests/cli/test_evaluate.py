@@ -240,3 +240,23 @@ def test_a_toy_has_its_sub_commands(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setitem(BENCHMARKS, "toy", "toy_benchmark:NONE")
     broken = run("evaluate", "toy", model, "--data", data)
     assert broken.exit_code == 2 and "registered by half" in broken.stderr and "do:" in broken.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "fix"),
+    [
+        (["pairz", "model"], "did you mean pairs?"),
+        (["qqq", "model"], "choose one of them"),
+        (["answers", "pupe", "said.jsonl"], "did you mean pope?"),
+        (["lm-eval:arc_easy", "model"], "truthheads evaluate lm-eval arc_easy MODEL"),
+        (["model", "--task", "pairz", "--data", "rows.jsonl"], "did you mean pairs?"),
+    ],
+    ids=" ".join,
+)
+def test_an_unknown_task_lists_all_and_names_the_nearest(words: list[str], fix: str) -> None:
+    result = run("evaluate", *words)
+    assert result.exit_code == 2
+    said = " ".join(result.stderr.split())
+    assert fix in said and "lm-eval" in said
+    if "did you mean" in fix:
+        assert "halueval, pope, chair, pairs, conflict, lm-eval:NAME" in said

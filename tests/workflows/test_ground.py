@@ -1,6 +1,7 @@
 """``ground`` gains where there is something to gain, claims nothing where there is not, and does no step twice."""
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -162,3 +163,5 @@ def test_the_command_says_what_comes_next(stubborn: str, tmp_path: Path) -> None
     assert (tmp_path / "out" / "model" / "model.safetensors").is_file()
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "because --export-anyway was given" in page
+    told = [file for file in (tmp_path / "out").rglob("*") if file.is_file()]
+    assert [file for file in told if os.fsencode(tmp_path) in file.read_bytes()] == []  # where it lies is nobody's

@@ -407,7 +407,7 @@ def read_items(data: Sequence[Path], how: ChairOptions) -> Items:
         for path, key in zip(images, keys, strict=True)
     ]
     settings = {
-        "data": [{"path": str(path)} for path in data],
+        "data": [{"path": path.name} for path in data],
         "prompt": prompt,
         "caps": list(how.caps),
         "image_ids": keys,

@@ -120,7 +120,7 @@ def read_vocabulary(path: Path) -> Vocabulary:
             forms.setdefault(tuple(tokens(form)), words.get(word, ""))
     parts = [line.strip().split(", ") for line in lines]
     verbatim = {part: row[0] for row in parts for part in row}
-    return Vocabulary(str(path), frozenset(categories), words, forms, verbatim)
+    return Vocabulary(path.name, frozenset(categories), words, forms, verbatim)
 
 
 def plural(word: str) -> str:

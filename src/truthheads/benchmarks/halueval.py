@@ -264,7 +264,7 @@ def read_items(data: Sequence[Path], how: HaluEvalOptions) -> Items:
     return Items(
         [Item(one.prompt, one.opening, [begin_line(one.id, one.group, one.key, one.gold)]) for one in judged],
         {
-            "data": {"path": str(data[0]), **describe_judged(part, judged)},
+            "data": {"path": data[0].name, **describe_judged(part, judged)},
             "shown": how.shown,
             "knowledge": how.knowledge,
             "instruction": how.instruction or "our own wording",

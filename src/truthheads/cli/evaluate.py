@@ -133,7 +133,7 @@ class EvaluateGroup(TyperGroup):
         from truthheads.benchmarks.registry import BENCHMARKS
 
         if cmd_name not in BENCHMARKS:
-            return super().get_command(ctx, cmd_name)
+            return super().get_command(ctx, cmd_name) or guarded(_unknown)(cmd_name)
         return guarded(lambda: _command(cmd_name, *_asked(_record(cmd_name))))()
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -154,10 +154,24 @@ class AnswersGroup(TyperGroup):
         """Return a sub-command, or None."""
         from truthheads.benchmarks.registry import BENCHMARKS
 
-        record = guarded(_record)(cmd_name) if cmd_name in BENCHMARKS else None
-        if record is None or record.elsewhere is None:
-            return None
-        return _command(cmd_name, *_answered(record))
+        if cmd_name not in BENCHMARKS:
+            return guarded(_unknown)(cmd_name)
+        record = guarded(_record)(cmd_name)
+        return None if record.elsewhere is None else _command(cmd_name, *_answered(record))
+
+
+def _unknown(name: str) -> None:
+    """Raise DataError for a word that is no benchmark: it names all of them, and the nearest."""
+    from truthheads.benchmarks.registry import benchmark
+    from truthheads.errors import DataError
+
+    task = benchmark(name).name
+    raise DataError(
+        f"{name!r} is not the name of a sub-command",
+        expected=f"{task} NAME",
+        got=name,
+        fix=f"write the harness's task after a blank: truthheads evaluate {name.replace(':', ' ', 1)} MODEL",
+    )
 
 
 app = typer.Typer(

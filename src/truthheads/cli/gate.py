@@ -75,7 +75,7 @@ def gate(
     from truthheads.plots.charts import check_suffix, save_chart
     from truthheads.results.gate import Gate
     from truthheads.results.scores import Scores
-    from truthheads.storage.artifacts import provenance
+    from truthheads.storage.artifacts import provenance, without_folder
     from truthheads.storage.files import check_target, dumps
 
     if plot is not None:
@@ -94,7 +94,10 @@ def gate(
         check_factors(made.gate, inspect(target, trust_remote_code=trust_remote_code).layout)
     if control is not None:
         made = made.control(control, seed=seed)
-    made = replace(made, meta={**made.meta, "for": target, "seed": seed, **provenance()})
+    made = replace(
+        made,
+        meta={**made.meta, "for": None if target is None else without_folder(target), "seed": seed, **provenance()},
+    )
     made.save(out)
     result: GateSummary = {
         **made.describe(),

@@ -47,6 +47,12 @@ Remote = Annotated[
     typer.Option("--trust-remote-code", rich_help_panel=MODEL, help="Run Python code that comes with the model."),
 ]
 
+Processor = Annotated[
+    str | None,
+    typer.Option(metavar="BASE", hidden=True, help="Model whose processor prepares images (default: MODEL's own)."),
+]
+"""Not on the screen of ``--help``: the one error that it cures names it."""
+
 # --- the data --------------------------------------------------------------------------------------------------------
 
 Data = Annotated[
@@ -165,6 +171,7 @@ LOADING: Group = {
     "offload_folder": (OffloadFolder, None),
     "load_in": (LoadIn, None),
     "trust_remote_code": (Remote, False),
+    "processor": (Processor, None),
 }
 
 Command = TypeVar("Command", bound=Callable[..., Any])

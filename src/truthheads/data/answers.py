@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int, UInt64
 from torch import Tensor
 
 from truthheads.data.questions import Question, Questions, alike_rows, answer_kind
+from truthheads.storage.artifacts import without_folder
 
 
 class Answers(NamedTuple):
@@ -148,7 +149,7 @@ def describe_data(questions: Sequence[Question], *, digest: Int[np.ndarray, " qu
     rows = whole.hexdigest()
     return {
         "layout": getattr(questions, "layout", None),
-        "path": getattr(questions, "path", None),
+        "path": without_folder(str(path)) if (path := getattr(questions, "path", None)) is not None else None,
         "sha256": getattr(questions, "sha256", rows),
         "rows_sha256": rows,
         "rows": len(questions),

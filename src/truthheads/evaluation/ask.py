@@ -22,7 +22,7 @@ from truthheads.models.answer_logprobs import check_pairs
 from truthheads.models.forward import shares_prefix
 from truthheads.models.generate import Written, can_share_prefix
 from truthheads.models.load import Model
-from truthheads.models.prompts import Encoded, encode
+from truthheads.models.prompts import Encoded, encode, shows_image
 from truthheads.models.row_lengths import refused
 
 SPELLINGS = ("yes", "no")
@@ -343,6 +343,8 @@ def _prompts(
 
 def _needs_images(model: Model, questions: Sequence[Question]) -> None:
     """Raise DataError where the model sees no images, or one of them is not there."""
+    for question in questions:
+        shows_image(model, question)
     absent = [str(question.image) for question in questions if not os.path.isfile(str(question.image))]
     if model.processor is None or absent:
         raise DataError(

@@ -35,7 +35,7 @@ from truthheads.models.neutral_text import measure_harm, neutral_ids
 from truthheads.models.prompts import Encoded
 from truthheads.results.evaluation import GUARD, PLAIN, SETTINGS, SUMMARY, Evaluation, GateMark
 from truthheads.results.gate import Control, Gate, as_gate
-from truthheads.storage.artifacts import provenance
+from truthheads.storage.artifacts import named_alone, provenance
 from truthheads.storage.distributed import barrier, ranks
 from truthheads.storage.files import as_path, describe_file, distinct_names, dumps, write_json
 from truthheads.storage.output_lock import lock_output
@@ -256,7 +256,7 @@ def _check_folder(folder: Path, settings: Mapping[str, object]) -> dict[str, Gat
     except (OSError, ValueError, KeyError, TypeError):
         before = {}
     free = ("gates", "controls", "guard_texts", "packages", "command")
-    now = json.loads(dumps(settings))
+    now, before = named_alone(json.loads(dumps(settings))), named_alone(before)  # before 0.2 with their folders
     differ = (key for key in {*now, *before} - {*free} if now.get(key) != before.get(key))
     changed = sorted(key for key in differ if key != "data" or not same_data(now.get(key), before.get(key)))
     gates = {name: told for name, told in (before.get("gates") or {}).items() if now["gates"].get(name, told) != told}

@@ -10,7 +10,7 @@ from truthheads.errors import ArtifactError, DataError, RowError
 from truthheads.evaluation.predictions import NAME
 from truthheads.evaluation.summary import summarise_runs
 from truthheads.results.evaluation import PLAIN, SETTINGS, SUMMARY, EvaluationResult
-from truthheads.storage.artifacts import provenance
+from truthheads.storage.artifacts import named_alone, provenance
 from truthheads.storage.files import dumps, replaced, write_json
 from truthheads.storage.output_lock import lock_output
 
@@ -89,7 +89,8 @@ def _check_same(out: Path, settings: Mapping[str, object]) -> None:
         before = json.loads((out / SETTINGS).read_text(encoding="utf-8"))["settings"]
     except (OSError, ValueError, KeyError, TypeError):
         before = {}
-    now, free = json.loads(dumps(settings)), {"packages", "command"}
+    now, before = named_alone(json.loads(dumps(settings))), named_alone(before)  # before 0.2 with their folders
+    free = {"packages", "command"}
     differ = sorted(key for key in {*now, *before} - free if now.get(key) != before.get(key))
     if differ:
         raise ArtifactError(

@@ -29,7 +29,7 @@ from truthheads.results.comparison import (
 from truthheads.results.drift import Drift
 from truthheads.results.scores import Scores, ScoresLike, as_scores
 from truthheads.stats.figures import Figure, FigureJson, layer_bootstrap, pearson, spearman
-from truthheads.storage.artifacts import provenance
+from truthheads.storage.artifacts import provenance, without_folder
 from truthheads.storage.files import as_path, distinct_names
 
 PERMUTATIONS = 1000
@@ -260,7 +260,7 @@ def _names(
         str((one.meta.get("model") or {}).get("name", "scores")) if isinstance(given, Scores) else next(files)
         for given, one in zip(scores, loaded, strict=True)
     ]
-    found = list(names or own or weights)
+    found = list(names or own or _folders_named(weights))
     if len(found) != len(scores or weights):
         raise DataError(
             "names and models differ in number",
@@ -269,6 +269,12 @@ def _names(
             fix="name each",
         )
     return [name if found.count(name) == 1 else f"{name} ({at + 1})" for at, name in enumerate(found)]
+
+
+def _folders_named(weights: Sequence[str]) -> list[str]:
+    """Name models: hub ids as they are, folders by their last part, or by what tells them apart."""
+    named = iter(distinct_names([Path(one) for one in weights if without_folder(one) != one], suffixes=True))
+    return [one if without_folder(one) == one else next(named) for one in weights]
 
 
 def _model(name: str, scores: Scores | None) -> ComparedModel:

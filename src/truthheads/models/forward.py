@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from truthheads.errors import ActivationError, out_of_memory
+from truthheads.models.architectures import carries_state
 from truthheads.models.image_inputs import MIN_IMAGES_FOR_WORKERS, Pixels, beside, mapped, prepared
 from truthheads.models.load import Model
 from truthheads.models.prompts import Encoded
@@ -224,7 +225,7 @@ def _halving(members: Sequence[Encoded], step: Callable[[Sequence[Encoded]], Non
 
 def shares_prefix(model: Model) -> bool:
     """Return whether a prefix may be computed once: layers that carry a state instead of keys cannot branch."""
-    return not model.layout.skipped
+    return not model.layout.skipped and not carries_state(model.network)
 
 
 def prepare_tails(model: Model, batch: Sequence[Encoded]) -> Tails:

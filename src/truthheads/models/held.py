@@ -48,7 +48,9 @@ def load(
             its base: into the weights beside it, else into the model that it names. Or a network in memory: a
             ``PreTrainedModel``, also inside a PEFT model.
         tokenizer: Tokenizer of a network in memory; a processor is taken, too, and its tokenizer used.
-        processor: Processor of a network in memory that takes images.
+        processor: Processor of a network in memory that takes images. Beside a name, the folder or hub id whose
+            processor prepares images, for a model that was saved without its own; None: the model's own. Text rows
+            need none.
         device: ``auto`` (the first accelerator, else the CPU) or a torch device.
         dtype: ``auto`` (bf16 where the hardware has it, else fp32), ``bf16``, ``fp16`` or ``fp32``.
         device_map: For a model that is too large for one device: ``auto``, ``balanced`` or ``sequential``, or which
@@ -73,15 +75,16 @@ def load(
         "offload_folder": offload_folder,
         "load_in": load_in,
         "trust_remote_code": trust_remote_code,
+        "processor": str(processor) if isinstance(processor, str | Path) else None,
     }
     asked = [word for word, value in how.items() if value != DEFAULTS.get(word)]
     if isinstance(name, str | Path):
-        if tokenizer is not None or processor is not None:
+        if tokenizer is not None or (processor is not None and how["processor"] is None):
             raise ModelError(
                 f"a tokenizer or processor was given with the name {str(name)!r}",
                 expected="a name alone, or a network in memory with its tokenizer",
                 got=type(tokenizer if tokenizer is not None else processor).__name__,
-                fix="leave it out: the model's own is loaded; or give the network instead of the name",
+                fix="leave it out: the model's own is loaded; a processor of another model is given by its name",
             )
         return load_name(str(name), **how)
     if asked:
@@ -89,7 +92,9 @@ def load(
             f"{', '.join(asked)} cannot be changed of a network that is in memory",
             expected="a model's name with these settings, or a network as it is",
             got=type(name).__name__,
-            fix="leave them out, or load and move the network as you want it before",
+            fix="give AutoProcessor.from_pretrained(NAME) as the processor"
+            if asked == ["processor"]
+            else "leave them out, or load and move the network as you want it before",
         )
     if isinstance(name, Model) and tokenizer is None and processor is None:
         return as_model(name)

@@ -30,6 +30,7 @@ from truthheads.models.gguf_config import NO_ADAPTER, check_tensors, gguf_config
 from truthheads.models.gguf_parts import read_parts
 from truthheads.models.offload import execution_device, is_spread, scratch_folder, stored_tensors
 from truthheads.models.pretrained import (
+    borrowed_processor,
     check_class,
     explained,
     network_class_of,
@@ -42,6 +43,7 @@ from truthheads.models.pretrained import (
 from truthheads.models.sources import converted, gguf_path, resolve
 from truthheads.models.whole_weights import check_loaded
 from truthheads.plots.views import Shown, table_html
+from truthheads.storage.artifacts import without_folder
 
 LoadIn = Literal["8bit", "4bit", "int8"]
 """``8bit`` (LLM.int8) and ``4bit`` (NF4) by bitsandbytes, ``int8`` (weights alone, rounded row by row) by torchao."""
@@ -141,7 +143,8 @@ def check_stays_quantised(network: PreTrainedModel, load_in: str) -> None:
             f"weights in {load_in} cannot be offloaded",
             expected="a model that fits its devices when it is quantised",
             got=f"layers on {', '.join(sorted(places))}",
-            fix="use --load-in 4bit, a larger --max-memory, or leave --load-in out",
+            fix=("" if load_in == "4bit" else "use --load-in 4bit, ")
+            + "give a larger --max-memory, or leave --load-in out",
         )
 
 
@@ -175,7 +178,7 @@ class Model(Shown):
     Attributes:
         network: The transformers model, in eval mode; parameters are frozen, except of a network given in memory.
         tokenizer: Its tokenizer.
-        processor: Its processor where it takes images, else None.
+        processor: Its processor where it takes images and was saved with one, else None.
         layout: Where its heads are.
         name: What the user called it.
         load_in: What its weights are quantised to: as ``load`` was told, or as its checkpoint says; else None.
@@ -247,7 +250,7 @@ class Model(Shown):
     def describe(self) -> ModelSummary:
         """Describe the model for an artefact's metadata."""
         said: ModelSummary = {
-            "name": self.name,
+            "name": without_folder(self.name),
             "fingerprint": self.fingerprint,
             "architecture": self.layout.architecture,
         }
@@ -277,6 +280,7 @@ class Loading(TypedDict, total=False):
     offload_folder: str | Path | None
     load_in: str | None
     trust_remote_code: bool
+    processor: str | None
 
 
 def load(
@@ -289,6 +293,7 @@ def load(
     offload_folder: str | Path | None = None,
     load_in: str | None = None,
     trust_remote_code: bool = False,
+    processor: str | None = None,
 ) -> Model:
     """Load a model by its name; see :func:`truthheads.load`."""
     spread = None if device_map is None and max_memory is None else read_device_map(device_map or "auto")
@@ -321,17 +326,22 @@ def load(
     if isinstance(spread, dict):
         spread = spread_over(spread, skeleton(name, trust_remote_code=trust_remote_code))
     tokenizer = read_tokenizer(name, _tokenizer_source(adapter, source), trust_remote_code)
-    with quiet(source), explained(name, "whole safetensors weights that fit config.json"), scratch_folder() as scratch:
+    seen = getattr(config, "thinker_config", config)  # the thinker's class reads no more than its own
+    if processor is None:
+        sight = read_processor(source, seen, trust_remote_code)
+    else:
+        sight = borrowed_processor(name, processor, resolve(processor), seen, trust_remote_code)
+    whole = explained(name, "whole safetensors weights that fit config.json", quantised=stored is not None)
+    with quiet(source), whole, scratch_folder() as scratch:
         if load_in is not None:
             settings = {"quantization_config": quantisation(load_in, kind), "device_map": {"": place}}
         if spread is not None:
             folder = offload_folder or scratch.folder()
             settings |= {"device_map": spread, "max_memory": limits, "offload_folder": folder}
         network_class = network_class_of(config)
-        config = getattr(config, "thinker_config", config)  # the thinker's class reads no more than its own
         network, info = network_class.from_pretrained(
             source,
-            config=config,
+            config=seen,
             dtype=kind,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
@@ -348,8 +358,7 @@ def load(
     elif load_in is not None:
         check_stays_quantised(network, load_in)
     network = network.eval().requires_grad_(False)
-    processor = read_processor(source, config, trust_remote_code)
-    return Model(network, tokenizer, processor, locate_heads(network), name, load_in or stored, _said(adapter))
+    return Model(network, tokenizer, sight, locate_heads(network), name, load_in or stored, _said(adapter))
 
 
 def loading_faults(name: str, **how: Unpack[Loading]) -> list[TruthHeadsError]:

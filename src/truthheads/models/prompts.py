@@ -10,6 +10,7 @@ from truthheads.data.questions import Question, Questions
 from truthheads.errors import DataError, ModelError, RowError
 from truthheads.models.image_inputs import ImageTexts, placeholder, shares_with_image, tokens_with_images
 from truthheads.models.load import Model
+from truthheads.models.pretrained import PROCESSOR_FILES, takes_images
 
 TEXTS_AT_ONCE = 512
 """Texts in one call of the tokenizer, which keeps offsets and words of each until the call ends."""
@@ -145,8 +146,23 @@ def _common(sequences: Sequence[Sequence[int]]) -> int:
 
 
 def shows_image(model: Model, question: Question) -> bool:
-    """Return whether a question's image is put before the model: it has one, and the model takes images."""
-    return question.image is not None and model.processor is not None
+    """Return whether a question's image is put before the model: it has one, and the model takes images.
+
+    Raises:
+        ModelError: It takes images, and was saved without the processor that prepares them.
+    """
+    if question.image is None:
+        return False
+    if model.processor is None and takes_images(model.network.config):
+        raise ModelError(
+            f"row {question.id!r} has an image, and {model.name} was saved without its processor",
+            expected=f"{' or '.join(PROCESSOR_FILES)} beside config.json; rows without images need neither",
+            got="no such file",
+            fix="give truthheads.load(network, tokenizer, processor=AutoProcessor.from_pretrained(BASE))"
+            if model.in_memory
+            else "pass --processor BASE (in Python: load(…, processor=BASE)), the model that this one was made from",
+        )
+    return model.processor is not None
 
 
 def missing_images(model: Model, questions: Sequence[Question]) -> list[Question]:

@@ -324,10 +324,13 @@ class Comparison(Shown):
                 got="a comparison without scores" if not values else "scores of different shape",
                 fix="give score files, or leave --plot out",
             )
+        models = self.result["models"]
+        rows = [f"{model['name']}: {count} rows" for model in models if (count := model.get("rows"))]
+        notes = [f"From the scores of {'; '.join(rows)}." if rows else "From score files that do not tell their rows."]
         if len(scored) == 1:
-            pair = scored[0]
-            return pair_chart(pair, values[pair["a"]], values[pair["b"]], unit=self.result["models"][0]["unit"])
-        return matrix_chart(self.pairs, [model["name"] for model in self.result["models"]])
+            pair, unit = scored[0], str(models[0]["unit"])
+            return pair_chart(pair, values[pair["a"]], values[pair["b"]], unit=unit, notes=notes)
+        return matrix_chart(self.pairs, [model["name"] for model in models], notes=notes)
 
     def _repr_html_(self) -> str:
         if any(pair.get("pearson") is not None for pair in self.pairs):

@@ -21,7 +21,7 @@ from truthheads.stats.thresholds import (
     WEIGHT_COSINE_INHERITED,
     WEIGHT_COSINE_UNRELATED,
 )
-from truthheads.storage.artifacts import check_tensors, load_artifact, save_artifact
+from truthheads.storage.artifacts import check_tensors, load_artifact, save_artifact, without_folder
 from truthheads.storage.files import as_path
 
 KIND = "drift"
@@ -170,7 +170,12 @@ class Drift(Shown):
             ArtifactError: The file could not be written.
         """
         tensors = {**self.parts, **{f"cosine_{part}": self.cosines[part] for part in self.cosines}}
-        meta = {**self.meta, "kind": KIND, "base_name": self.base, "descendant_name": self.descendant}
+        meta = {
+            **self.meta,
+            "kind": KIND,
+            "base_name": without_folder(self.base),
+            "descendant_name": without_folder(self.descendant),
+        }
         save_artifact(as_path(path), {**tensors, "chance": self.chance}, meta)
 
     @classmethod

@@ -18,7 +18,7 @@ from truthheads.errors import ArtifactError, GateError
 from truthheads.models.hooks import NetworkLike, Scaling, scale
 from truthheads.plots.charts import chart_html, heat_map
 from truthheads.plots.views import Shown, data_frame, head_place
-from truthheads.results.scores import ScoresLike, as_scores
+from truthheads.results.scores import ScoresLike, as_scores, of_model, told_rows
 from truthheads.storage.artifacts import load_artifact, save_artifact
 from truthheads.storage.files import as_path
 
@@ -352,7 +352,15 @@ class Gate(Shown):
     def chart(self) -> Any:
         """Return the heat map of layers × heads as an Altair chart."""
         shown = torch.where(self._absent_mask(), float("nan"), self.gate)
-        return heat_map(shown.numpy(), title=f"gate per head, site {self.site}", unit="factor", middle=1.0)
+        source = self.meta.get("scores") or self.meta
+        name = of_model(source)
+        notes = [
+            f"Each square is a head and its factor: 1 leaves it as it is, 0 mutes it, below 0 flips its sign. "
+            f"{self.moved} of {int(shown.isfinite().sum())} heads have another factor than 1.",
+            *told_rows(source, source.get("questions")),
+        ]
+        title = f"gate per head, site {self.site}{f': {name}' if name else ''}"
+        return heat_map(shown.numpy(), title=title, unit="factor", middle=1.0, notes=notes)
 
     def _repr_html_(self) -> str:
         return chart_html(self.chart())  # a notebook may have no network

@@ -21,7 +21,7 @@ from truthheads.stats.figures import Figure, FigureJson
 from truthheads.stats.intervals import auroc_spread, layer_ends, mean_ends, probed_ends, spread_of
 from truthheads.stats.overlap import UNKNOWN
 from truthheads.stats.thresholds import CHANCE_SCORE
-from truthheads.storage.artifacts import check_tensors, load_artifact, save_artifact
+from truthheads.storage.artifacts import check_tensors, load_artifact, save_artifact, without_folder
 from truthheads.storage.files import as_path
 
 KIND = "scores"
@@ -465,14 +465,15 @@ class Scores(Shown):
 
     def chart(self) -> Any:
         """Return the heat map of layers × heads as an Altair chart, one more for each kind of row."""
-        model = (self.meta.get("model") or {}).get("name", "")
         kinds = {kind: self.kind_values[i].numpy() for i, kind in enumerate(self.meta.get("kinds", []))}
         return heat_map(
             self.values.numpy(),
-            title=f"{self.unit} per head {model}".strip(),
+            title=f"{self.unit} per head {of_model(self.meta)}".strip(),
             unit=self.unit,
             middle=self.chance,
             panels=kinds if len(kinds) > 1 else None,
+            ends=self.intervals(),
+            notes=[one for one in (SHOWN.get(self.method), *told_rows(self.meta, self.questions), self.caution) if one],
         )
 
     def _repr_html_(self) -> str:
@@ -501,6 +502,37 @@ def as_scores(scores: ScoresLike) -> Scores:
         got=f"{type(scores).__module__}.{type(scores).__name__}".removeprefix("builtins."),
         fix="give what truthheads.score returned, or Scores.load(path)",
     )
+
+
+SHOWN = {
+    "probe": "Each square is a head: how often a linear probe on its output tells truthful answers from others, on "
+    "questions that it was not fitted on. 0.5 is chance.",
+    "attribution": "Each square is a head: how much the margin between the truthful and the untruthful answer grows, "
+    "in nats, where its output is scaled up. Below 0 it speaks against the context.",
+    "evidence": "Each square is a head: how well its attention finds the evidence in the context.",
+}
+"""What a chart of scores shows, by their method."""
+
+
+def of_model(meta: Mapping[str, Any]) -> str:
+    """Return the name of the model that an artefact was made on, without the folder that it lay in; else nothing."""
+    name = str((meta.get("model") or {}).get("name") or meta.get("source") or "")
+    return without_folder(name)
+
+
+def told_rows(meta: Mapping[str, Any], questions: int | None) -> list[str]:
+    """Return the sentence that says how many rows of which file an artefact rests on; none where it does not tell.
+
+    Args:
+        meta: The artefact's metadata.
+        questions: Its independent questions.
+    """
+    data = meta.get("data") or {}
+    if not data.get("rows"):
+        return []
+    groups = "" if questions is None else f" ({questions} independent questions)"
+    file = f" of {Path(str(data['path'])).name}" if data.get("path") else ""
+    return [f"From {data['rows']} rows{groups}{file}; point at a square for its value and its 95 % interval."]
 
 
 def told_groups(meta: Mapping[str, Any], sample_group: Int[Tensor, " samples"]) -> int | None:

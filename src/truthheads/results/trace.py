@@ -14,7 +14,7 @@ from truthheads.data.cautions import cannot_rank
 from truthheads.errors import ArtifactError, DataError
 from truthheads.plots.charts import chart_html, heat_map
 from truthheads.plots.views import Shown, data_frame, head_place
-from truthheads.results.scores import Scores, told_groups
+from truthheads.results.scores import Scores, of_model, told_groups, told_rows
 from truthheads.stats.figures import FigureJson
 from truthheads.stats.intervals import mean_ends
 from truthheads.storage.artifacts import check_tensors, load_artifact, save_artifact
@@ -33,6 +33,14 @@ UNITS = {
     "distractor_lift": "lift of the distractor",
     "distractor_pointing": "pointing rate, distractor",
 }
+
+SHOWN = {
+    "auroc": "the chance that a token of the evidence gets more of its attention than another token. 0.5 is chance.",
+    "lift": "how many times its even share of the attention the evidence gets. 1 is chance.",
+    "pointing": "how often the token that it attends to most belongs to the evidence.",
+    "sink": "the share of its attention that goes to tokens that are looked at whatever they say.",
+}
+"""What a chart shows, by measure."""
 
 MIDDLES = {"auroc": 0.5, "lift": 1.0}
 
@@ -269,12 +277,14 @@ class Trace(Shown):
 
     def chart(self, measure: str = "auroc", position: str | None = None) -> Any:
         """Return the heat map of layers × heads as an Altair chart."""
-        model = (self.meta.get("model") or {}).get("name", "")
+        where, shown = position or self.position, SHOWN[measure.removeprefix("distractor_")]
         return heat_map(
             self.array(measure, position).numpy(),
-            title=f"Attention of the {position or self.position}'s last token: {UNITS[measure]} {model}".strip(),
+            title=f"Attention of the {where}'s last token: {UNITS[measure]} {of_model(self.meta)}".strip(),
             unit=UNITS[measure],
             middle=MIDDLES.get(measure.removeprefix("distractor_")),
+            ends=self.intervals(measure, position),
+            notes=[f"Each square is a head: {shown}", *told_rows(self.meta, self.questions)],
         )
 
     def _repr_html_(self) -> str:

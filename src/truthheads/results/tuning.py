@@ -9,6 +9,7 @@ from truthheads.choices import Norm, Site
 from truthheads.plots.charts import chart_html, frontier_chart
 from truthheads.plots.views import Shown, data_frame
 from truthheads.results.gate import Gate, GateInfo
+from truthheads.results.scores import of_model
 from truthheads.stats.figures import FigureJson
 from truthheads.storage.files import as_path, dumps, replaced
 
@@ -134,4 +135,10 @@ class Tuning(Shown):
 
     def chart(self) -> Any:
         """Return margin gained against nats lost, one point per candidate, as an Altair chart."""
-        return frontier_chart(self.result["path"], guard=self.result["guard"], chosen=self.result["chosen"])
+        found, rows, held = self.result, self.result["rows"], self.result["neutral"]["held out"]
+        notes = [
+            f"Each point is a candidate, judged on {rows['dev']} questions that it was not learned from and {held} "
+            f"neutral texts. Right of the dashed line ({found['guard']:g}) it harms more than the guard allows.",
+            f"{of_model(found)}: {found['why']}".removeprefix(": "),
+        ]
+        return frontier_chart(found["path"], guard=found["guard"], chosen=found["chosen"], notes=notes)

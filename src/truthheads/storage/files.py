@@ -460,4 +460,4 @@ class FileSummary(TypedDict):
 
 def describe_file(path: Path) -> FileSummary:
     """Describe a file for a result's settings."""
-    return {"path": str(path), "sha256": file_sha256(path)}
+    return {"path": path.name, "sha256": file_sha256(path)}

@@ -30,7 +30,7 @@ from truthheads.results.evaluation import SUMMARY, EvaluationResult
 from truthheads.results.gate import Gate
 from truthheads.results.grounding import GroundDecision, Grounding, GroundResult
 from truthheads.stats.thresholds import GROUND_MIN_TEST_GROUPS, GROUND_TEST_SHARE
-from truthheads.storage.artifacts import provenance
+from truthheads.storage.artifacts import provenance, without_folder
 from truthheads.storage.files import as_path, read_json, write_json
 from truthheads.storage.output_lock import lock_output
 from truthheads.tuning.tune import tune
@@ -203,8 +203,8 @@ def ground(
     few = cannot_choose(read_json(tuning)["rows"].get("dev_groups", CHOSEN_FROM))
     result: GroundResult = {
         **decided,
-        "model": model,
-        "data": named,
+        "model": without_folder(model),
+        "data": without_folder(named),
         "anyway": how.export_anyway and not decided["better"],
         "warnings": [*rows.cautions, *([few] if few else [])],
         **provenance(),
