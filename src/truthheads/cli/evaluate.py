@@ -15,7 +15,7 @@ from rich.markup import escape
 from typer.core import TyperCommand, TyperGroup
 
 from truthheads.cli import console
-from truthheads.cli.console import guarded, multi_process
+from truthheads.cli.console import guarded, multi_process, resumable
 from truthheads.cli.help import DATA, OUTPUT, RUN, Command, add_command
 from truthheads.cli.options import LOADING, BatchTokens, Json, ModelName
 from truthheads.storage.distributed import ranks
@@ -266,6 +266,7 @@ def _asked(record: "Benchmark") -> tuple[Callable[..., None], Parameters, str, s
             )
         _tell(summary, out, json)
 
+    resumable(run)
     if harness:
         return run, parameters, record.about, f"truthheads evaluate {record.name} arc_easy smollm2 --limit 100"
     return run, parameters, record.about, f"truthheads evaluate {record.name} smollm2 --data rows.jsonl --limit 100"

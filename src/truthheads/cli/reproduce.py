@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from truthheads.cli import console
-from truthheads.cli.console import guarded
+from truthheads.cli.console import guarded, resumable
 from truthheads.cli.help import DATA, MODEL, OUTPUT, RUN
 from truthheads.cli.options import How, Json, Seed, loads_model
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 
 @guarded
+@resumable
 def demo(
     out: Annotated[
         Path, typer.Option(rich_help_panel=OUTPUT, help="Folder to write to; run again to continue.")
@@ -62,6 +63,7 @@ def _show(scores: dict[str, Any], made: dict[str, Any]) -> None:
 
 
 @guarded
+@resumable
 @loads_model
 def reproduce(
     recipe: Annotated[str | None, typer.Argument(help="Name of a shipped recipe (see --list), or a TOML file.")] = None,

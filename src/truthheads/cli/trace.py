@@ -7,7 +7,7 @@ import typer
 
 from truthheads.choices import Position
 from truthheads.cli import console
-from truthheads.cli.console import exclusive_output, guarded, multi_process
+from truthheads.cli.console import exclusive_output, guarded, multi_process, resumable
 from truthheads.cli.help import DATA, OUTPUT, RUN
 from truthheads.cli.options import (
     BatchTokens,
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 
 @guarded
+@resumable
 @multi_process
 @exclusive_output()
 @loads_model

@@ -15,7 +15,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from truthheads.errors import ActivationError, out_of_memory
 from truthheads.models.image_inputs import MIN_IMAGES_FOR_WORKERS, Pixels, beside, mapped, prepared
 from truthheads.models.load import Model
-from truthheads.models.progress import Progress, told_by_layer
+from truthheads.models.progress import Progress as Progress
+from truthheads.models.progress import told_by_layer
 from truthheads.models.prompts import Encoded
 from truthheads.storage.distributed import my_share
 from truthheads.storage.row_store import RowShards, RowStore

@@ -1,5 +1,6 @@
 """From a user's own rows to a model that follows its context more closely: a learned gate, tested on held-out rows."""
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,26 +18,28 @@ from truthheads.evaluation.summary import BETTER
 from truthheads.exporting.export import export
 from truthheads.models.adapters import find_adapter
 from truthheads.models.answer_logprobs import group_numbers
-from truthheads.models.forward import Progress
 from truthheads.models.load import PACKAGES, Loading, Model, load
+from truthheads.models.progress import Progress
 from truthheads.reporting.report import write_report
 from truthheads.results.evaluation import SUMMARY, EvaluationResult
 from truthheads.results.gate import Gate
 from truthheads.results.grounding import GroundDecision, GroundResult
-from truthheads.stats.thresholds import GROUND_MIN_TEST_GROUPS, GROUND_TEST_SHARE
+from truthheads.stats.thresholds import GROUND_LEARN_FROM, GROUND_MIN_TEST_GROUPS, GROUND_TEST_SHARE
 from truthheads.storage.artifacts import provenance
 from truthheads.storage.files import read_json, write_json
 from truthheads.storage.output_lock import lock_output
+from truthheads.tuning.learn import Schedule
 from truthheads.tuning.tune import tune
+from truthheads.workflows.advice import ground_advice
 from truthheads.workflows.make_pairs import make_pairs
 from truthheads.workflows.steps import Steps, Tell
 
-GATE, RESULT, REPORT = "gate.safetensors", "ground.json", "report.html"
+GATE, RESULT, REPORT, WORK = "gate.safetensors", "ground.json", "report.html", "ground.partial"
 
 RUN = "learned"
 
-LEARN_FROM = 400
-"""Rows to learn and choose from, at most; the rest is left to the test."""
+EPOCHS = 3
+"""Passes over the rows that are learned from: docs/decisions/0017-ground-in-minutes.md."""
 
 
 @dataclass(frozen=True)
@@ -118,10 +121,13 @@ def ground(
     rows = read_questions(Path(data), limit=how.limit, skip_bad_rows=how.skip_bad_rows, images=how.images, halves=True)
     # The files of the steps name the same images, from another folder.
     how = replace(how, images=Path(data).parent if how.images is None else how.images)
+    work = folder / WORK
     pairs, dev, test = (folder / f"{name}.jsonl" for name in ("pairs", "dev", "test"))
     made_by = {"model": model} if load_in is None else {"model": model, "load_in": load_in}
     base: dict[str, Any] = {**made_by, "rows": rows.sha256, "limit": how.limit, "seed": how.seed}
-    steps.run("pair", base, [pairs], lambda: write_questions(pairs, _paired(rows, network, how.seed, progress)))
+    steps.run(
+        "pair", base, [pairs], lambda: write_questions(pairs, _paired(rows, network, how.seed, work / "pair", progress))
+    )
     steps.run(
         "split",
         {"pairs": pairs, "share": how.test_share, "seed": how.seed},
@@ -133,9 +139,9 @@ def ground(
     gate, tuning = folder / GATE, folder / "tuning.json"
     steps.run(
         "learn",
-        {**common, "dev": dev, "guard": how.guard, "base": how.base_gate, "neutral": how.neutral},
+        {**common, "dev": dev, "guard": how.guard, "base": how.base_gate, "neutral": how.neutral, "epochs": EPOCHS},
         [gate, tuning],
-        lambda: _learn(network(), dev, gate, how, progress),
+        lambda: _learn(network(), dev, gate, how, work / "learn", progress),
     )
     tested = folder / "evaluation"
     steps.run(
@@ -161,6 +167,8 @@ def ground(
             ),
         )
         decided["exported"] = exported.name
+    shutil.rmtree(work, ignore_errors=True)
+    advice = ground_advice(decided, read_json(tuning), how.guard, len(read_questions(pairs)), how.test_share)
     few = cannot_choose(read_json(tuning)["rows"].get("dev_groups", CHOSEN_FROM))
     result: GroundResult = {
         **decided,
@@ -168,6 +176,7 @@ def ground(
         "data": str(data),
         "anyway": how.export_anyway and not decided["better"],
         "warnings": [*rows.cautions, *([few] if few else [])],
+        "advice": advice,
         **provenance(),
     }
     write_json(folder / RESULT, result)
@@ -213,12 +222,16 @@ class _LazyModel:
         return self.model
 
 
-def _paired(rows: Sequence[Question], model: _LazyModel, seed: int, progress: Progress | None) -> list[Question]:
+def _paired(
+    rows: Sequence[Question], model: _LazyModel, seed: int, work_dir: Path, progress: Progress | None
+) -> list[Question]:
     """Return rows with both answers, in their order; what is missing is made."""
     halves = [row for row in rows if len(row.answers) != 2]
     if not halves:
         return list(rows)
-    made = {one.id: one for one in make_pairs(halves, model(), seed=seed, progress=progress).questions}
+    made = {
+        one.id: one for one in make_pairs(halves, model(), seed=seed, work_dir=work_dir, progress=progress).questions
+    }
     return [one for row in rows if (one := made.get(row.id, row if len(row.answers) == 2 else None)) is not None]
 
 
@@ -226,7 +239,7 @@ def _split(rows: Sequence[Question], how: Settings, dev: Path, test: Path) -> No
     """Write the rows to learn from and the rows to test on; a group is on one side."""
     groups = group_numbers(rows)
     members = np.random.default_rng(how.seed).permutation(np.unique(groups))
-    share = max(how.test_share, 1 - LEARN_FROM / len(rows)) if rows else how.test_share
+    share = max(how.test_share, 1 - GROUND_LEARN_FROM / len(rows)) if rows else how.test_share
     count = round(share * len(members))
     if (
         not 0 < how.test_share < 1
@@ -245,7 +258,7 @@ def _split(rows: Sequence[Question], how: Settings, dev: Path, test: Path) -> No
         write_questions(path, chosen)
 
 
-def _learn(model: Model, dev: Path, gate: Path, how: Settings, progress: Progress | None) -> None:
+def _learn(model: Model, dev: Path, gate: Path, how: Settings, work_dir: Path, progress: Progress | None) -> None:
     start = Gate.load(how.base_gate) if how.base_gate is not None else None
     tune(
         model,
@@ -254,10 +267,12 @@ def _learn(model: Model, dev: Path, gate: Path, how: Settings, progress: Progres
         target=start,
         neutral=how.neutral,
         guard=how.guard,
+        schedule=Schedule(epochs=EPOCHS),
         chat=how.chat,
         truncate=how.truncate,
         batch_tokens=how.batch_tokens,
         seed=how.seed,
+        work_dir=work_dir,
         progress=progress,
     ).save(gate)
 
@@ -270,6 +285,7 @@ def _test(model: Model, test: Path, gate: Path, out: Path, how: Settings, progre
         out=out,
         gates={RUN: Gate.load(gate)},
         controls=how.controls,
+        controls_where_better=True,
         asking={"images": how.images, "chat": how.chat, "truncate": how.truncate, "seed": how.seed},
         neutral=how.neutral,
         batch_tokens=how.batch_tokens,
