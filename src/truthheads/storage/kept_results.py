@@ -41,8 +41,11 @@ class KeptResults:
             return
         digest = hashlib.sha256(dumps(made_from).encode()).hexdigest()
         if not self._same(digest):
-            for name in (JOURNAL, *(one.name for one in folder.glob("*.safetensors"))):
-                (folder / name).unlink(missing_ok=True)
+            try:
+                for path in (folder / JOURNAL, *folder.glob("*.safetensors")):
+                    path.unlink(missing_ok=True)
+            except OSError as error:
+                raise unwritable(folder, error) from error
             write_json(folder / MADE_FROM, {"sha256": digest})
         self._read(folder / JOURNAL)
 

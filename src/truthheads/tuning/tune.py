@@ -196,7 +196,7 @@ PATIENCE = 3
 FAR = 5.0
 """Learning ends where the harm is so many guards."""
 
-TOKENS_PER_SAMPLED = 2.0
+TOKENS_PER_SAMPLED = 4.0
 """Tokens of a forward pass that take as long as one sampled token does, in a batch of 32 texts."""
 
 

@@ -168,14 +168,16 @@ def ground(
         )
         decided["exported"] = exported.name
     shutil.rmtree(work, ignore_errors=True)
-    advice = ground_advice(decided, read_json(tuning), how.guard, len(read_questions(pairs)), how.test_share)
+    paired = len(read_questions(pairs, images=how.images))
+    advice = ground_advice(decided, read_json(tuning), how.guard, paired, how.test_share)
+    lost = [f"{len(rows) - paired} rows were left out: no untruthful answer of the same form was found for them."]
     few = cannot_choose(read_json(tuning)["rows"].get("dev_groups", CHOSEN_FROM))
     result: GroundResult = {
         **decided,
         "model": model,
         "data": str(data),
         "anyway": how.export_anyway and not decided["better"],
-        "warnings": [*rows.cautions, *([few] if few else [])],
+        "warnings": [*rows.cautions, *(lost if paired < len(rows) else []), *([few] if few else [])],
         "advice": advice,
         **provenance(),
     }

@@ -190,7 +190,9 @@ def closed_book(
 
     def step(part: Sequence[Encoded]) -> None:
         written = answer(model, part, new_tokens=NEW_TOKENS, ended=lambda tokens: is_whole(text(tokens)))
-        said.update((one.row, cut(text(tokens))) for one, tokens in zip(part, written.tokens, strict=True))
+        for one, tokens, over in zip(part, written.tokens, written.finished, strict=True):
+            whole = over or is_whole(text(tokens))
+            said[one.row] = cut(text(tokens)) if whole else cut(without_last_word(text(tokens)))
 
     def complete(number: int) -> None:
         kept.result(str(number), lambda: [said[row] for row in batches[number]])
@@ -213,6 +215,12 @@ def cut(text: str) -> str:
     return _parts(text)[0].strip().strip("\"'“”‘’").rstrip(".,;:!? ").strip()
 
 
+def without_last_word(text: str) -> str:
+    """Drop the last word of an answer that reached the limit: what ends "in 200" may have been "in 2008"."""
+    words = text.rsplit(maxsplit=1)
+    return words[0] if len(words) > 1 else text
+
+
 def _parts(text: str) -> list[str]:
     """Return the first answer of a text, and what follows it."""
     return re.split(r"\n|(?<=[a-z\d]{2}[.!?;])\s|\s\(", text.lstrip(), maxsplit=1)
@@ -229,6 +237,7 @@ def short_span(said: str, question: Question) -> str | None:
 
 def _spans_in_order(said: str) -> list[str]:
     """List the names, numbers and dates of a sentence, and what it says behind each of its verbs and prepositions."""
+    said = _ends_apart(said)
     found = [(match.start(), match.group()) for pattern in (DATE, NAME, NUMBER) for match in pattern.finditer(said)]
     found += [
         (match.start(), match.group()) for match in re.finditer(r"\w+(?:-\w+)*", said) if is_number(match.group())
@@ -285,10 +294,14 @@ def answer_type(text: str) -> str:
     return "name" if words and all(word[:1].isupper() or word in ("of", "the", "de") for word in words) else "phrase"
 
 
+def _ends_apart(text: str) -> str:
+    """Mark where sentences end, so that no name goes on behind: a period after two letters is no initial's."""
+    return re.sub(r"(?<=[a-z\d]{2})\.(?=\s)", " |", text)
+
+
 def spans_of(context: str) -> list[str]:
     """List the names and numbers of a context, which could be answers."""
-    # A name ends with its sentence: a period after a word of three letters or more is the sentence's, not an initial's.
-    apart = re.sub(r"(?<=[a-z\d]{2})\.(?=\s)", " |", context)
+    apart = _ends_apart(context)
     found = (_without_openers(match.group()) for pattern in (NAME, NUMBER) for match in pattern.finditer(apart))
     return sorted({text for text in found if text})
 
