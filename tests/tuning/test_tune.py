@@ -231,24 +231,23 @@ def test_stopped_tuning_goes_on_from_its_last_batch_to_the_same_bytes(
     passes = Calls(planted)
     tune(planted, questions, **settings).save(tmp_path / "whole" / "gate.safetensors")
     once = passes.take()
-    calls: list[int] = []
+    stopped = 0
 
-    def stop(*_: int) -> None:
-        calls.append(1)
-        if len(calls) % 40 == 0:
+    def stop(done: int, total: int) -> None:
+        nonlocal stopped
+        if done > total * (stopped + 1) / 6:
+            stopped += 1
             raise KeyboardInterrupt
 
-    stopped = 0
     while True:
         try:
             tuning = tune(planted, questions, **settings, work_dir=tmp_path / "w", progress=stop)
             break
         except KeyboardInterrupt:
-            stopped += 1
-            assert stopped < 50
+            assert stopped < 6
     tuning.save(tmp_path / "again" / "gate.safetensors")
     assert stopped >= 3
-    assert passes.take() <= 1.3 * once  # what was under way when it was stopped is done twice, and nothing else
+    assert passes.take() <= 1.6 * once  # what was under way at each stop is done again; all of it would be 3 times more
     for name in ("gate.safetensors", "tuning.json"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     passes.handle.remove()

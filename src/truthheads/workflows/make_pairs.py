@@ -264,6 +264,7 @@ def fits(answer: str, question: Question) -> bool:
     words = len(answer.split()), len(truthful.split())
     return (
         answer_type(answer) == answer_type(truthful)
+        and any(map(str.isdigit, answer)) == any(map(str.isdigit, truthful))
         and abs(words[0] - words[1]) <= 1
         and 0.5 <= len(answer) / len(truthful) <= 2
     )
