@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from truthheads.errors import ArtifactError
-from truthheads.storage.kept_results import KeptResults
+from truthheads.storage.kept_results import KeptResults, LoopState
 
 
 def fails() -> float:
@@ -39,9 +39,10 @@ def test_a_state_replaces_the_one_before(tmp_path: Path) -> None:
     kept = KeptResults(tmp_path / "w", {})
     assert kept.load_state("s") is None
     for step in (1, 2):
-        kept.save_state("s", {"x": torch.full((2, 3), step / 3)}, {"steps": step})
-    tensors, notes = KeptResults(tmp_path / "w", {}).load_state("s") or ({}, {})
-    assert torch.equal(tensors["x"], torch.full((2, 3), 2 / 3)) and notes == {"steps": 2}
+        kept.save_state("s", LoopState({"x": torch.full((2, 3), step / 3)}, step, [(0.1, 1 / 3)]))
+    found = KeptResults(tmp_path / "w", {}).load_state("s")
+    assert found is not None and torch.equal(found.tensors["x"], torch.full((2, 3), 2 / 3))
+    assert (found.steps, found.losses) == (2, [(0.1, 1 / 3)])
     (tmp_path / "w" / "s.safetensors").write_bytes(b"damaged")
     assert kept.load_state("s") is None
     assert KeptResults(tmp_path / "w", {"other": 1}).load_state("s") is None
@@ -51,7 +52,7 @@ def test_without_a_folder_nothing_is_written(tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     kept = KeptResults(None, {})
     assert kept.result("a", lambda: 1) == 1 == kept.result("a", fails)
-    kept.save_state("s", {"x": torch.ones(1)}, {})
+    kept.save_state("s", LoopState({"x": torch.ones(1)}, 1, []))
     assert kept.load_state("s") is None and not list(tmp_path.iterdir())
 
 

@@ -19,8 +19,8 @@ class WorkParts:
     """One progress for work in several parts that may take turns.
 
     Args:
-        progress: Told the sum; None: nobody is.
-        sizes: What each part costs, roughly, in one unit for all (tokens of a forward pass).
+        progress: Called with the sum of the work done and the total; None for no calls.
+        sizes: Rough cost of each part, in one unit for all (tokens of a forward pass).
     """
 
     def __init__(self, progress: Progress | None, sizes: Mapping[str, float]) -> None:
@@ -49,8 +49,8 @@ def told_by_layer(model: "Model", tell: Callable[[float], None] | None, *, passe
 
     Args:
         model: The model; each layer with heads counts.
-        tell: Called with a share in [0, 1); None: nobody is told.
-        passes: How many forward passes the batch takes.
+        tell: Called with a share in [0, 1); None for no calls.
+        passes: Number of forward passes that the batch takes.
     """
     if tell is None:
         yield

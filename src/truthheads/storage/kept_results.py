@@ -3,10 +3,10 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,6 +18,20 @@ from truthheads.storage.files import dumps, replaced, unwritable, write_json
 T = TypeVar("T")
 
 JOURNAL, MADE_FROM = "results.jsonl", "made_from.json"
+
+
+class LoopState(NamedTuple):
+    """How far a learning loop is.
+
+    Attributes:
+        tensors: Everything that the next step starts from, by name.
+        steps: Number of steps done.
+        losses: Losses of the steps since the last point of the path.
+    """
+
+    tensors: Mapping[str, Tensor]
+    steps: int
+    losses: Sequence[tuple[float, float]]
 
 
 class KeptResults:
@@ -66,7 +80,7 @@ class KeptResults:
     def __contains__(self, name: str) -> bool:
         return name in self._found
 
-    def save_state(self, name: str, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
+    def save_state(self, name: str, state: LoopState) -> None:
         """Keep how far a loop is, instead of what was kept of it before.
 
         Raises:
@@ -74,18 +88,20 @@ class KeptResults:
         """
         if self.folder is None:
             return
-        whole = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+        whole = {key: value.detach().cpu().contiguous() for key, value in state.tensors.items()}
+        notes = json.dumps([state.steps, state.losses])
         with replaced(self.folder / f"{name}.safetensors") as temporary:
-            save_file(whole, temporary, metadata={"notes": json.dumps(notes)})
+            save_file(whole, temporary, metadata={"notes": notes})
 
-    def load_state(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Return the tensors and notes of :meth:`save_state`; None where nothing is kept."""
+    def load_state(self, name: str) -> LoopState | None:
+        """Return what :meth:`save_state` kept; None where there is nothing."""
         if self.folder is None:
             return None
         try:
             with safe_open(self.folder / f"{name}.safetensors", framework="pt") as kept:
                 tensors = {key: torch.clone(kept.get_tensor(key)) for key in kept.keys()}  # noqa: SIM118
-                return tensors, json.loads(kept.metadata()["notes"])
+                steps, losses = json.loads(kept.metadata()["notes"])
+                return LoopState(tensors, steps, [(loss, kl) for loss, kl in losses])
         except (OSError, SafetensorError, ValueError, KeyError):
             return None
 

@@ -23,7 +23,7 @@ from truthheads.models.neutral_text import divergence
 from truthheads.models.offload import fetched_again
 from truthheads.models.progress import Progress, told_by_layer
 from truthheads.models.prompts import Encoded
-from truthheads.storage.kept_results import KeptResults
+from truthheads.storage.kept_results import KeptResults, LoopState
 
 STATE = "learned"
 
@@ -139,8 +139,7 @@ def learn(
     kept = kept or KeptResults(None, {})
     through = step = 0
     if (saved := kept.load_state(STATE)) is not None:
-        tensors, notes = saved
-        through, losses = notes["steps"], [(loss, kl) for loss, kl in notes["losses"]]
+        tensors, through, losses = dict(saved.tensors), saved.steps, list(saved.losses)
         with torch.no_grad():
             gate.copy_(tensors.pop("gate"))
             mean.copy_(tensors.pop("mean"))
@@ -168,7 +167,7 @@ def learn(
                 kept.result(name, partial(_told, mean, float(means[0]), float(means[1])))
             if step > through and (marked or time.monotonic() - last_saved > SAVED_EVERY_SECONDS):
                 state = optimiser.state_dict()["state"][0]
-                kept.save_state(STATE, {**state, "gate": gate, "mean": mean}, {"steps": step, "losses": losses})
+                kept.save_state(STATE, LoopState({**state, "gate": gate, "mean": mean}, step, losses))
                 last_saved = time.monotonic()
             if marked:
                 factors, loss, kl = kept.result(name, partial(_told, mean, float("nan"), float("nan")))
