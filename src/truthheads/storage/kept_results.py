@@ -24,9 +24,9 @@ class LoopState(NamedTuple):
     """How far a learning loop is.
 
     Attributes:
-        tensors: Everything that the next step starts from, by name.
+        tensors: The values that the next step starts from, by name.
         steps: Number of steps done.
-        losses: Losses of the steps since the last point of the path.
+        losses: Pairs of losses, one for each step since the last point of the path.
     """
 
     tensors: Mapping[str, Tensor]
@@ -42,7 +42,7 @@ class KeptResults:
 
     Args:
         folder: Where the files lie; None keeps nothing on disk.
-        made_from: Everything that the results depend on, as JSON.
+        made_from: All that the results depend on, as JSON.
 
     Raises:
         ArtifactError: The folder cannot be written to.
@@ -94,7 +94,7 @@ class KeptResults:
             save_file(whole, temporary, metadata={"notes": notes})
 
     def load_state(self, name: str) -> LoopState | None:
-        """Return what :meth:`save_state` kept; None where there is nothing."""
+        """Read back what :meth:`save_state` kept; None where there is nothing."""
         if self.folder is None:
             return None
         try:
