@@ -2,9 +2,11 @@
 
 import codecs
 import contextlib
+import datetime
 import functools
 import inspect
 import io
+import math
 import os
 import re
 import sys
@@ -55,7 +57,22 @@ err = _Plain(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 BAR_AFTER_SECONDS = 2.0
 
+LINE_AFTER_SECONDS = 10.0
+
 MORE_MEMORY = "free memory, or give a smaller --batch-tokens, --limit or --dtype where the command has them"
+
+
+GOES_ON = "stopped; the same command goes on from here"
+
+BEGINS_AGAIN = "stopped; nothing was kept: the same command begins again"
+
+KEEPS = "keeps_what_is_done"
+
+
+def resumable(command: Callable[P, R]) -> Callable[P, R]:
+    """Mark a command that keeps what it has done: stopped and started again, it goes on from there."""
+    setattr(command, KEEPS, True)
+    return command
 
 
 def guarded(command: Callable[P, R]) -> Callable[P, R]:
@@ -81,7 +98,7 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
         except NotFirstRank as error:
             raise typer.Exit(0) from error
         except KeyboardInterrupt as error:
-            err.print("stopped; the same command goes on from here")
+            err.print(GOES_ON if getattr(command, KEEPS, False) else BEGINS_AGAIN)
             raise typer.Exit(130) from error
         except (MemoryError, RuntimeError, OSError) as error:
             if not out_of_memory(error):
@@ -227,52 +244,78 @@ def exclusive_output(*beside: str, checks: bool = False) -> Callable[[Callable[P
     return decorate
 
 
+class _Shown:
+    """How far some work is: a bar on a terminal; elsewhere, a log or a pipe, a line every ten seconds."""
+
+    def __init__(self) -> None:
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn())
+        hidden = not err.is_terminal or not _first()
+        left = TimeRemainingColumn()
+        self.bar = Progress(*columns, left, console=err, transient=True, disable=hidden, speed_estimate_period=60)
+        self.task = self.bar.add_task("", visible=False)
+        self.lines = not err.is_terminal and _first()
+        self._next = 0.0
+
+    def begin(self, label: str, *, visible: bool = True) -> None:
+        """Begin a piece of work; what was counted before belongs to another one."""
+        self.bar.reset(self.task, description=label, visible=visible, total=None)
+        self._next = time.monotonic() + LINE_AFTER_SECONDS
+
+    def advance(self, done: int, total: int) -> None:
+        """Show that so much is done."""
+        self.bar.update(self.task, completed=done, total=total)
+        now = time.monotonic()
+        if self.lines and now >= self._next and done < total:
+            self._next = now + LINE_AFTER_SECONDS
+            one = self.bar.tasks[0]
+            seconds = one.time_remaining
+            left = "" if seconds is None else f", {datetime.timedelta(seconds=math.ceil(seconds))} left"
+            err.print(f"{escape(one.description)}: {done:,} of {total:,} ({done / total:.0%}){left}", style="dim")
+
+
 @contextlib.contextmanager
 def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
-    """Yield a callback (done, total) that shows a bar on stderr once the work has taken two seconds."""
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=err, transient=True, disable=not err.is_terminal or not _first())
-    task = bar.add_task(label)
+    """Yield a callback (done, total) that shows, on stderr, how far long work is, and the time left.
+
+    A terminal gets a bar once the work has taken two seconds, a pipe a line every ten seconds.
+    """
+    progress = _Shown()
+    progress.begin(label)
     begun = time.monotonic()
     shown = False
 
     def advance(done: int, total: int) -> None:
         nonlocal shown
         if not shown and time.monotonic() - begun > BAR_AFTER_SECONDS:
-            bar.start()
+            progress.bar.start()
             shown = True
-        bar.update(task, completed=done, total=total)
+        progress.advance(done, total)
 
     try:
         yield advance
     finally:
         if shown:
-            bar.stop()
+            progress.bar.stop()
 
 
 @contextlib.contextmanager
 def stepwise(steps: Mapping[str, str]) -> Iterator[tuple[Callable[[str, bool], None], Callable[[int, int], None]]]:
     """Yield two callbacks for a chain of steps: one for a step that begins, one for its progress (done, total).
 
-    Each step leaves a line on stderr, also one that is not among ``steps``; on a terminal a bar shows how far it is
-    and the time left.
+    Each step leaves a line on stderr, also one that is not among ``steps``; how far it is, and the time left, is shown
+    as by :func:`progress_bar`.
     """
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=err, transient=True, disable=not err.is_terminal or not _first())
-    task = bar.add_task("", visible=False)
+    progress = _Shown()
     names = list(steps)
 
     def tell(name: str, there: bool) -> None:
         place = f"{names.index(name) + 1}/{len(names)} " if name in steps else ""
         what = steps.get(name, name)
         err.print(f"{place}{escape(what)}{' (there already)' if there else ''}", style="dim")
-        bar.reset(task, description=what, visible=not there, total=None)
+        progress.begin(f"{place}{what}" if progress.lines else what, visible=not there)
 
-    def advance(done: int, total: int) -> None:
-        bar.update(task, completed=done, total=total)
-
-    with bar:
-        yield tell, advance
+    with progress.bar:
+        yield tell, progress.advance
 
 
 def _first() -> bool:

@@ -1,5 +1,6 @@
 """``truthheads data``: make question files."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +9,7 @@ import typer
 
 from truthheads.choices import Generated, PairStrategy, Split
 from truthheads.cli import console
-from truthheads.cli.console import exclusive_output, guarded
+from truthheads.cli.console import exclusive_output, guarded, resumable
 from truthheads.cli.help import MODEL, OUTPUT, RUN
 from truthheads.cli.options import (
     Encoding,
@@ -72,6 +73,7 @@ def make(
 
 
 @guarded
+@resumable
 @exclusive_output(checks=True)
 @loads_model
 def pairs(
@@ -135,9 +137,11 @@ def pairs(
             truncate=False,
             asked=lambda one: replace(one, context="", image=None, evidence=()),
         )
+    work = out.with_name(f"{out.name}.partial")
     with console.progress_bar(f"{len(questions)} questions without their contexts") as progress:
-        made = make_pairs(questions, loaded, strategy=strategy, seed=seed, progress=progress)
+        made = make_pairs(questions, loaded, strategy=strategy, seed=seed, work_dir=work, progress=progress)
     write_questions(out, made.questions)
+    shutil.rmtree(work, ignore_errors=True)
     form = (
         None if made.form is None else {"accuracy": made.form.accuracy.json(), "best_feature": made.form.best_feature}
     )

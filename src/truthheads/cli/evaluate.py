@@ -15,7 +15,7 @@ from rich.markup import escape
 from typer.core import TyperCommand, TyperGroup
 
 from truthheads.cli import console
-from truthheads.cli.console import guarded, multi_process
+from truthheads.cli.console import guarded, multi_process, resumable
 from truthheads.cli.help import DATA, OUTPUT, RUN, Command, add_command
 from truthheads.cli.options import LOADING, BatchTokens, Force, Json, ModelName
 from truthheads.cli.reading import all_at_once
@@ -203,6 +203,7 @@ def _command(name: str, run: Callable[..., None], parameters: Parameters, about:
     def command(**given: Any) -> None:
         run(**given)
 
+    command.__dict__.update(run.__dict__)  # whether it keeps what it has done
     own = [
         inspect.Parameter(one, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
         for one, (kind, default) in parameters.items()
@@ -298,6 +299,7 @@ def _asked(record: "Benchmark") -> tuple[Callable[..., None], Parameters, str, s
             )
         _tell(summary.result, out, json)
 
+    resumable(run)
     if harness:
         return run, parameters, record.about, f"truthheads evaluate {record.name} arc_easy smollm2 --limit 100"
     return run, parameters, record.about, f"truthheads evaluate {record.name} smollm2 --data rows.jsonl --limit 100"

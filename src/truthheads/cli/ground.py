@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from truthheads.cli import console
-from truthheads.cli.console import guarded
+from truthheads.cli.console import guarded, resumable
 from truthheads.cli.help import DATA, OUTPUT, RUN
 from truthheads.cli.options import (
     BatchTokens,
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 
 @guarded
+@resumable
 @loads_model
 def ground(
     model: ModelName,
@@ -156,6 +157,8 @@ def _show(result: "GroundResult", out: Path) -> None:
             "no model was written: the test rows give no evidence that it would be better"
             + (" (--export-anyway writes it all the same)" if result["moved"] else "")
         )
+        for sentence in result["advice"]:
+            console.out.print(sentence, markup=False)
         return
     if result["anyway"]:
         console.warn("the model was written because --export-anyway was given; nothing shows that it is better")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from truthheads.cli import console
-from truthheads.cli.console import guarded
+from truthheads.cli.console import guarded, resumable
 from truthheads.cli.help import DATA, MODEL, OUTPUT, RUN
 from truthheads.cli.options import How, IdleSeed, Json, loads_model, seed_of
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 
 @guarded
+@resumable
 def demo(
     out: Annotated[
         Path, typer.Option(rich_help_panel=OUTPUT, help="Folder to write to; run again to continue.")
@@ -63,6 +64,7 @@ def _show(scores: "ScoreSummary", made: "DemoResult") -> None:
 
 
 @guarded
+@resumable
 @loads_model
 def reproduce(
     recipe: Annotated[str | None, typer.Argument(help="Name of a shipped recipe (see --list), or a TOML file.")] = None,

@@ -7,7 +7,7 @@ import typer
 
 from truthheads.choices import Folds, Probe, ScoreMethod
 from truthheads.cli import console
-from truthheads.cli.console import exclusive_output, guarded, multi_process
+from truthheads.cli.console import exclusive_output, guarded, multi_process, resumable
 from truthheads.cli.help import OUTPUT, RUN
 from truthheads.cli.options import (
     BatchTokens,
@@ -71,6 +71,7 @@ def inspect_model(
 
 
 @guarded
+@resumable
 @multi_process
 @exclusive_output(checks=True)
 @loads_model

@@ -8,7 +8,7 @@ import typer
 
 from truthheads.choices import Position
 from truthheads.cli import console
-from truthheads.cli.console import exclusive_output, guarded, multi_process
+from truthheads.cli.console import exclusive_output, guarded, multi_process, resumable
 from truthheads.cli.help import DATA, OUTPUT, RUN
 from truthheads.cli.options import (
     BatchTokens,
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 
 @guarded
+@resumable
 @multi_process
 @exclusive_output(checks=True)
 @loads_model

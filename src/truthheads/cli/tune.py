@@ -1,5 +1,6 @@
 """``truthheads tune``: a gate from dev questions, with the frontier that it was chosen from."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypedDict, cast
@@ -8,7 +9,7 @@ import typer
 
 from truthheads.choices import Norm, Site, TuneMethod
 from truthheads.cli import console
-from truthheads.cli.console import exclusive_output, guarded
+from truthheads.cli.console import exclusive_output, guarded, resumable
 from truthheads.cli.help import DATA, OUTPUT, RUN
 from truthheads.cli.options import (
     LOADING,
@@ -103,6 +104,7 @@ class Own(TypedDict, total=False):
 
 
 @guarded
+@resumable
 @exclusive_output("tuning.json", checks=True)
 @takes(how=LOADING, common=COMMON)
 def learn(
@@ -149,6 +151,7 @@ def learn(
 
 
 @guarded
+@resumable
 @exclusive_output("tuning.json", checks=True)
 @takes(how=LOADING, common=COMMON)
 def grid(
@@ -230,6 +233,7 @@ def _tune(
         chat=common["chat"],
         truncate=common["truncate"],
     )
+    work = out.with_name(f"{out.name}.partial")
     with console.progress_bar(f"{method} on {len(questions)} questions") as progress:
         tuning = tune(
             loaded,
@@ -241,12 +245,14 @@ def _tune(
             truncate=common["truncate"],
             batch_tokens=common["batch_tokens"],
             seed=common["seed"],
+            work_dir=work,
             progress=progress,
             **given,
         )
     tuning.save(out)
     if plot is not None:
         save_chart(tuning.chart(), plot)
+    shutil.rmtree(work, ignore_errors=True)  # last: while it is there, the same command goes on
     result: TuningOutput = {**tuning.result, "gate": tuning.gate.describe(), "out": str(out)}
     for warning in result["warnings"]:
         console.warn(warning)

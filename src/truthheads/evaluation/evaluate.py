@@ -17,10 +17,9 @@ from truthheads.errors import ArtifactError, GateError
 from truthheads.evaluation.ask import PreparedBenchmark, prepare_benchmark, read_benchmark
 from truthheads.evaluation.lm_eval import Harness
 from truthheads.evaluation.predictions import NAME, Journal, Key, files_of, gathered, key_of
-from truthheads.evaluation.summary import summarise_runs
+from truthheads.evaluation.summary import BETTER, summarise_runs
 from truthheads.models.devices import pick_batch_tokens
 from truthheads.models.forward import (
-    Progress,
     answer_logprobs,
     my_batches,
     plan_batches,
@@ -31,7 +30,8 @@ from truthheads.models.forward import (
 from truthheads.models.generate import SharedPrefix, answer, check_finite
 from truthheads.models.held import ModelLike, as_model
 from truthheads.models.load import Model
-from truthheads.models.neutral_text import measure_harm, neutral_ids
+from truthheads.models.neutral_text import LENGTH, measure_harm, neutral_ids
+from truthheads.models.progress import Progress, WorkParts
 from truthheads.models.prompts import Encoded
 from truthheads.results.evaluation import GUARD, PLAIN, SETTINGS, SUMMARY, Evaluation, GateMark
 from truthheads.results.gate import Control, Gate, as_gate
@@ -63,6 +63,7 @@ def evaluate(
     out: str | Path,
     gates: GatesLike = (),
     controls: int = 0,
+    controls_where_better: bool = False,
     asking: AskOptions | Mapping[str, object] | None = None,
     neutral: Path | None = None,
     guard_texts: int = GUARD_TEXTS,
@@ -89,6 +90,8 @@ def evaluate(
         out: Folder for ``predictions.jsonl``, ``run.json`` and ``summary.json``.
         gates: Gates or their files: by name, in a list (files by their names, others ``gate-1`` …), or one.
         controls: For each gate so many shuffled and so many random gates, and one constant gate; 0: none.
+        controls_where_better: Run them only for a gate whose own verdict is ``better``: most of the work is theirs, and
+            all that they can do is take that away. For a single process.
         asking: How the benchmark is put before the model: its options by name, such as ``{"limit": 100}``, or as the
             dataclass that its record names.
         neutral: Neutral text for the guard; None: contexts of the data and the model's own samples.
@@ -96,7 +99,7 @@ def evaluate(
         batch_tokens: Padded tokens in a batch, at most; None: by device.
         seed: Random seed of controls, neutral text and intervals.
         force: Remove an earlier evaluation from the folder first, whatever it is of.
-        progress: Called with the tokens done and in all.
+        progress: Called with the work done and the total, in tokens of a forward pass.
         read: What :func:`truthheads.evaluation.ask.read_benchmark` has read of ``data`` with these options already.
         options: Options of the benchmark by name, such as ``limit=100``, as in ``asking``; and ``gate``, which means
             ``gates``, as on the command line.
@@ -133,9 +136,11 @@ def evaluate(
     else:
         job = prepare_benchmark(model, record, read or read_benchmark(record, paths, how), how)
     runs = with_controls(named, controls, seed=seed)
+    parts = WorkParts(progress, _sizes([PLAIN, *runs], job, guard_texts if named else 0))
     texts: list[list[int]] = []
     if named and guard_texts:
-        texts = neutral_ids(model, job.contexts if job else (), path=neutral, texts=guard_texts, seed=seed)
+        contexts, told_of = job.contexts if job else (), parts.part("neutral")
+        texts = neutral_ids(model, contexts, path=neutral, texts=guard_texts, seed=seed, progress=told_of)
     marks: dict[str, GateMark] = {name: {"digest": gate.digest, "site": gate.site} for name, gate in named.items()}
     settings: dict[str, Any] = {
         "model": {**model.describe(), "dtype": str(model.dtype)},
@@ -156,19 +161,28 @@ def evaluate(
     barrier()  # the first process holds the folder for all: nobody writes before it does
     journal = Journal(folder / NAME)
     batches = _batches(model, job, limit) if job else []
-    steps, first = len(runs) + 1, ranks().rank == 0
+    first = ranks().rank == 0
+    spared: dict[str, bool] = {}
     for number, (name, gate) in enumerate([(PLAIN, None), *runs.items()]):
+        of, control, _ = name.partition("/")
+        if control and controls_where_better:
+            if of not in spared:
+                spared[of] = not _is_better(journal, of, seed)
+            if spared[of]:
+                continue
         if job:
-            _run(model, job, name, gate, batches, journal, _part(progress, number, steps))
+            _run(model, job, name, gate, batches, journal, parts.part(name))
         elif harness and first:
             harness.run(name, gate, journal)
         if gate is not None and texts and number % ranks().world == ranks().rank:
-            _guard(model, name, gate, texts, journal)
+            _guard(model, name, gate, texts, journal, parts.part(f"harm of {name}"))
     if ranks().several or len(files_of(folder / NAME)) > 1:  # a single process may come after several
         names = [PLAIN, *runs]
         told_by_harness = [key_of(line) for line in journal.known if line["run"] in names] if harness else []
         keys = [*told_by_harness, *_keys(names, job, batches, len(texts))]
         journal = gathered(folder / NAME, sorted(keys, key=lambda key: names.index(key[1])))
+    told += [f"the controls of gate {of} were not run: its own figures show no gain" for of in spared if spared[of]]
+    write_json(folder / SETTINGS, {"settings": settings, "notes": told})
     summary = summarise_runs(journal.lines, seed=seed, settings=settings, notes=told)  # what was cut off is there again
     write_json(folder / SUMMARY, summary)
     return Evaluation(summary)
@@ -205,6 +219,12 @@ def named_gates(gates: GatesLike) -> dict[str, Gate]:
         next(names) if isinstance(one, str | Path) else f"gate-{at}": as_gate(one)
         for at, one in enumerate(given, start=1)
     }
+
+
+def _is_better(journal: Journal, gate: str, seed: int) -> bool:
+    """Return whether a gate alone, beside the ungated run, is better."""
+    lines = [line for line in journal.lines if line["run"] in (PLAIN, gate)]
+    return summarise_runs(lines, seed=seed)["runs"][1]["verdict"] == BETTER
 
 
 def with_controls(gates: Mapping[str, Gate], controls: int, *, seed: int) -> dict[str, Gate]:
@@ -314,7 +334,10 @@ def _run(
     done |= set(range(len(batches))) - my_batches(job.encoded, batches)
     with gate.apply(model) if gate is not None else nullcontext():
         head = SharedPrefix(model, job.head) if job.head and len(done) < len(batches) else None
-        run_batches(model, job.encoded, batches, step, done=done, complete=lambda _: None, progress=progress)
+        passes = max(1, job.new_tokens)
+        run_batches(
+            model, job.encoded, batches, step, done=done, complete=lambda _: None, progress=progress, passes=passes
+        )
 
 
 def _keys(
@@ -337,17 +360,19 @@ def _there(journal: Journal, line: Prediction) -> bool:
     return key_of(line) in journal.done
 
 
-def _guard(model: Model, name: str, gate: Gate, texts: list[list[int]], journal: Journal) -> None:
+def _guard(
+    model: Model, name: str, gate: Gate, texts: list[list[int]], journal: Journal, progress: Progress | None
+) -> None:
     """Measure what a gate does to neutral text, unless it is there."""
     begun = _guard_lines(name, len(texts))
     if not all(_there(journal, line) for line in begun):
-        harm = measure_harm(model, texts, gate)
+        harm = measure_harm(model, texts, gate, progress=progress)
         values = zip(begun, harm.kl.tolist(), harm.loss.tolist(), strict=True)
         journal.add([{**line, "kl": kl, "loss": loss} for line, kl, loss in values])
 
 
-def _part(progress: Progress | None, number: int, steps: int) -> Progress | None:
-    if progress is None:
-        return None
-    told = progress
-    return lambda done, total: told(number * total + done, steps * total)
+def _sizes(runs: Sequence[str], job: PreparedBenchmark | None, texts: int) -> dict[str, float]:
+    """Estimate what each part of an evaluation costs, in tokens of a forward pass."""
+    tokens = float(sum(item.unique_tokens + job.new_tokens * len(item.tails) for item in job.encoded)) if job else 1.0
+    harm = {f"harm of {name}": 2.0 * LENGTH * texts for name in runs if name != PLAIN}
+    return {"neutral": float(LENGTH * texts), **dict.fromkeys(runs, tokens), **harm}

@@ -1,6 +1,6 @@
 """What ``ground`` writes and ``report`` reads: names of the files, and what ``ground.json`` holds."""
 
-from typing import Any, TypedDict, cast
+from typing import Any, NotRequired, TypedDict, cast
 
 from truthheads.plots.views import Shown, data_frame, table_html
 from truthheads.results.evaluation import Guard
@@ -54,6 +54,7 @@ class GroundResult(GroundDecision):
         data: The file of questions.
         anyway: Whether the model is to be written although nothing shows that it is better.
         warnings: Sentences for the reader.
+        advice: What would help where nothing did, such as how many more rows; files of 0.1.0 have none.
         packages: Versions of the packages.
         command: The command; None outside the program.
     """
@@ -62,6 +63,7 @@ class GroundResult(GroundDecision):
     data: str
     anyway: bool
     warnings: list[str]
+    advice: NotRequired[list[str]]
     packages: dict[str, str]
     command: str | None
 

@@ -18,11 +18,12 @@ from truthheads.data.readers import as_questions
 from truthheads.errors import DataError, GateError
 from truthheads.models.answer_logprobs import check_pairs, group_numbers, pair_effects, pair_figures, pair_logprobs
 from truthheads.models.devices import pick_batch_tokens
-from truthheads.models.forward import Progress, shares_prefix
+from truthheads.models.forward import shares_prefix
 from truthheads.models.held import ModelLike, as_model
 from truthheads.models.hooks import check_factors
 from truthheads.models.load import Model
-from truthheads.models.neutral_text import measure_harm, neutral_ids
+from truthheads.models.neutral_text import LENGTH, measure_harm, neutral_ids
+from truthheads.models.progress import Progress, WorkParts
 from truthheads.models.prompts import Encoded, encode, with_images
 from truthheads.results.gate import Gate
 from truthheads.results.scores import Scores, ScoresLike, as_scores
@@ -30,7 +31,8 @@ from truthheads.results.tuning import CandidateNotes, CandidateResult, FrontierR
 from truthheads.stats.figures import Figure, FigureJson, half_of, mean_figure
 from truthheads.stats.thresholds import GATE_HARM_NATS
 from truthheads.storage.artifacts import provenance
-from truthheads.storage.files import as_path
+from truthheads.storage.files import as_path, file_sha256
+from truthheads.storage.kept_results import KeptResults
 from truthheads.tuning.learn import Schedule, Steps, learn
 
 LEVELS = (0.003, 0.01, 0.03, 0.1)
@@ -57,20 +59,34 @@ class Candidate(NamedTuple):
 class CandidateEvaluator:
     """Measures candidates on dev questions and on neutral text that nothing is learned from."""
 
-    def __init__(self, model: Model, questions: Sequence[Question], settings: RunSettings, neutral: list[list[int]]):
+    def __init__(
+        self,
+        model: Model,
+        questions: Sequence[Question],
+        settings: RunSettings,
+        neutral: list[list[int]],
+        kept: KeptResults,
+        parts: WorkParts,
+        candidates: int,
+    ):
         self.model, self.neutral, self.seed = model, neutral, settings["seed"]
+        self.kept, self.parts, self.candidates = kept, parts, candidates
         self.batch_tokens = settings["batch_tokens"]
         self.groups = group_numbers(questions)
         self.encoded = encode_questions(model, questions, settings)
-        self.plain = pair_logprobs(model, self.encoded, batch_tokens=self.batch_tokens)
+        self.plain = self._logprobs("ungated", None, parts.part("ungated"))
         self.path: list[CandidateResult] = []
         self.gates: list[Gate] = []
         self.gains: list[Float[np.ndarray, " questions"]] = []
 
     def measure(self, candidate: Candidate) -> CandidateResult:
         """Return a candidate's effect and harm as JSON, and keep both it and its gate."""
-        harm = measure_harm(self.model, self.neutral, candidate.gate).figures(seed=self.seed)
-        after = pair_logprobs(self.model, self.encoded, batch_tokens=self.batch_tokens, gate=candidate.gate)
+        turn, name = len(self.path), candidate.name
+        told = self.parts.part("harm", turn=turn, turns=self.candidates)
+        harm = measure_harm(
+            self.model, self.neutral, candidate.gate, progress=told, kept=self.kept, name=f"harm of {name}"
+        ).figures(seed=self.seed)
+        after = self._logprobs(name, candidate.gate, self.parts.part("judging", turn=turn, turns=self.candidates))
         effect = pair_effects(self.plain, after, self.groups, seed=self.seed)
         entry: CandidateResult = {
             "name": candidate.name,
@@ -83,6 +99,19 @@ class CandidateEvaluator:
         self.gates.append(candidate.gate)
         self.gains.append((after[:, 0] - after[:, 1]) - (self.plain[:, 0] - self.plain[:, 1]))
         return entry
+
+    def _logprobs(
+        self, name: str, gate: Gate | None, progress: Progress | None
+    ) -> Float[np.ndarray, "questions answers"]:
+        return pair_logprobs(
+            self.model,
+            self.encoded,
+            batch_tokens=self.batch_tokens,
+            gate=gate,
+            progress=progress,
+            kept=self.kept,
+            name=f"answers under {name}",
+        )
 
 
 def encode_questions(model: Model, questions: Sequence[Question], settings: RunSettings) -> list[Encoded]:
@@ -171,6 +200,9 @@ PATIENCE = 3
 FAR = 5.0
 """Learning ends where the harm is so many guards."""
 
+TOKENS_PER_SAMPLED = 4.0
+"""Tokens of a forward pass that take as long as one sampled token does, in a batch of 32 texts."""
+
 
 @renamed(target="base_gate")
 def tune(
@@ -194,6 +226,7 @@ def tune(
     skip_missing: bool = False,
     batch_tokens: int | None = None,
     seed: int = 0,
+    work_dir: str | Path | None = None,
     progress: Progress | None = None,
     **steps: Unpack[Steps],
 ) -> Tuning:
@@ -226,7 +259,8 @@ def tune(
         skip_missing: Leave out rows whose image is not there, and count them.
         batch_tokens: Padded tokens in a batch, at most; None chooses by device.
         seed: Random seed of split, order, neutral samples and bootstraps.
-        progress: Called with the steps done and the total.
+        work_dir: Folder of what is done; a run that was killed goes on from it. None: keeps nothing.
+        progress: Called with the work done and the total, in tokens of a forward pass, roughly.
         steps: For ``learn``: ``epochs``, ``rate``, ``pull``, ``low``, ``high``, which change the schedule.
 
     Raises:
@@ -254,18 +288,42 @@ def tune(
     dev, train = list(questions), list(questions)
     if method == "learn":
         dev, train = _split(questions, dev_share, seed)
-    texts = neutral_ids(model, questions, path=as_path(neutral) if neutral else None, texts=TEXTS, seed=seed)
+    candidates = list(_grid(scores, strengths, norms, sites, standardise)) if method == "grid" and scores else []
+    judged = len(candidates) or schedule.epochs * schedule.stops + sum(level < guard for level in LEVELS) + 1
+    parts = WorkParts(progress, _sizes(dev, [] if candidates else train, schedule, judged, settings["batch_tokens"]))
+    text = as_path(neutral) if neutral else None
+    kept = KeptResults(
+        as_path(work_dir) if work_dir else None,
+        {
+            "model": model.describe(),
+            "dtype": str(model.dtype),
+            "data": describe_data(questions),
+            "settings": settings,
+            "method": method,
+            "start": start.digest,
+            "schedule": {name: getattr(schedule, name) for name in Schedule.__slots__},
+            "dev_share": dev_share,
+            "guard": guard,
+            "neutral": file_sha256(text) if text is not None and text.is_file() else None,
+            "candidates": [candidate.gate.digest for candidate in candidates],
+            "packages": provenance()["packages"],
+        },
+    )
+    texts = neutral_ids(
+        model,
+        questions,
+        path=text,
+        texts=TEXTS,
+        seed=seed,
+        progress=parts.part("neutral"),
+        kept=kept,
+    )
     held, taught = texts[: len(texts) // 2], texts[len(texts) // 2 :]
-    judge = CandidateEvaluator(model, dev, settings, held)
-    if method == "grid":
-        assert scores is not None
-        candidates = list(_grid(scores, strengths, norms, sites, standardise))
-        for done, candidate in enumerate(candidates, start=1):
-            judge.measure(candidate)
-            if progress is not None:
-                progress(done, len(candidates))
-    else:
-        _learn(model, train, taught, start, judge, settings, schedule, guard, progress)
+    judge = CandidateEvaluator(model, dev, settings, held, kept, parts, judged)
+    for candidate in candidates:
+        judge.measure(candidate)
+    if not candidates:
+        _learn(model, train, taught, start, judge, settings, schedule, guard)
     chosen = choose(judge.path, guard)
     made = provenance()
     meta: TuneMeta = {
@@ -313,6 +371,21 @@ def tune(
     return Tuning(gate, result)
 
 
+def _sizes(
+    dev: Sequence[Question], train: Sequence[Question], schedule: Schedule, judged: int, batch_tokens: int
+) -> dict[str, float]:
+    """Estimate what each part of tuning costs, in tokens of a forward pass, before anything is put into tokens."""
+    of_dev, of_train = (sum(len(one.context) + len(one.question) for one in rows) / 4 for rows in (dev, train))
+    steps = schedule.epochs * max(1.0, of_train / batch_tokens)
+    return {
+        "neutral": TEXTS / 2 * LENGTH * TOKENS_PER_SAMPLED,
+        "ungated": of_dev,
+        "learning": 3 * schedule.epochs * of_train + 4 * steps * schedule.texts * LENGTH if train else 0.0,
+        "harm": judged * TEXTS * LENGTH,
+        "judging": judged * of_dev,
+    }
+
+
 def _grid(
     scores: Scores, strengths: Sequence[float], norms: Sequence[Norm], sites: Sequence[Site], standardise: bool
 ) -> Iterator[Candidate]:
@@ -333,7 +406,6 @@ def _learn(
     settings: RunSettings,
     schedule: Schedule,
     guard: float,
-    progress: Progress | None,
 ) -> None:
     """Judge the points of the learned path, then weaker versions of the last, for the guard and each lower level."""
     margin = judge.plain[:, 0] - judge.plain[:, 1]
@@ -347,7 +419,8 @@ def _learn(
         schedule=schedule,
         batch_tokens=settings["batch_tokens"],
         seed=settings["seed"],
-        progress=progress,
+        progress=judge.parts.part("learning"),
+        kept=judge.kept,
     )
     best, waited = -np.inf, 0
     for point in points:

@@ -1,5 +1,6 @@
 """From a user's own rows to a model that follows its context more closely: a learned gate, tested on held-out rows."""
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -20,29 +21,31 @@ from truthheads.evaluation.summary import BETTER
 from truthheads.exporting.export import export
 from truthheads.models.adapters import find_adapter
 from truthheads.models.answer_logprobs import group_numbers
-from truthheads.models.forward import Progress
 from truthheads.models.held import ModelLike, name_of
 from truthheads.models.held import load as load_held
 from truthheads.models.load import PACKAGES, Loading, Model, load
+from truthheads.models.progress import Progress
 from truthheads.models.row_lengths import unusable_rows
 from truthheads.reporting.report import write_report
 from truthheads.results.evaluation import SUMMARY, EvaluationResult
 from truthheads.results.gate import Gate
 from truthheads.results.grounding import GroundDecision, Grounding, GroundResult
-from truthheads.stats.thresholds import GROUND_MIN_TEST_GROUPS, GROUND_TEST_SHARE
+from truthheads.stats.thresholds import GROUND_LEARN_FROM, GROUND_MIN_TEST_GROUPS, GROUND_TEST_SHARE
 from truthheads.storage.artifacts import provenance, without_folder
 from truthheads.storage.files import as_path, read_json, write_json
 from truthheads.storage.output_lock import lock_output
+from truthheads.tuning.learn import Schedule
 from truthheads.tuning.tune import tune
+from truthheads.workflows.advice import ground_advice
 from truthheads.workflows.make_pairs import make_pairs
 from truthheads.workflows.steps import Steps, Tell
 
-GATE, RESULT, REPORT = "gate.safetensors", "ground.json", "report.html"
+GATE, RESULT, REPORT, WORK = "gate.safetensors", "ground.json", "report.html", "ground.partial"
 
 RUN = "learned"
 
-LEARN_FROM = 400
-"""Rows to learn and choose from, at most; the rest is left to the test."""
+EPOCHS = 3
+"""Passes over the rows that are learned from: docs/decisions/0017-ground-in-minutes.md."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +156,7 @@ def ground(
     rows, named = _rows(data, how), address(as_path(data)) if isinstance(data, str | Path) else "rows in memory"
     # The files of the steps name the same images, from another folder.
     how = replace(how, images=Path(named).parent if how.images is None else how.images)
+    work = folder / WORK
     pairs, dev, test = (folder / f"{name}.jsonl" for name in ("pairs", "dev", "test"))
     made_by = {"model": model} if load_in is None else {"model": model, "load_in": load_in}
     base: dict[str, Any] = {**made_by, "rows": rows.sha256, "limit": how.limit, "seed": how.seed}
@@ -160,7 +164,9 @@ def ground(
         base["label_true"] = how.label_true
     if how.skip_bad_rows:
         base |= {"chat": how.chat, "truncate": how.truncate}
-    steps.run("pair", base, [pairs], lambda: write_questions(pairs, _paired(rows, network, how, progress)))
+    steps.run(
+        "pair", base, [pairs], lambda: write_questions(pairs, _paired(rows, network, how, work / "pair", progress))
+    )
     steps.run(
         "split",
         {"pairs": pairs, "share": how.test_share, "seed": how.seed},
@@ -172,9 +178,9 @@ def ground(
     gate, tuning = folder / GATE, folder / "tuning.json"
     steps.run(
         "learn",
-        {**common, "dev": dev, "guard": how.guard, "base": how.base_gate, "neutral": how.neutral},
+        {**common, "dev": dev, "guard": how.guard, "base": how.base_gate, "neutral": how.neutral, "epochs": EPOCHS},
         [gate, tuning],
-        lambda: _learn(network(), dev, gate, how, progress),
+        lambda: _learn(network(), dev, gate, how, work / "learn", progress),
     )
     tested = folder / "evaluation"
     steps.run(
@@ -200,13 +206,20 @@ def ground(
             ),
         )
         decided["exported"] = exported.name
+    shutil.rmtree(work, ignore_errors=True)
+    paired = len(read_questions(pairs, images=how.images))
+    advice = ground_advice(decided, read_json(tuning), how.guard, paired, how.test_share)
+    reasons = "no untruthful answer of the same form was found for them"
+    reasons += ", or they are too long for the model" if how.skip_bad_rows else ""
+    lost = [f"{len(rows) - paired} rows were left out: {reasons}."]
     few = cannot_choose(read_json(tuning)["rows"].get("dev_groups", CHOSEN_FROM))
     result: GroundResult = {
         **decided,
         "model": without_folder(model),
         "data": without_folder(named),
         "anyway": how.export_anyway and not decided["better"],
-        "warnings": [*rows.cautions, *([few] if few else [])],
+        "warnings": [*rows.cautions, *(lost if paired < len(rows) else []), *([few] if few else [])],
+        "advice": advice,
         **provenance(),
     }
     write_json(folder / RESULT, result)
@@ -286,7 +299,9 @@ class _LazyModel:
         return self.model
 
 
-def _paired(rows: Sequence[Question], model: _LazyModel, how: Settings, progress: Progress | None) -> list[Question]:
+def _paired(
+    rows: Sequence[Question], model: _LazyModel, how: Settings, work_dir: Path, progress: Progress | None
+) -> list[Question]:
     """Return rows with both answers, in their order; what is missing is made.
 
     Of bad rows that are to be left out, those are too that the model cannot take.
@@ -297,15 +312,16 @@ def _paired(rows: Sequence[Question], model: _LazyModel, how: Settings, progress
     halves = [row for row in rows if len(row.answers) != 2]
     if not halves:
         return list(rows)
-    made = {one.id: one for one in make_pairs(halves, model(), seed=how.seed, progress=progress).questions}
-    return [one for row in rows if (one := made.get(row.id, row if len(row.answers) == 2 else None)) is not None]
+    made = make_pairs(halves, model(), seed=how.seed, work_dir=work_dir, progress=progress).questions
+    paired = {one.id: one for one in made}
+    return [one for row in rows if (one := paired.get(row.id, row if len(row.answers) == 2 else None)) is not None]
 
 
 def _split(rows: Sequence[Question], how: Settings, dev: Path, test: Path) -> None:
     """Write the rows to learn from and the rows to test on; a group is on one side."""
     groups = group_numbers(rows)
     members = np.random.default_rng(how.seed).permutation(np.unique(groups))
-    share = max(how.test_share, 1 - LEARN_FROM / len(rows)) if rows else how.test_share
+    share = max(how.test_share, 1 - GROUND_LEARN_FROM / len(rows)) if rows else how.test_share
     count = round(share * len(members))
     if (
         not 0 < how.test_share < 1
@@ -324,7 +340,7 @@ def _split(rows: Sequence[Question], how: Settings, dev: Path, test: Path) -> No
         write_questions(path, chosen)
 
 
-def _learn(model: Model, dev: Path, gate: Path, how: Settings, progress: Progress | None) -> None:
+def _learn(model: Model, dev: Path, gate: Path, how: Settings, work_dir: Path, progress: Progress | None) -> None:
     start = Gate.load(how.base_gate) if how.base_gate is not None else None
     tune(
         model,
@@ -333,10 +349,12 @@ def _learn(model: Model, dev: Path, gate: Path, how: Settings, progress: Progres
         base_gate=start,
         neutral=how.neutral,
         guard=how.guard,
+        schedule=Schedule(epochs=EPOCHS),
         chat=how.chat,
         truncate=how.truncate,
         batch_tokens=how.batch_tokens,
         seed=how.seed,
+        work_dir=work_dir,
         progress=progress,
     ).save(gate)
 
@@ -349,6 +367,7 @@ def _test(model: Model, test: Path, gate: Path, out: Path, how: Settings, progre
         out=out,
         gates={RUN: Gate.load(gate)},
         controls=how.controls,
+        controls_where_better=True,
         asking={"images": how.images, "chat": how.chat, "truncate": how.truncate, "seed": how.seed},
         neutral=how.neutral,
         batch_tokens=how.batch_tokens,
