@@ -178,17 +178,17 @@ def test_an_evaluation_goes_on_by_itself_and_begins_anew_by_force(home: Path) ->
 # --- the first second ------------------------------------------------------------------------------------------------
 
 
-def test_a_line_says_that_libraries_are_loading_before_they_are() -> None:
+def test_a_line_says_that_libraries_are_loading_before_they_are(tmp_path: Path) -> None:
     """On a terminal; a program that reads standard error still gets an error as two lines."""
     ours, theirs = os.openpty()
-    command = [sys.executable, "-m", "truthheads", "gate", "nowhere.safetensors"]
+    command = [sys.executable, "-m", "truthheads", "gate", "nowhere.safetensors", "--out", str(tmp_path / "g")]
     child = subprocess.Popen(command, stdin=theirs, stderr=theirs, stdout=subprocess.DEVNULL)
     os.close(theirs)
     first = os.read(ours, 1000).decode()
     assert "loading …" in first and "error" not in first
     assert child.wait() == 2
     os.close(ours)
-    done = typed("gate", "nowhere.safetensors")
+    done = typed("gate", "nowhere.safetensors", "--out", tmp_path / "g")
     assert done.returncode == 2 and [line.split(":")[0] for line in done.stderr.splitlines()] == ["error", "do"]
 
 
