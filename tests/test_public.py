@@ -4,6 +4,7 @@ import inspect
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import typer
 
 import truthheads as th
 from planted import planted_model, planted_questions, save_planted
+from truthheads.benchmarks.registry import record_of
 from truthheads.cli import app
 
 SHORT = 300
@@ -140,9 +142,18 @@ def test_a_comparison_of_weights_alone_has_a_notebook_view() -> None:
 NOT_OF_PYTHON = {"json", "plot", "top", "out", "force", "help", "no_share_prefix", "pictures", "picture_rows", "for"}
 """What only a command has: how it prints, where it writes. ``share_prefix`` is the same word with a value."""
 
-OF_LOADING = {"device", "dtype", "device_map", "max_memory", "offload_folder", "load_in", "trust_remote_code"}
+OF_LOADING = {
+    "device",
+    "dtype",
+    "device_map",
+    "max_memory",
+    "offload_folder",
+    "load_in",
+    "trust_remote_code",
+    "processor",
+}
 
-OF_ROWS = {"limit", "skip_bad_rows", "images", "data"}
+OF_ROWS = {"limit", "skip_bad_rows", "images", "data", "encoding", "label_true"}
 """Options of ``read_questions``; the rows themselves are an argument."""
 
 TWINS: dict[tuple[str, ...], tuple[Callable[..., Any], set[str]]] = {
@@ -192,7 +203,7 @@ def test_an_option_has_the_same_name_in_python(words: tuple[str, ...]) -> None:
     }
     known = set(words_of(function)) | elsewhere | NOT_OF_PYTHON
     if function is th.evaluate:  # a benchmark's own options are taken by name, too, and checked against its record
-        known |= {"gate", "limit", "chat", "images", "truncate", "instruction", "new_tokens"}
+        known |= {"gate", *(one.name for one in fields(record_of(words[1]).options))}
     assert told - known == set()
 
 
