@@ -37,7 +37,7 @@ def held_rows(data: Any) -> Iterator[Row]:
     return (made_row(place, fields) for place, fields in _placed(data))
 
 
-def _placed(data: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+def _placed(data: Any) -> Iterator[tuple[str, dict[str, object]]]:
     """Yield each row's place and its fields as they are called there."""
     for number, item in enumerate(_items(data), start=1):
         if not isinstance(item, Mapping):
