@@ -280,6 +280,7 @@ def _asked(record: "Benchmark") -> tuple[Callable[..., None], Parameters, str, s
             wrong.of_target(out / "predictions.jsonl")
             gates = wrong.of(lambda: read_gates(named))
             read = None if harness or not asking else wrong.of(lambda: read_benchmark(record, data or [], asking))
+            wrong.of_neutral(given["neutral"])
             wrong.of_model(model, how)
         assert asking is not None and gates is not None
         task = f"{record.name}:{name}" if harness else record.name

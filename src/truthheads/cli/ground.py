@@ -109,6 +109,7 @@ def ground(
                 label_true=label_true,
             )
         )
+        wrong.of_neutral(neutral)
         wrong.of_model(model, how)
     assert rows is not None
     console.note(f"read: {rows.reading}")

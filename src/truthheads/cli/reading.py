@@ -45,6 +45,13 @@ class Complaints:
             self.of(lambda: check_suffix(path))
             self.of_target(path)
 
+    def of_neutral(self, path: Path | None) -> None:
+        """Check that a file of unrelated text can be read, where one is given."""
+        from truthheads.models.neutral_text import read_neutral
+
+        if path is not None:
+            self.of(lambda: read_neutral(path))
+
     def of_model(self, model: str, how: How) -> None:
         """Check that a model is there and can be placed as it is asked for."""
         from truthheads.models.load import loading_faults

@@ -222,6 +222,7 @@ def _tune(
             )
         )
         given = wrong.of(read)
+        wrong.of_neutral(common["neutral"])
         wrong.of_model(model, how)
     assert found is not None and given is not None
     loaded = load(model, **how)
