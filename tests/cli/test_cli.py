@@ -498,7 +498,7 @@ def test_the_same_command_twice_gives_the_same_bytes(
     assert other.stderr == here.stderr == warned(first)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     command = Scores.load(tmp_path / "a").meta["command"]
-    assert command == f"truthheads score {planted} --data {rows} --dtype fp32 --batch-tokens 1 --json"
+    assert command == f"truthheads score {planted.name} --data {rows.name} --dtype fp32 --batch-tokens 1 --json"
 
 
 def test_a_corrupt_shard(llama: Path, rows: Path, tmp_path: Path) -> None:
