@@ -152,7 +152,7 @@ def test_bad_input_ends_in_two_lines_and_code_2(words: str, problem: str, names:
         ("pairs m --data {pope} --caps 64", "No such option: --caps"),
         ("m --task pairs --data {pope} --cap 64", "No such option: --cap"),
         ("answers pairs {answers} --data {pope}", "No such command 'pairs'"),
-        ("m --data {pope}", "No such command 'm'"),
+        ("m --data {pope}", "task 'm' is not known: expected halueval, pope"),
     ],
 )
 def test_what_is_missing_or_too_much_is_named(words: str, problem: str, names: dict[str, Path]) -> None:
