@@ -131,8 +131,13 @@ def _escaped(error: UnicodeError) -> tuple[str, int]:
     return "".join(f"\\u{units[at]:02x}{units[at + 1]:02x}" for at in range(0, len(units), 2)), error.end
 
 
-def exclusive_output(*beside: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Lock ``--out`` and the named files beside it against other commands while this one runs."""
+def exclusive_output(*beside: str, folder: bool = False) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Lock ``--out`` and the named files beside it against other commands while this one runs.
+
+    Args:
+        beside: Names of files that are written beside ``--out``.
+        folder: Whether ``--out`` is a folder.
+    """
 
     def decorate(command: Callable[P, R]) -> Callable[P, R]:
         @functools.wraps(command)
@@ -141,7 +146,8 @@ def exclusive_output(*beside: str) -> Callable[[Callable[P, R]], Callable[P, R]]
             from truthheads.storage.output_lock import locked_output
 
             out = Path(str(kwargs["out"]))
-            check_target(out)
+            if not folder:
+                check_target(out)
             with locked_output(out, *(out.with_name(name) for name in beside)):
                 return command(*args, **kwargs)
 

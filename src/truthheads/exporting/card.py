@@ -22,9 +22,7 @@ LONGEST = 160
 
 ADAPTER = """```python
 from peft import PeftModel
-from transformers import {auto}
-
-base = {auto}.from_pretrained({base!r})
+{load}
 model = PeftModel.from_pretrained(base, {name!r})
 ```
 
@@ -84,9 +82,7 @@ def write_card(folder: Path, gate: Gate, base: Base, *, to: Literal["adapter", "
     auto = "AutoModelForImageTextToText" if base.image else "AutoModelForCausalLM"
     name = as_text(name)
     # A folder on somebody's disk means nothing to a reader of the card, and may say what is not meant to be said.
-    serving = (ADAPTER if to == "adapter" else CHECKPOINT).format(
-        auto=auto, name=name, base=as_text(base.reference if base.on_hub else base.name)
-    )
+    serving = (ADAPTER if to == "adapter" else CHECKPOINT).format(auto=auto, name=name, load=_loading(base, auto))
     figures = gate.describe()
     parts = [
         f"---\n{_front(base, to).to_yaml()}\n---\n",
@@ -108,6 +104,15 @@ def write_card(folder: Path, gate: Gate, base: Base, *, to: Literal["adapter", "
         parts += ["How it was made:\n", _table(("setting", "value"), settings)]
     parts += ["## Evidence\n", _evidence(gate.meta.get("evidence"))]
     (folder / CARD).write_text(as_text("\n".join(parts)), encoding="utf-8")
+
+
+def _loading(base: Base, auto: str) -> str:
+    """Return the lines that load the base, as anybody can who has its file."""
+    name = as_text(base.reference if base.on_hub else base.name)
+    if ":" in name:  # a model of a package that truthheads finds it by
+        return f"import truthheads\n\nbase = truthheads.load({name!r}).network"
+    asked = f'".", gguf_file={name!r}' if name.endswith(".gguf") else repr(name)
+    return f"from transformers import {auto}\n\nbase = {auto}.from_pretrained({asked})"
 
 
 def _front(base: Base, to: str) -> ModelCardData:

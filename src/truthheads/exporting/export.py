@@ -21,7 +21,7 @@ from truthheads.models.adapters import find_adapter
 from truthheads.models.gguf_parts import join, read_parts
 from truthheads.models.hooks import check_factors
 from truthheads.models.load import PACKAGES, Model, inspect
-from truthheads.models.sources import SMOLLM2_HUB_ID, gguf_path, resolve
+from truthheads.models.sources import LONGEST, gguf_path, reference, resolve
 from truthheads.models.weight_files import Shards
 from truthheads.results.gate import Gate
 from truthheads.storage.artifacts import FORMAT_VERSION, provenance
@@ -341,13 +341,13 @@ def _gguf(name: str, gate: Gate, out: Path, *, force: bool) -> None:
 
 
 def _base(name: str, folder: Path | None, image: bool) -> Base:
-    if name == "smollm2":  # its folder is a conversion in this machine's cache; the adapter is to travel
-        return Base(SMOLLM2_HUB_ID, SMOLLM2_HUB_ID, True, image, folder)
-    source = resolve(name)
-    if not Path(source).is_dir():
-        return Base(name, source, True, image, folder)
-    path = Path(name).expanduser()
-    return Base(path.resolve().name if path.exists() else name, str(Path(source).resolve()), False, image, folder)
+    """Return what an export belongs to; never the folder in this machine's cache that its files may come from."""
+    found = reference(name)
+    path = Path(found)
+    if len(found) <= LONGEST and path.exists():
+        return Base(path.name, found, False, image, folder)
+    on_hub = not Path(resolve(name)).is_dir() or found != name
+    return Base(found, found, on_hub, image, folder)
 
 
 def _note(gate: Gate) -> ExportNote:

@@ -54,7 +54,7 @@ def adapter_card(
     there = len(base) <= LONGEST and path.exists()
     named = path.name if there else base  # a path on somebody's disk means nothing to a reader
     on_hub = not there and HUB.fullmatch(base) is not None
-    load = f'"FOLDER", gguf_file="{named}"' if named.endswith(".gguf") else repr(named)
+    load = f'".", gguf_file="{named}"' if named.endswith(".gguf") else repr(named)
     front = ModelCardData(
         base_model=base if on_hub else None,
         library_name="peft",

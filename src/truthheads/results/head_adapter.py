@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -22,6 +22,7 @@ from truthheads.models.adapters import SETTINGS, WEIGHTS
 from truthheads.models.head_modules import HeadPlace, ModuleSpan
 from truthheads.models.hooks import LowRank, Scaling, add
 from truthheads.models.load import Model
+from truthheads.models.weight_files import Header
 from truthheads.plots.charts import chart_html, heat_map
 from truthheads.results.adapter_card import CARD, adapter_card
 from truthheads.storage.artifacts import FORMAT_VERSION, KEY
@@ -145,6 +146,10 @@ class HeadAdapter:
         updates = {name: LowRank(update.a, factor * update.b) for name, update in self.updates.items()}
         return HeadAdapter(updates, self.base, self.places, self.transposed, meta)
 
+    def noted(self, meta: Mapping[str, Any]) -> "HeadAdapter":
+        """Return the same adapter with more said of where it came from."""
+        return HeadAdapter(self.updates, self.base, self.places, self.transposed, {**self.meta, **meta})
+
     def apply(self, model: Model | PreTrainedModel) -> Scaling:
         """Put the adapter to work on a model until ``remove()`` of what is returned is called.
 
@@ -192,7 +197,9 @@ class HeadAdapter:
             tensors[f"{PREFIX}{name}.lora_A.weight"] = torch.nn.functional.pad(update.a, (0, 0, 0, more)).contiguous()
             tensors[f"{PREFIX}{name}.lora_B.weight"] = torch.nn.functional.pad(update.b, (0, more)).contiguous()
         meta = {**self.meta, "kind": KIND, "format_version": FORMAT_VERSION, "rank": self.rank, "places": self.places}
-        save_file(tensors, folder / WEIGHTS, {"format": "pt", KEY: dumps(meta)})
+        data = save(tensors)
+        begin = 8 + int.from_bytes(data[:8], "little")
+        (folder / WEIGHTS).write_bytes(Header(begin, json.loads(data[8:begin])).noted(meta) + data[begin:])
         (folder / CARD).write_text(adapter_card(self.base, self.describe(), self.table(), self.meta), encoding="utf-8")
 
     @classmethod
@@ -377,7 +384,7 @@ def _size(a: Float[Tensor, "rank inputs"], b: Float[Tensor, "outputs rank"]) -> 
     return float((inner * outer).sum().clamp(min=0).sqrt())
 
 
-def _settings(path: Path) -> dict[str, Any]:
+def _settings(path: Path) -> Mapping[str, Any]:
     try:
         settings = json.loads((path / SETTINGS).read_text(encoding="utf-8"))
         kind = str(settings.get("peft_type"))

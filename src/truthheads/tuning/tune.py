@@ -1,156 +1,45 @@
-"""The stage behind ``truthheads tune``: judge candidates on held-out rows and on neutral text, choose one."""
+"""The stage behind ``truthheads tune``: candidates from a grid, a learned gate or a head adapter; one is chosen."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
 
-from truthheads.choices import Norm, Site, TuneMethod
+from truthheads.choices import HeadChoice, Norm, Site, TuneMethod
 from truthheads.data.answers import describe_data
 from truthheads.data.cautions import cannot_choose, data_cautions
 from truthheads.data.questions import Question
 from truthheads.errors import DataError, GateError
-from truthheads.models.answer_logprobs import check_pairs, group_numbers, pair_effects, pair_figures, pair_logprobs
+from truthheads.models.answer_logprobs import check_pairs, group_numbers, pair_figures
 from truthheads.models.devices import pick_batch_tokens
-from truthheads.models.forward import Progress, shares_prefix
+from truthheads.models.forward import Progress
 from truthheads.models.hooks import check_factors
 from truthheads.models.load import Model
-from truthheads.models.neutral_text import measure_harm, neutral_ids
-from truthheads.models.prompts import Encoded, encode
+from truthheads.models.neutral_text import neutral_ids
 from truthheads.results.gate import Gate
 from truthheads.results.scores import Scores
-from truthheads.results.tuning import CandidateNotes, CandidateResult, FrontierRow, TuneMeta, Tuning, TuningResult
-from truthheads.stats.figures import Figure, FigureJson, half_of, mean_figure
+from truthheads.results.tuning import CandidateNotes, TuneMeta, Tuning, TuningResult
+from truthheads.stats.figures import FigureJson
 from truthheads.stats.thresholds import GATE_HARM_NATS
 from truthheads.storage.artifacts import provenance
-from truthheads.tuning.learn import Schedule, learn
-
-LEVELS = (0.003, 0.01, 0.03, 0.1)
-"""Harm in nats a token at which a frontier is read."""
-
-
-class RunSettings(TypedDict):
-    """How questions are put to the model."""
-
-    chat: bool
-    truncate: bool
-    batch_tokens: int
-    seed: int
-
-
-class Candidate(NamedTuple):
-    """A gate to be judged: its name, and what else is to be written down of it."""
-
-    name: str
-    gate: Gate
-    notes: CandidateNotes
-
-
-class CandidateEvaluator:
-    """Measures candidates on dev questions and on neutral text that nothing is learned from."""
-
-    def __init__(self, model: Model, questions: Sequence[Question], settings: RunSettings, neutral: list[list[int]]):
-        self.model, self.neutral, self.seed = model, neutral, settings["seed"]
-        self.batch_tokens = settings["batch_tokens"]
-        self.groups = group_numbers(questions)
-        self.encoded = encode_questions(model, questions, settings)
-        self.plain = pair_logprobs(model, self.encoded, batch_tokens=self.batch_tokens)
-        self.path: list[CandidateResult] = []
-        self.gates: list[Gate] = []
-        self.gains: list[Float[np.ndarray, " questions"]] = []
-
-    def measure(self, candidate: Candidate) -> CandidateResult:
-        """Return a candidate's effect and harm as JSON, and keep both it and its gate."""
-        harm = measure_harm(self.model, self.neutral, candidate.gate).figures(seed=self.seed)
-        after = pair_logprobs(self.model, self.encoded, batch_tokens=self.batch_tokens, gate=candidate.gate)
-        effect = pair_effects(self.plain, after, self.groups, seed=self.seed)
-        entry: CandidateResult = {
-            "name": candidate.name,
-            **candidate.notes,
-            "gate": candidate.gate.describe(),
-            "effect": {name: figure.json() for name, figure in effect.items()},
-            "harm": {name: figure.json() for name, figure in harm.items()},
-        }
-        self.path.append(entry)
-        self.gates.append(candidate.gate)
-        self.gains.append((after[:, 0] - after[:, 1]) - (self.plain[:, 0] - self.plain[:, 1]))
-        return entry
-
-
-def encode_questions(model: Model, questions: Sequence[Question], settings: RunSettings) -> list[Encoded]:
-    """Return token ids of questions as the settings say."""
-    chat, truncate = settings["chat"], settings["truncate"]
-    return encode(model, questions, chat=chat, truncate=truncate, share_prefix=shares_prefix(model))
-
-
-def frontier(path: Sequence[CandidateResult]) -> list[FrontierRow]:
-    """Return for each level of harm the candidate with the largest gain in margin whose mean KL is no higher."""
-    rows: list[FrontierRow] = []
-    for level in LEVELS:
-        within = [entry for entry in path if _harm(entry).value <= level]
-        best = max(within, key=lambda entry: _gain(entry).value, default=None)
-        rows.append({"harm": level, "name": best["name"] if best else None, "effect": best["effect"] if best else None})
-    return rows
-
-
-def _harm(entry: CandidateResult) -> Figure:
-    return Figure.of(entry["harm"]["kl"])
-
-
-def _gain(entry: CandidateResult) -> Figure:
-    return Figure.of(entry["effect"]["margin"])
-
-
-def choose(path: Sequence[CandidateResult], guard: float) -> int | None:
-    """Return the number of the candidate that the rule chooses; None where none gains within the guard."""
-    allowed = [at for at, entry in enumerate(path) if _harm(entry).high <= guard and _gain(entry).low > 0]
-    return max(allowed, key=lambda at: _gain(path[at]).value, default=None)
-
-
-def gain_elsewhere(
-    gains: Sequence[Float[np.ndarray, " questions"]],
-    allowed: Sequence[bool],
-    groups: Int[np.ndarray, " questions"],
-    *,
-    seed: int,
-) -> Figure | None:
-    """Return the gain in margin on questions that did not choose the candidate; None where nothing can be chosen.
-
-    Each half of the dev questions is judged by the candidate that gains most on the other half. The gain of the best
-    of several candidates on the questions that chose it is too high.
-
-    Args:
-        gains: Gains of each candidate, question by question.
-        allowed: Whether its harm is within the guard.
-        groups: Group of each dev question.
-        seed: Random seed of halves and bootstrap.
-    """
-    half = half_of(groups, seed=seed)
-    within = [gain for gain, may in zip(gains, allowed, strict=True) if may]
-    if not within or not half.any() or half.all():
-        return None
-    found = np.empty(len(groups))
-    for chooser in (half, ~half):
-        found[~chooser] = max(within, key=lambda gain: float(gain[chooser].mean()))[~chooser]
-    return mean_figure(found, groups, seed=seed)
-
-
-def why(path: Sequence[CandidateResult], chosen: int | None, guard: float) -> str:
-    """Explain the choice in a sentence."""
-    safe = sum(_harm(entry).high <= guard for entry in path)
-    if chosen is not None:
-        return (
-            f"largest gain in margin on dev questions among the {safe} of {len(path)} candidates whose harm "
-            f"(KL on held-out neutral text, upper end) is at most {guard:g} nats a token"
-        )
-    return (
-        f"no gate: of the {safe} of {len(path)} candidates within {guard:g} nats a token "
-        "none has a gain in margin whose interval lies above 0"
-    )
-
+from truthheads.tuning.adapt import AdaptSchedule
+from truthheads.tuning.adapters import AdapterRun, HeadRule, check_rule, schedule_json, tune_adapter
+from truthheads.tuning.candidates import (
+    Candidate,
+    CandidateEvaluator,
+    RunSettings,
+    choose_candidate,
+    encode_questions,
+    frontier,
+    gain_elsewhere,
+    harm_of,
+    judge_path,
+    why,
+)
+from truthheads.tuning.learn import Point, Schedule, learn
 
 STRENGTHS = (0.25, 0.5, 1.0, 2.0, 4.5)
 
@@ -159,12 +48,6 @@ NORMS: tuple[Norm, ...] = ("centred", "minmax")
 SITES: tuple[Site, ...] = ("z", "output")
 
 TEXTS = 96
-
-PATIENCE = 3
-"""Stops without a better margin on dev questions, beyond the guard, after which learning ends."""
-
-FAR = 5.0
-"""Learning ends where the harm is so many guards."""
 
 
 def tune(
@@ -182,25 +65,34 @@ def tune(
     sites: Sequence[Site] = SITES,
     standardise: bool = False,
     schedule: Schedule | None = None,
+    choose: HeadChoice = "attribution",
+    heads: float = 0.1,
+    rank: int = 8,
+    epochs: int | None = None,
+    controls: int = 0,
+    training: AdaptSchedule | None = None,
     dev_share: float = 0.25,
+    work_dir: str | Path | None = None,
     chat: bool = False,
     truncate: bool = False,
     batch_tokens: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Tuning:
-    """Find a gate that makes truthful answers more likely and changes neutral text little.
+    """Find a gate or a head adapter that makes truthful answers more likely and changes neutral text little.
 
     The rule: of all candidates whose harm (mean KL on held-out neutral text, upper end of its 95 % interval) is at
     most ``guard``, the one with the largest mean gain in margin on the dev questions, if the lower end of that gain's
-    paired interval is above 0; else a gate of ones.
+    paired interval is above 0; else a gate of ones, or no adapter.
 
     Args:
         model: From :func:`truthheads.load`.
-        questions: Pairs. ``grid`` judges on all of them; ``learn`` keeps ``dev_share`` of the groups to judge on.
+        questions: Pairs. ``grid`` judges on all of them; the others keep ``dev_share`` of the groups to judge on.
         method: ``grid``: gates from ``scores``, every strength, norm and site. ``learn``: one factor per head by
-            gradient (:mod:`truthheads.tuning.learn`), points of the path and weaker versions of the last.
-        scores: For ``grid``: of this model or of a relative of the same shape.
+            gradient (:mod:`truthheads.tuning.learn`), points of the path and weaker versions of the last. ``adapt``: a
+            low-rank update of chosen heads by gradient (:mod:`truthheads.tuning.adapt`), points and versions alike.
+        scores: For ``grid``, and for ``adapt`` where heads are chosen by them: of this model or of a relative of the
+            same shape.
         target: For ``learn``: the gate to start from and to be pulled towards; None: all ones.
         neutral: File of neutral text; None: the questions' contexts and the model's own samples. Half of it is
             learned from, the other half only judged on.
@@ -211,7 +103,15 @@ def tune(
         sites: For ``grid``.
         standardise: For ``grid``; see :meth:`Gate.from_scores`.
         schedule: For ``learn``; None: the defaults.
-        dev_share: For ``learn``: share of the groups that is judged on.
+        choose: For ``adapt``: the heads with the largest attributions (of ``scores``, else measured on the training
+            rows), with the largest Truth Scores (``scores``), heads drawn at random, or all.
+        heads: For ``adapt``: the share of the heads to change.
+        rank: For ``adapt``: of each module's update.
+        epochs: Passes over the questions; None: the schedule's.
+        controls: For ``adapt``: adapters on as many random heads, trained alike, that the result puts beside it.
+        training: For ``adapt``: its schedule; ``rank`` and ``epochs`` come before it.
+        dev_share: For ``learn`` and ``adapt``: share of the groups that is judged on.
+        work_dir: For ``adapt``: folder for what every epoch leaves; a run that was killed goes on from it.
         chat: Put the prompt into the chat template.
         truncate: Drop the start of contexts that are too long.
         batch_tokens: Padded tokens in a batch, at most; None chooses by device.
@@ -220,14 +120,22 @@ def tune(
 
     Raises:
         DataError: Rows without both answers, or fewer than two groups.
-        GateError: ``grid`` without scores, a guard that is no positive number, or bounds that exclude 1.
+        GateError: Scores are missing, a guard that is no positive number, bounds that exclude 1, or another setting
+            out of range.
+        ModelError: ``adapt`` on a base that has an adapter in it.
         ShapeError: Scores or target of another shape than the model.
         ActivationError: A forward pass or gradient is not finite.
     """
     check_pairs(questions, purpose="tuning")
     schedule = schedule or Schedule()
+    training = replace(training or AdaptSchedule(), rank=rank)
+    if epochs is not None:
+        schedule, training = replace(schedule, epochs=epochs), replace(training, epochs=epochs)
+    rule = HeadRule(choose, heads, scores, controls)
     start = target or Gate(torch.ones(model.layout.shape), site)
     _check(model, method, scores, start, guard, schedule)
+    if method == "adapt":
+        check_rule(model, rule, training)
     settings: RunSettings = {
         "chat": chat,
         "truncate": truncate,
@@ -235,11 +143,12 @@ def tune(
         "seed": seed,
     }
     dev, train = list(questions), list(questions)
-    if method == "learn":
+    if method != "grid":
         dev, train = _split(questions, dev_share, seed)
     texts = neutral_ids(model, questions, path=Path(neutral) if neutral else None, texts=TEXTS, seed=seed)
     held, taught = texts[: len(texts) // 2], texts[len(texts) // 2 :]
     judge = CandidateEvaluator(model, dev, settings, held)
+    run: AdapterRun | None = None
     if method == "grid":
         assert scores is not None
         candidates = list(_grid(scores, strengths, norms, sites, standardise))
@@ -247,10 +156,16 @@ def tune(
             judge.measure(candidate)
             if progress is not None:
                 progress(done, len(candidates))
-    else:
+    elif method == "learn":
         _learn(model, train, taught, start, judge, settings, schedule, guard, progress)
-    chosen = choose(judge.path, guard)
+    else:
+        asked, work = encode_questions(model, train, settings), None if work_dir is None else Path(work_dir)
+        run = tune_adapter(
+            model, asked, taught, judge, rule, training, settings, guard=guard, work_dir=work, progress=progress
+        )
+    chosen = choose_candidate(judge.path, guard)
     made = provenance()
+    schedules = {"learn": schedule_json(schedule), "adapt": schedule_json(training)}
     meta: TuneMeta = {
         "method": method,
         "model": model.describe(),
@@ -260,40 +175,53 @@ def tune(
             "dtype": str(model.dtype).removeprefix("torch."),
             "guard": guard,
             "neutral": Path(neutral).name if neutral else None,
-            "schedule": {name: getattr(schedule, name) for name in Schedule.__slots__} if method == "learn" else None,
+            "schedule": schedules.get(method),
             "target": start.digest if target else None,
             "scores": scores.meta.get("model") if scores is not None else None,
+            **({"choose": choose, "heads": heads, "controls": controls} if method == "adapt" else {}),
         },
         "packages": made["packages"],
         "command": made["command"],
     }
+    gate, adapter = Gate(torch.ones(model.layout.shape), site), None
     evidence: dict[str, FigureJson] = {}
-    gate = Gate(torch.ones(model.layout.shape), site)
     if chosen is not None:
-        gate = judge.gates[chosen]
         entry = judge.path[chosen]
         evidence = {f"{name} gained (dev)": value for name, value in entry["effect"].items()}
         evidence |= {f"{name} on neutral text, nats a token": value for name, value in entry["harm"].items()}
+        change = judge.changes[chosen]
+        if isinstance(change, Gate):
+            gate = change
+        else:
+            adapter = change.noted({**meta, "evidence": evidence})
     absent = tuple(sorted(_absent(model)))
     gate = Gate(gate.gate, gate.site, absent, gate.clipped, {**meta, "evidence": evidence})
     dev_groups = len(np.unique(judge.groups))
     ungated = pair_figures(judge.plain, judge.groups, seed=seed)
-    allowed = [_harm(entry).high <= guard for entry in judge.path]
+    allowed = [harm_of(entry).high <= guard for entry in judge.path]
     elsewhere = gain_elsewhere(judge.gains, allowed, judge.groups, seed=seed)
     result: TuningResult = {
-        **meta,
+        "method": meta["method"],
+        "model": meta["model"],
+        "data": meta["data"],
+        "settings": meta["settings"],
+        "packages": meta["packages"],
+        "command": meta["command"],
         "guard": guard,
-        "rows": {"dev": len(dev), "train": len(train) if method == "learn" else 0, "dev_groups": dev_groups},
+        "rows": {"dev": len(dev), "train": len(train) if method != "grid" else 0, "dev_groups": dev_groups},
         "neutral": {"learned from": len(taught), "held out": len(held)},
         "ungated": {name: figure.json() for name, figure in ungated.items()},
         "path": judge.path,
         "frontier": frontier(judge.path),
         "chosen": chosen,
         "gain_elsewhere": elsewhere.json() if elsewhere else None,
-        "why": why(judge.path, chosen, guard),
+        "why": why(judge.path, chosen, guard, what="adapter" if method == "adapt" else "gate"),
         "warnings": _warnings(meta["data"], dev_groups, scores),
     }
-    return Tuning(gate, result)
+    if run is None:
+        return Tuning(gate, result)
+    result |= {"heads": [place.name for place in run.places], "controls": run.controls}
+    return Tuning(gate, result, adapter, tuple(one.noted(meta) for one in run.adapters))
 
 
 def _grid(
@@ -332,22 +260,11 @@ def _learn(
         seed=settings["seed"],
         progress=progress,
     )
-    best, waited = -np.inf, 0
-    for point in points:
-        notes: CandidateNotes = {"epoch": point.epoch, "loss": point.loss, "kl_taught": point.kl}
-        entry = judge.measure(Candidate(f"epoch {point.epoch:.2g}", Gate(point.factors, start.site), notes))
-        harm, gain = _harm(entry), _gain(entry).value
-        waited = 0 if gain > best or harm.high <= guard else waited + 1
-        best = max(best, gain)
-        if waited >= PATIENCE or harm.value > FAR * guard:
-            break
-    # Later points have been pulled by the KL for longer: weaker versions of the last beat earlier points as they are.
-    for level in sorted({guard, *LEVELS}, reverse=True):
-        if level > guard or harm.value <= level:
-            continue
-        share = float(np.sqrt(0.8 * level / harm.high))  # near 1, the KL grows with the square of the distance
-        weaker = Gate(start.gate + share * (point.factors - start.gate), start.site)
-        judge.measure(Candidate(f"epoch {point.epoch:.2g} x {share:.2f}", weaker, {**notes, "share": share}))
+
+    def made(point: Point, share: float) -> Gate:
+        return Gate(point.factors if share == 1 else start.gate + share * (point.factors - start.gate), start.site)
+
+    judge_path(judge, points, made, guard)
 
 
 def _split(questions: Sequence[Question], share: float, seed: int) -> tuple[list[Question], list[Question]]:
@@ -368,8 +285,9 @@ def _split(questions: Sequence[Question], share: float, seed: int) -> tuple[list
 
 
 def _check(model: Model, method: str, scores: Scores | None, start: Gate, guard: float, schedule: Schedule) -> None:
-    if method not in ("grid", "learn"):
-        raise GateError("unknown method", expected="grid or learn", got=repr(method), fix="choose one of the two")
+    if method not in get_args(TuneMethod):
+        known = ", ".join(get_args(TuneMethod))
+        raise GateError("unknown method", expected=known, got=repr(method), fix="choose one of them")
     if method == "grid" and scores is None:
         raise GateError(
             "a grid is made from scores", expected="--scores FILE", got="none", fix="run `truthheads score` first"
