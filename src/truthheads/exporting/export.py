@@ -341,7 +341,7 @@ def _gguf(name: str, gate: Gate, out: Path, *, force: bool) -> None:
 
 
 def _base(name: str, folder: Path | None, image: bool) -> Base:
-    """Return what an export belongs to; never the folder in this machine's cache that its files may come from."""
+    """Find what an export belongs to; never the folder in this machine's cache that its files may come from."""
     found = reference(name)
     path = Path(found)
     if len(found) <= LONGEST and path.exists():

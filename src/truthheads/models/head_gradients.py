@@ -19,7 +19,7 @@ class HeadGradients(NamedTuple):
     """Gradients of one batch.
 
     Attributes:
-        gradient: Of each question's margin with respect to each head's gate at 1, in nats.
+        gradient: How each question's margin changes with each head's gate at 1, in nats.
         margin: log P(truthful) − log P(untruthful), in nats.
     """
 

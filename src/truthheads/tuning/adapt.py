@@ -26,11 +26,11 @@ class AdaptSchedule:
 
     Attributes:
         epochs: Passes over the questions.
-        rank: Of each module's update.
+        rank: Rank of each module's update.
         rate: AdamW's step size.
         decay: AdamW's weight decay.
-        questions: In a step; of similar length.
-        texts: Neutral texts in a step.
+        questions: Number of questions in a step; they are of similar length.
+        texts: Number of neutral texts in a step.
         kl_first: Weight of the KL on neutral text in the first epoch, in nats of margin per nat a token.
         kl_last: The same in the last epoch; in between it falls by equal ratios, so that the path runs from harmless
             to strong.

@@ -167,12 +167,12 @@ def frontier(path: Sequence[CandidateResult]) -> list[FrontierRow]:
 
 
 def harm_of(entry: CandidateResult) -> Figure:
-    """Return what a candidate costs on neutral text, in nats a token."""
+    """Read what a candidate costs on neutral text, in nats a token."""
     return Figure.of(entry["harm"]["kl"])
 
 
 def gain_of(entry: CandidateResult) -> Figure:
-    """Return what a candidate gains in margin on dev questions, in nats."""
+    """Read what a candidate gains in margin on dev questions, in nats."""
     return Figure.of(entry["effect"]["margin"])
 
 

@@ -62,7 +62,7 @@ def lora_layers(
     Args:
         network: The network; the weights themselves are not trained.
         places: The chosen heads.
-        rank: Of every module's update.
+        rank: Rank of every module's update.
         generator: Draws A, uniformly, as PEFT does for so many inputs as the chosen heads have; B starts at 0.
 
     Source:

@@ -106,7 +106,7 @@ def tune(
         choose: For ``adapt``: the heads with the largest attributions (of ``scores``, else measured on the training
             rows), with the largest Truth Scores (``scores``), heads drawn at random, or all.
         heads: For ``adapt``: the share of the heads to change.
-        rank: For ``adapt``: of each module's update.
+        rank: For ``adapt``: the rank of each module's update.
         epochs: Passes over the questions; None: the schedule's.
         controls: For ``adapt``: adapters on as many random heads, trained alike, that the result puts beside it.
         training: For ``adapt``: its schedule; ``rank`` and ``epochs`` come before it.
