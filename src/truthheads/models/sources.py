@@ -76,7 +76,7 @@ def resolve(name: str) -> str:
 
 
 def reference(name: str) -> str:
-    """Choose the name by which an adapter knows its base: a hub id, a file or folder of the user's own, or a family's member.
+    """Choose the name by which an adapter knows its base: a hub id, a file or folder, or a family's member.
 
     Never a folder of the cache, which is on this machine alone and named by a digest.
 
