@@ -35,6 +35,7 @@ COMMANDS = {
     "score": Command(("score", *RUN), "s.safetensors"),
     "grid": Command(("tune", "grid", *RUN, *GRID, "--sites", "z"), "g/gate.safetensors"),
     "learn": Command(("tune", "learn", *RUN, "--epochs", 1), "g/gate.safetensors"),
+    "adapt": Command(("tune", "adapt", *RUN, "--epochs", 2, "--guard", 9, "--controls", 1), "adapted"),
     "adapter": Command(("export", "model", "--gate", "gate.safetensors", "--to", "adapter"), "adapter"),
     "checkpoint": Command(("export", "model", "--gate", "gate.safetensors", "--to", "checkpoint"), "checkpoint"),
     "sharded": Command(("export", "sharded", "--gate", "gate.safetensors", "--to", "checkpoint"), "checkpoint"),

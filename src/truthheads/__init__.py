@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from truthheads.results.gate import Gate as Gate
     from truthheads.results.gate import gated as gated
     from truthheads.results.grounding import Grounding as Grounding
+    from truthheads.results.head_adapter import HeadAdapter as HeadAdapter
+    from truthheads.results.head_adapter import adapted as adapted
     from truthheads.results.scores import Scores as Scores
     from truthheads.results.trace import Trace as Trace
     from truthheads.results.tuning import Tuning as Tuning
@@ -45,6 +47,7 @@ _HOMES = {
     "Evaluation": "results.evaluation",
     "Gate": "results.gate",
     "Grounding": "results.grounding",
+    "HeadAdapter": "results.head_adapter",
     "HeadLayout": "models.architectures",
     "Inspection": "models.load",
     "Model": "models.load",
@@ -56,6 +59,7 @@ _HOMES = {
     "Trace": "results.trace",
     "TruthHeadsError": "errors",
     "Tuning": "results.tuning",
+    "adapted": "results.head_adapter",
     "compare": "lineage.compare",
     "evaluate": "evaluation.evaluate",
     "export": "exporting.export",

@@ -28,8 +28,12 @@ Norm = Literal["centred", "minmax", "signed"]
 Control = Literal["constant", "shuffled", "random"]
 """What a control gate keeps of the gate it stands beside."""
 
-TuneMethod = Literal["grid", "learn"]
-"""How a gate is found."""
+TuneMethod = Literal["grid", "learn", "adapt"]
+"""How a gate (``grid``, ``learn``) or a head adapter (``adapt``) is found."""
+
+HeadChoice = Literal["attribution", "truth", "random", "all"]
+"""Which heads an adapter changes: the largest attributions (by magnitude), the largest Truth Scores, heads drawn at
+random, or all."""
 
 ExportFormat = Literal["adapter", "checkpoint", "gguf"]
 """What an export writes."""

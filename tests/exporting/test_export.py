@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from typer.testing import CliRunner, Result
 
+import ggufs as with_a_tokenizer
 import truthheads as th
 from small_gguf import write as write_gguf
 from truthheads.cli import app
@@ -355,6 +356,24 @@ def test_an_adapter_of_many_layers_loads_by_its_own_base_and_merges(
     close = {"atol": 1e-5 * max(1.0, float(hook.abs().max())), "rtol": 0}
     torch.testing.assert_close(logits_of(row, wrapped), hook, **close)
     torch.testing.assert_close(logits_of(row, wrapped.merge_and_unload()), hook, **close)
+
+
+def test_an_adapter_of_a_gguf_names_the_file_and_its_card_loads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the folder that the file was converted to: it is in one machine's cache."""
+    import re
+
+    monkeypatch.setenv("TRUTHHEADS_CACHE", str(tmp_path / "cache"))
+    with_a_tokenizer.write_gguf(tmp_path / "small.gguf")
+    out = export(str(tmp_path / "small.gguf"), gate_for(tmp_path / "small.gguf"), to="adapter", out=tmp_path / "out")
+    settings = json.loads((out / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == "small.gguf"  # nor where it lies
+    example = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)[0]
+    monkeypatch.chdir(tmp_path)
+    space: dict[str, Any] = {}
+    exec(example, space)
+    assert sum("ia3_l" in name for name, _ in space["model"].named_parameters()) > 0
 
 
 def test_an_adapter_of_a_model_in_memory_is_that_of_its_folder(tmp_path: Path) -> None:

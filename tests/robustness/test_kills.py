@@ -27,6 +27,7 @@ KILLS = {
     "score": (4, 4, 4),
     "grid": (3, 2),
     "learn": (3, 2),
+    "adapt": (3, 2),
     "adapter": (3, 3),
     "checkpoint": (3,),
     "sharded": (3, 2),

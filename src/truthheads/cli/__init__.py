@@ -27,7 +27,7 @@ data_app = typer.Typer(
 )
 
 tune_app = typer.Typer(
-    help="Find the gate that gains most for the least harm.",
+    help="Find the gate or head adapter that gains most for the least harm.",
     no_args_is_help=True,
     epilog="Example: truthheads tune learn smollm2 --data questions.jsonl",
 )
@@ -69,6 +69,8 @@ add_command(
 )
 
 add_command(app, "gate", gate.gate, example="truthheads gate scores.safetensors --strength 2 --for smollm2")
+
+add_command(tune_app, "adapt", tune.adapt, example="truthheads tune adapt smollm2 --data questions.jsonl --out adapter")
 
 add_command(tune_app, "learn", tune.learn, example="truthheads tune learn smollm2 --data questions.jsonl")
 

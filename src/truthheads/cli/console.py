@@ -201,15 +201,18 @@ def put_off() -> list[TruthHeadsError]:
     return list(found)
 
 
-def exclusive_output(*beside: str, checks: bool = False) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def exclusive_output(
+    *beside: str, checks: bool = False, folder: bool = False
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Lock ``--out`` and the named files beside it against other commands while this one runs.
 
     The command gets the option ``--force``: without it, what is there already is not replaced.
 
     Args:
-        beside: Their names.
+        beside: Names of files that are written beside ``--out``.
         checks: The command begins with ``cli.reading.all_at_once``: where ``--out`` cannot be written, that is said
             there together with what else is wrong.
+        folder: Whether ``--out`` is a folder.
     """
 
     def decorate(command: Callable[P, R]) -> Callable[P, R]:
@@ -220,13 +223,13 @@ def exclusive_output(*beside: str, checks: bool = False) -> Callable[[Callable[P
 
         @functools.wraps(command)
         def run(*args: P.args, **kwargs: P.kwargs) -> R:
-            from truthheads.storage.files import check_new, check_target
+            from truthheads.storage.files import check_around, check_new, check_target
             from truthheads.storage.output_lock import locked_output
 
             out, forced = Path(str(kwargs["out"])), bool(kwargs.pop("force", False))
             with contextlib.ExitStack() as held:
                 try:
-                    check_target(out)
+                    (check_around if folder else check_target)(out)
                     held.enter_context(locked_output(out, *(out.with_name(name) for name in beside)))
                     check_new(out, force=forced, unfinished=out.with_name(f"{out.name}.partial"))
                 except TruthHeadsError as error:

@@ -1,4 +1,4 @@
-"""``truthheads tune``: a gate from dev questions, with the frontier that it was chosen from."""
+"""``truthheads tune``: a gate or a head adapter from dev questions, with the frontier that it was chosen from."""
 
 import shutil
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, TypedDict, cast
 
 import typer
 
-from truthheads.choices import Norm, Site, TuneMethod
+from truthheads.choices import HeadChoice, Norm, Site, TuneMethod
 from truthheads.cli import console
 from truthheads.cli.console import exclusive_output, guarded, resumable
 from truthheads.cli.help import DATA, OUTPUT, RUN
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 
 Out = Annotated[Path, typer.Option(rich_help_panel=OUTPUT, help="Gate file, with tuning.json beside it.")]
 
+OutFolder = Annotated[Path, typer.Option(rich_help_panel=OUTPUT, help="Folder of the adapter, with tuning.json in it.")]
+
 Plot = Annotated[Path | None, typer.Option(rich_help_panel=OUTPUT, help="Chart of the frontier: .html, .png or .svg.")]
 
 COMMON: Group = {
@@ -66,6 +68,12 @@ COMMON: Group = {
     "json": (Json, False),
 }
 """What every way of tuning takes."""
+
+ADAPTER: Group = {name: option for name, option in COMMON.items() if name not in ("out", "seed")} | {
+    "out": (OutFolder, Path("head-adapter")),
+    "seed": (Annotated[int, seed_of("split, order, heads, samples and intervals")], 0),
+}
+"""The same for an adapter, which is a folder."""
 
 
 class Common(TypedDict):
@@ -96,11 +104,60 @@ class Own(TypedDict, total=False):
     schedule: "Schedule"
     site: Site
     dev_share: float
-    scores: "Scores"
+    scores: "Scores | None"
     strengths: list[float]
     norms: list[Norm]
     sites: list[Site]
     standardise: bool
+    choose: HeadChoice
+    heads: float
+    rank: int
+    epochs: int
+    controls: int
+
+
+@guarded
+@resumable
+@exclusive_output(checks=True, folder=True)
+@takes(how=LOADING, common=ADAPTER)
+def adapt(
+    model: ModelName,
+    *,
+    common: Common,
+    choose: Annotated[
+        str,
+        typer.Option(metavar="RULE", rich_help_panel=RUN, help="Heads to change: attribution, truth, random or all."),
+    ] = "attribution",
+    heads: Annotated[float, typer.Option(metavar="X", rich_help_panel=RUN, help="Share of the heads to change.")] = 0.1,
+    scores: Annotated[
+        Path | None, typer.Option(rich_help_panel=DATA, help="Score file to choose heads by (required for truth).")
+    ] = None,
+    rank: Annotated[int, typer.Option(metavar="N", min=1, rich_help_panel=RUN, help="Rank of each update.")] = 8,
+    epochs: Annotated[
+        int, typer.Option(metavar="N", min=1, rich_help_panel=RUN, help="Passes over the questions.")
+    ] = 4,
+    controls: Annotated[
+        int, typer.Option(metavar="N", min=0, rich_help_panel=RUN, help="Adapters on random heads to compare with.")
+    ] = 0,
+    how: How,
+) -> None:
+    """Train a low-rank update of chosen heads (a PEFT LoRA), within the harm allowed on unrelated text."""
+    from truthheads.results.scores import Scores
+
+    _tune(
+        model,
+        how,
+        "adapt",
+        lambda: {
+            "choose": cast(HeadChoice, choose),  # checked where heads are chosen
+            "heads": heads,
+            "scores": None if scores is None else Scores.load(scores),
+            "rank": rank,
+            "epochs": epochs,
+            "controls": controls,
+        },
+        common,
+    )
 
 
 @guarded
@@ -203,13 +260,16 @@ def _tune(
     from truthheads.data.readers import read_questions
     from truthheads.models.load import load
     from truthheads.plots.charts import save_chart
-    from truthheads.storage.files import dumps
+    from truthheads.results.head_adapter import check_adapter_folder
+    from truthheads.results.tuning import TUNING
+    from truthheads.storage.files import check_target, dumps
     from truthheads.tuning.tune import tune
 
+    adapts = method == "adapt"
     out, plot, skip_bad_rows = common["out"], common["plot"], common["skip_bad_rows"]
     with all_at_once() as wrong:
         if not wrong.found:  # what is wrong with --out is so of what stands beside it
-            wrong.of_target(out.with_name("tuning.json"))
+            wrong.of(lambda: check_adapter_folder(out) if adapts else check_target(out.with_name(TUNING)))
         wrong.of_plot(plot)
         found = wrong.of(
             lambda: read_questions(
@@ -250,22 +310,29 @@ def _tune(
             progress=progress,
             **given,
         )
-    tuning.save(out)
+    refused = adapts and tuning.adapter is None
+    if not refused:
+        tuning.save(out)
     if plot is not None:
         save_chart(tuning.chart(), plot)
     shutil.rmtree(work, ignore_errors=True)  # last: while it is there, the same command goes on
-    result: TuningOutput = {**tuning.result, "gate": tuning.gate.describe(), "out": str(out)}
+    result: TuningOutput = {**tuning.result, "out": None if refused else str(out)}  # type: ignore[typeddict-item]
+    if adapts:
+        result["adapter"] = None if tuning.adapter is None else tuning.adapter.describe()
+    else:
+        result["gate"] = tuning.gate.describe()
     for warning in result["warnings"]:
         console.warn(warning)
     if common["json"]:
         typer.echo(dumps(result))
-        return
-    tell_reading(found)
-    show_path(result)
-    console.written(out)
-    console.written(out.with_name("tuning.json"))
-    if plot is not None:
-        console.written(plot)
+    else:
+        tell_reading(found)
+        show_path(result)
+        files = [out / TUNING if adapts else out.with_name(TUNING)]
+        for file in [*([] if refused else [out, *files]), *([] if plot is None else [plot])]:
+            console.written(file)
+    if refused:
+        raise typer.Exit(1)
 
 
 def numbers(text: str) -> list[float]:
@@ -290,12 +357,11 @@ def words(text: str) -> list[str]:
 
 
 def show_path(result: "TuningOutput") -> None:
-    """Print the candidates, the frontier and the choice."""
-    ungated = result["ungated"]
-    console.out.print(
-        f"ungated, {result['rows']['dev']} dev questions: pair accuracy {console.figure(ungated['pair_accuracy'])}, "
-        f"margin {console.figure(ungated['margin'])} nats"
-    )
+    """Print the candidates, the controls, the frontier and the choice."""
+    ungated, adapts = result["ungated"], result["method"] == "adapt"
+    dev, pairs = f"{result['rows']['dev']} dev questions", console.figure(ungated["pair_accuracy"])
+    margin = console.figure(ungated["margin"])
+    console.out.print(f"{'untouched' if adapts else 'ungated'}, {dev}: pair accuracy {pairs}, margin {margin} nats")
     rows = [
         [
             ("* " if at == result["chosen"] else "  ") + entry["name"],
@@ -316,9 +382,30 @@ def show_path(result: "TuningOutput") -> None:
     ]
     columns = ["nats a token", "best candidate", "margin", "pairs"]
     console.out.print(console.grid("\nFrontier: gained at most so many nats a token", columns, levels))
+    show_controls(result)
+    if adapts:
+        heads = result["heads"]
+        console.out.print(f"\n{len(heads)} heads: {', '.join(heads[:12])}{', …' if len(heads) > 12 else ''}")
     console.out.print(f"\n{result['why']}")
     if result["chosen"] is None:
-        console.warn("the gate written is all ones: it changes nothing")
+        console.warn("nothing was written" if adapts else "the gate written is all ones: it changes nothing")
+
+
+def show_controls(result: "TuningOutput") -> None:
+    """Print what adapters on random heads gain beside the one on the chosen heads, if there are any."""
+    if controls := result.get("controls"):
+        rows = [
+            [
+                one["name"],
+                f"{one['harm']['kl']['value']:.3f} ({one['harm']['kl']['high']:.3f})",
+                short(one["effect"]["pair_accuracy"]),
+                *(short(one["difference"][name]) for name in ("pair_accuracy", "margin")),
+            ]
+            for one in controls
+        ]
+        columns = ["", "nats a token", "pairs", "chosen heads: pairs", "margin"]
+        title = "\nAdapters on random heads: their gain, and how much more the chosen heads gain (paired)"
+        console.out.print(console.grid(title, columns, rows))
 
 
 def short(figure: "FigureJson | None") -> str:

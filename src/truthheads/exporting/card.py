@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from huggingface_hub import ModelCardData, metadata_load
 
+from truthheads.results.adapter_card import DEQUANTISED
 from truthheads.results.gate import Gate
 from truthheads.storage.files import as_text, dumps
 
@@ -22,9 +23,7 @@ LONGEST = 160
 
 ADAPTER = """```python
 from peft import PeftModel
-from transformers import {auto}
-
-base = {auto}.from_pretrained({base!r})
+{load}
 model = PeftModel.from_pretrained(base, {name!r})
 ```
 
@@ -45,10 +44,6 @@ model = {auto}.from_pretrained({name!r})
 vllm serve {name}
 python -m sglang.launch_server --model-path {name}
 ```
-"""
-
-DEQUANTISED = """It was made on the weights of the GGUF file {file}, dequantised. These are not the weights that the
-file was quantised from: on those a gate acts a little differently, so test it there before you rely on it.
 """
 
 SITES = {
@@ -90,7 +85,7 @@ def write_card(folder: Path, gate: Gate, base: Base, *, to: Literal["adapter", "
     auto = "AutoModelForImageTextToText" if base.image else "AutoModelForCausalLM"
     name = as_text(name)
     # A folder on somebody's disk means nothing to a reader of the card, and may say what is not meant to be said.
-    serving = (ADAPTER if to == "adapter" else CHECKPOINT).format(auto=auto, name=name, base=as_text(base.reference))
+    serving = (ADAPTER if to == "adapter" else CHECKPOINT).format(auto=auto, name=name, load=_loading(base, auto))
     figures = gate.describe()
     parts = [
         f"---\n{_front(base, to).to_yaml()}\n---\n",
@@ -98,7 +93,7 @@ def write_card(folder: Path, gate: Gate, base: Base, *, to: Literal["adapter", "
         f"{plain(base.name)} with a gate on its attention heads: {figures['moved']} of its heads are made louder or "
         "softer. Such gates are meant to keep a model with the context that it is given; what was measured of this one "
         "stands under Evidence. Made with truthheads; nothing else was changed.\n",
-        *([] if base.gguf is None else [DEQUANTISED.format(file=plain(base.gguf))]),
+        *([] if base.gguf is None else [DEQUANTISED.format(file=plain(base.gguf), what="a gate")]),
         "## How to run it\n",
         serving,
         "## The gate\n",
@@ -113,6 +108,15 @@ def write_card(folder: Path, gate: Gate, base: Base, *, to: Literal["adapter", "
         parts += ["How it was made:\n", _table(("setting", "value"), settings)]
     parts += ["## Evidence\n", _evidence(gate.meta.get("evidence"))]
     (folder / CARD).write_text(as_text("\n".join(parts)), encoding="utf-8")
+
+
+def _loading(base: Base, auto: str) -> str:
+    """Return the lines that load the base, as anybody can who has its file."""
+    name = as_text(base.reference)
+    if ":" in name:  # a model of a package that truthheads finds it by
+        return f"import truthheads\n\nbase = truthheads.load({name!r}).network"
+    asked = f'".", gguf_file={name!r}' if name.endswith(".gguf") else repr(name)
+    return f"from transformers import {auto}\n\nbase = {auto}.from_pretrained({asked})"
 
 
 def _front(base: Base, to: str) -> ModelCardData:

@@ -23,7 +23,7 @@ from truthheads.models.held import ModelLike, name_of
 from truthheads.models.hooks import check_factors
 from truthheads.models.load import PACKAGES, Model, inspect
 from truthheads.models.pretrained import takes_images
-from truthheads.models.sources import SMOLLM2_HUB_ID, gguf_path, resolve
+from truthheads.models.sources import cached_id, gguf_path, reference, resolve
 from truthheads.models.weight_files import Shards
 from truthheads.results.gate import Gate
 from truthheads.storage.artifacts import FORMAT_VERSION, provenance
@@ -346,23 +346,12 @@ def _gguf(name: str, gate: Gate, out: Path, *, force: bool) -> None:
 
 def _base(name: str, folder: Path | None, image: bool) -> Base:
     """Name the model as a card does: with nothing of where it lies on this machine."""
-    source, file = resolve(name), gguf_path(name)
-    if not Path(source).is_dir():
-        return Base(source, source, True, image, folder)
+    found, file = reference(name), gguf_path(name)
     if file is not None:  # its folder is a conversion in this machine's cache
-        hub = SMOLLM2_HUB_ID if name == "smollm2" else file.name
-        return Base(f"{hub} ({file.name})" if name == "smollm2" else file.name, hub, False, image, folder, file.name)
-    path = Path(name).expanduser()
-    own = path.resolve().name if path.exists() else name
-    cached = _snapshot(path.absolute())
-    return Base(cached or own, cached or own, cached is not None, image, folder)
-
-
-def _snapshot(folder: Path) -> str | None:
-    """Return the hub id of a folder in the cache of the hub, else None."""
-    parts = folder.parts
-    kept = next((part for part in parts[:-2] if part.startswith("models--")), None)
-    return kept.removeprefix("models--").replace("--", "/") if kept and parts[-2] == "snapshots" else None
+        called = f"{found} ({file.name})" if name == "smollm2" else found
+        return Base(called, found, False, image, folder, file.name)
+    on_hub = not Path(resolve(name)).is_dir() or cached_id(as_path(name)) is not None
+    return Base(found, found, on_hub, image, folder)
 
 
 def _note(gate: Gate) -> ExportNote:

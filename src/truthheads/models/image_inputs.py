@@ -62,7 +62,14 @@ def mapped(function: Callable[[Item], Made], items: Sequence[Item], *, workers: 
     """
     count = (spare_processes() if len(items) >= MIN_IMAGES_FOR_WORKERS else 0) if workers is None else workers
     with _quiet_tokenizers():
-        loader = DataLoader(_Mapped(function, items), batch_size=None, num_workers=count, collate_fn=_as_is)
+        # Without a generator of its own, a loader draws a seed from torch's global one.
+        loader = DataLoader(
+            _Mapped(function, items),
+            batch_size=None,
+            num_workers=count,
+            collate_fn=_as_is,
+            generator=torch.Generator(),
+        )
         try:
             for made in loader:
                 if isinstance(made, TruthHeadsError):

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import StoppingCriteriaList
 
@@ -187,30 +187,66 @@ def neutral_ids(
     return [rows[at] for at in generator.permutation(len(rows))[:texts]]
 
 
-def divergence(
-    model: Model, rows: Sequence[Sequence[int]], under: Callable[[], AbstractContextManager[object]]
-) -> tuple[Float[Tensor, " texts"], Float[Tensor, " texts"]]:
-    """Return mean KL and mean rise of loss of each text, in nats a token; the gated pass keeps the caller's gradients.
+class NeutralBatch(NamedTuple):
+    """Neutral texts ready to be run, and what the untouched model expects after each of their tokens.
+
+    Attributes:
+        inputs: What the network is called with.
+        ids: Token ids, right-padded.
+        real: True where a token is not padding.
+        plain: Log-probabilities of the next token, fp32.
+    """
+
+    inputs: dict[str, object]
+    ids: Int[Tensor, "texts seq"]
+    real: Bool[Tensor, "texts seq"]
+    plain: Float[Tensor, "texts next vocabulary"]
+
+
+def read_plain(model: Model, rows: Sequence[Sequence[int]]) -> NeutralBatch:
+    """Let the untouched model read neutral texts.
 
     Args:
-        model: The model, ungated.
+        model: The model, without a gate or an adapter.
         rows: Token ids, two or more each.
-        under: Makes the context in which the gate is at work.
     """
     width = max(map(len, rows))
     ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=model.device)
     real = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=model.device).bool()
     inputs = positioned(model, {"input_ids": ids, "use_cache": False}, real, width)
     with torch.no_grad():
-        plain = model.network(**inputs).logits[:, :-1].float().log_softmax(-1)
-    with under():
-        changed = model.network(**inputs).logits[:, :-1].float().log_softmax(-1)
-    counted = real[:, 1:].float()
-    targets = ids[:, 1:, None]
-    kl = (plain.exp() * (plain - changed)).sum(-1)
-    loss = (plain.gather(-1, targets) - changed.gather(-1, targets)).squeeze(-1)
+        return NeutralBatch(inputs, ids, real, model.network(**inputs).logits[:, :-1].float().log_softmax(-1))
+
+
+def divergence_of(model: Model, batch: NeutralBatch) -> tuple[Float[Tensor, " texts"], Float[Tensor, " texts"]]:
+    """Return mean KL and mean rise of loss of each text, in nats a token; the pass keeps the caller's gradients.
+
+    Args:
+        model: The model with its gate or adapter at work.
+        batch: What :func:`read_plain` returned without it.
+    """
+    changed = model.network(**batch.inputs).logits[:, :-1].float().log_softmax(-1)
+    counted = batch.real[:, 1:].float()
+    targets = batch.ids[:, 1:, None]
+    kl = (batch.plain.exp() * (batch.plain - changed)).sum(-1)
+    loss = (batch.plain.gather(-1, targets) - changed.gather(-1, targets)).squeeze(-1)
     count = counted.sum(1)
     return (kl * counted).sum(1) / count, (loss * counted).sum(1) / count
+
+
+def divergence(
+    model: Model, rows: Sequence[Sequence[int]], under: Callable[[], AbstractContextManager[object]]
+) -> tuple[Float[Tensor, " texts"], Float[Tensor, " texts"]]:
+    """Return mean KL and mean rise of loss of each text, in nats a token; the second pass keeps the caller's gradients.
+
+    Args:
+        model: The model, untouched.
+        rows: Token ids, two or more each.
+        under: Makes the context in which a gate or an adapter is at work.
+    """
+    batch = read_plain(model, rows)
+    with under():
+        return divergence_of(model, batch)
 
 
 def measure_harm(

@@ -17,7 +17,8 @@ from safetensors import SafetensorError
 from truthheads.errors import ArtifactError, ModelError
 from truthheads.models.gguf_header import GgufHeader
 from truthheads.models.gguf_parts import join, read_parts
-from truthheads.storage.files import file_sha256, temporary_beside, write_text
+from truthheads.storage.artifacts import without_folder
+from truthheads.storage.files import as_path, file_sha256, temporary_beside, write_text
 
 SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
@@ -73,6 +74,30 @@ def resolve(name: str) -> str:
             fix="check the path",
         )
     return name
+
+
+def reference(name: str) -> str:
+    """Choose the name by which a card or an adapter knows its base, with nothing of where it lies on this machine.
+
+    A hub id or a family's member as it is, also behind a folder of the hub's cache; of a file or folder of the user's
+    own the last name. Never a folder of the cache, which is on this machine alone and named by a digest.
+
+    Args:
+        name: The model's name, as for ``load``.
+    """
+    if name == "smollm2":
+        return SMOLLM2_HUB_ID
+    path = as_path(name)
+    if len(name) > LONGEST or not path.exists():
+        return without_folder(name)
+    return cached_id(path) or path.resolve().name
+
+
+def cached_id(folder: Path) -> str | None:
+    """Return the hub id of a folder in the cache of the hub, else None."""
+    parts = folder.absolute().parts
+    kept = next((part for part in parts[:-2] if part.startswith("models--")), None)
+    return kept.removeprefix("models--").replace("--", "/") if kept and parts[-2] == "snapshots" else None
 
 
 def local_folder(name: str, **patterns: Any) -> Path:

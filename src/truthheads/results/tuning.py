@@ -1,4 +1,4 @@
-"""The tuning artefact: the chosen gate and the path that led to it."""
+"""The tuning artefact: the chosen gate or head adapter, and the path that led to it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,16 +6,23 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from truthheads.choices import Norm, Site
+from truthheads.errors import ArtifactError
 from truthheads.plots.charts import chart_html, frontier_chart
 from truthheads.plots.views import Shown, data_frame
 from truthheads.results.gate import Gate, GateInfo
+from truthheads.results.head_adapter import AdapterInfo, HeadAdapter, replaced_adapter
 from truthheads.results.scores import of_model
 from truthheads.stats.figures import FigureJson
 from truthheads.storage.files import as_path, dumps, replaced
 
+TUNING = "tuning.json"
+
+CONTROLS = "controls"
+"""Folder of the adapters on random heads, in the folder of the adapter that they are controls of."""
+
 
 class CandidateNotes(TypedDict, total=False):
-    """Where a candidate comes from: its place in the grid, or on the learned path."""
+    """What is written down of a candidate: its place in the grid, or on the learned path; the gate or the adapter."""
 
     norm: Norm
     strength: float
@@ -24,13 +31,14 @@ class CandidateNotes(TypedDict, total=False):
     loss: float
     kl_taught: float
     share: float
+    gate: GateInfo
+    adapter: AdapterInfo
 
 
 class CandidateResult(CandidateNotes):
-    """A judged gate: what it gains on dev questions, and what it loses on neutral text (nats a token)."""
+    """A judged gate or adapter: what it gains on dev questions, and what it loses on neutral text (nats a token)."""
 
     name: str
-    gate: GateInfo
     effect: dict[str, FigureJson]
     harm: dict[str, FigureJson]
 
@@ -55,8 +63,28 @@ NeutralTexts = TypedDict("NeutralTexts", {"learned from": int, "held out": int})
 """How many neutral texts were learned from and judged on."""
 
 
+class ControlResult(TypedDict):
+    """An adapter on heads drawn at random, trained and chosen as the one beside it.
+
+    Attributes:
+        name: ``random-1`` and so on; its folder in ``controls/``.
+        heads: The heads it changes.
+        candidate: Which point of its path was taken: by the same rule, but whether or not its gain is above 0.
+        effect: What it gains on dev questions.
+        harm: What it loses on neutral text, in nats a token.
+        difference: The effect of the adapter on the chosen heads less this one's, paired by question.
+    """
+
+    name: str
+    heads: list[str]
+    candidate: str
+    effect: dict[str, FigureJson]
+    harm: dict[str, FigureJson]
+    difference: dict[str, FigureJson]
+
+
 class TuneMeta(TypedDict):
-    """How a gate was tuned."""
+    """How a gate or an adapter was tuned."""
 
     method: str
     model: Mapping[str, Any]
@@ -67,7 +95,10 @@ class TuneMeta(TypedDict):
 
 
 class TuningResult(TuneMeta):
-    """What ``tuning.json`` holds. ``chosen`` is a place in ``path``; None where no candidate helps within the guard."""
+    """What ``tuning.json`` holds. ``chosen`` is a place in ``path``; None where no candidate helps within the guard.
+
+    ``heads`` and ``controls`` are there for head adapters.
+    """
 
     guard: float
     rows: TunedRows
@@ -79,45 +110,75 @@ class TuningResult(TuneMeta):
     gain_elsewhere: FigureJson | None
     why: str
     warnings: list[str]
+    heads: NotRequired[list[str]]
+    controls: NotRequired[list[ControlResult]]
 
 
 class TuningOutput(TuningResult):
-    """The JSON result of ``truthheads tune``."""
+    """The JSON result of ``truthheads tune``; ``out`` is null where no adapter was written."""
 
-    gate: GateInfo
-    out: str
+    gate: NotRequired[GateInfo]
+    adapter: NotRequired[AdapterInfo | None]
+    out: str | None
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Tuning(Shown):
-    """A gate and the path that led to it.
+    """A gate or a head adapter, and the path that led to it.
 
     Attributes:
-        gate: The chosen gate; all ones where none helps within the guard.
+        gate: The chosen gate; all ones where none helps within the guard, and where an adapter was tuned.
         result: The JSON result: settings, the ungated figures, every candidate with its effect and harm, the frontier,
             which candidate was chosen and why.
+        adapter: The chosen head adapter; None where none helps within the guard, and where a gate was tuned.
+        controls: Adapters on heads drawn at random, in the order of the result's ``controls``.
     """
 
     gate: Gate
     result: TuningResult
+    adapter: HeadAdapter | None = None
+    controls: tuple[HeadAdapter, ...] = ()
 
     def save(self, path: str | Path) -> None:
-        """Write the gate, and ``tuning.json`` beside it.
+        """Write the gate, and ``tuning.json`` beside it; or the folder of the adapter, with ``tuning.json`` in it.
 
         Raises:
-            ArtifactError: A file could not be written.
+            ArtifactError: A file could not be written, or there is no adapter that helps.
         """
-        beside = as_path(path).with_name("tuning.json")
+        if self.result["method"] == "adapt":
+            self._save_adapter(as_path(path).absolute())
+            return
+        beside = as_path(path).with_name(TUNING)
         with replaced(beside) as told, replaced(as_path(path)) as gate:  # there is room for both, or neither changes
-            told.write_text(dumps(self.result, indent=2) + "\n", encoding="utf-8")
+            told.write_text(self._json(), encoding="utf-8")
             self.gate.save(gate)
             beside.unlink(missing_ok=True)  # it must not stand beside a gate that it does not tell of, after a kill
+
+    def _save_adapter(self, out: Path) -> None:
+        if self.adapter is None:
+            raise ArtifactError(
+                "there is no adapter to write",
+                expected="a candidate that gains within the guard",
+                got=self.result["why"],
+                fix="give more questions, or a larger guard",
+            )
+        with replaced_adapter(out) as folder:
+            self.adapter.write(folder)
+            for control, told in zip(self.controls, self.result.get("controls", []), strict=True):
+                place = folder / CONTROLS / told["name"]
+                place.mkdir(parents=True)
+                control.write(place)
+            (folder / TUNING).write_text(self._json(), encoding="utf-8")
+
+    def _json(self) -> str:
+        return dumps(self.result, indent=2) + "\n"
 
     def in_short(self) -> str:
         """Return the method, and the candidate that was chosen."""
         at, path = self.result["chosen"], self.result["path"]
         found = "no candidate helps within the guard" if at is None else f"chose {path[at]['name']!r}"
-        return f"{self.result['method']}, {found}, of {len(path)}; {self.gate!r}"
+        change = self.gate if self.adapter is None else self.adapter
+        return f"{self.result['method']}, {found}, of {len(path)}; {change!r}"
 
     def to_pandas(self) -> Any:
         """Return the candidates as a pandas DataFrame: what each gains and costs, and whether it was chosen.

@@ -1,190 +1,53 @@
-"""The stage behind ``truthheads tune``: judge candidates on held-out rows and on neutral text, choose one."""
+"""The stage behind ``truthheads tune``: candidates from a grid, a learned gate or a head adapter; one is chosen."""
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict, Unpack
+from typing import Any, Unpack, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
 
-from truthheads.choices import Norm, Site, TuneMethod, renamed
+from truthheads.choices import HeadChoice, Norm, Site, TuneMethod, renamed
 from truthheads.data.answers import describe_data
 from truthheads.data.cautions import cannot_choose, data_cautions
 from truthheads.data.held import QuestionsLike
 from truthheads.data.questions import Question
 from truthheads.data.readers import as_questions
 from truthheads.errors import DataError, GateError
-from truthheads.models.answer_logprobs import check_pairs, group_numbers, pair_effects, pair_figures, pair_logprobs
+from truthheads.models.answer_logprobs import check_pairs, group_numbers, pair_figures
 from truthheads.models.devices import pick_batch_tokens
-from truthheads.models.forward import shares_prefix
 from truthheads.models.held import ModelLike, as_model
 from truthheads.models.hooks import check_factors
 from truthheads.models.load import Model
-from truthheads.models.neutral_text import LENGTH, measure_harm, neutral_ids
+from truthheads.models.neutral_text import LENGTH, neutral_ids
 from truthheads.models.progress import Progress, WorkParts
-from truthheads.models.prompts import Encoded, encode, with_images
+from truthheads.models.prompts import with_images
 from truthheads.results.gate import Gate
 from truthheads.results.scores import Scores, ScoresLike, as_scores
-from truthheads.results.tuning import CandidateNotes, CandidateResult, FrontierRow, TuneMeta, Tuning, TuningResult
-from truthheads.stats.figures import Figure, FigureJson, half_of, mean_figure
+from truthheads.results.tuning import CandidateNotes, TuneMeta, Tuning, TuningResult
+from truthheads.stats.figures import FigureJson
 from truthheads.stats.thresholds import GATE_HARM_NATS
 from truthheads.storage.artifacts import provenance
 from truthheads.storage.files import as_path, file_sha256
 from truthheads.storage.kept_results import KeptResults
-from truthheads.tuning.learn import Schedule, Steps, learn
-
-LEVELS = (0.003, 0.01, 0.03, 0.1)
-"""Harm in nats a token at which a frontier is read."""
-
-
-class RunSettings(TypedDict):
-    """How questions are put to the model."""
-
-    chat: bool
-    truncate: bool
-    batch_tokens: int
-    seed: int
-
-
-class Candidate(NamedTuple):
-    """A gate to be judged: its name, and what else is to be written down of it."""
-
-    name: str
-    gate: Gate
-    notes: CandidateNotes
-
-
-class CandidateEvaluator:
-    """Measures candidates on dev questions and on neutral text that nothing is learned from."""
-
-    def __init__(
-        self,
-        model: Model,
-        questions: Sequence[Question],
-        settings: RunSettings,
-        neutral: list[list[int]],
-        kept: KeptResults,
-        parts: WorkParts,
-        candidates: int,
-    ):
-        self.model, self.neutral, self.seed = model, neutral, settings["seed"]
-        self.kept, self.parts, self.candidates = kept, parts, candidates
-        self.batch_tokens = settings["batch_tokens"]
-        self.groups = group_numbers(questions)
-        self.encoded = encode_questions(model, questions, settings)
-        self.plain = self._logprobs("ungated", None, parts.part("ungated"))
-        self.path: list[CandidateResult] = []
-        self.gates: list[Gate] = []
-        self.gains: list[Float[np.ndarray, " questions"]] = []
-
-    def measure(self, candidate: Candidate) -> CandidateResult:
-        """Return a candidate's effect and harm as JSON, and keep both it and its gate."""
-        turn, name = len(self.path), candidate.name
-        told = self.parts.part("harm", turn=turn, turns=self.candidates)
-        harm = measure_harm(
-            self.model, self.neutral, candidate.gate, progress=told, kept=self.kept, name=f"harm of {name}"
-        ).figures(seed=self.seed)
-        after = self._logprobs(name, candidate.gate, self.parts.part("judging", turn=turn, turns=self.candidates))
-        effect = pair_effects(self.plain, after, self.groups, seed=self.seed)
-        entry: CandidateResult = {
-            "name": candidate.name,
-            **candidate.notes,
-            "gate": candidate.gate.describe(),
-            "effect": {name: figure.json() for name, figure in effect.items()},
-            "harm": {name: figure.json() for name, figure in harm.items()},
-        }
-        self.path.append(entry)
-        self.gates.append(candidate.gate)
-        self.gains.append((after[:, 0] - after[:, 1]) - (self.plain[:, 0] - self.plain[:, 1]))
-        return entry
-
-    def _logprobs(
-        self, name: str, gate: Gate | None, progress: Progress | None
-    ) -> Float[np.ndarray, "questions answers"]:
-        return pair_logprobs(
-            self.model,
-            self.encoded,
-            batch_tokens=self.batch_tokens,
-            gate=gate,
-            progress=progress,
-            kept=self.kept,
-            name=f"answers under {name}",
-        )
-
-
-def encode_questions(model: Model, questions: Sequence[Question], settings: RunSettings) -> list[Encoded]:
-    """Return token ids of questions as the settings say."""
-    chat, truncate = settings["chat"], settings["truncate"]
-    return encode(model, questions, chat=chat, truncate=truncate, share_prefix=shares_prefix(model))
-
-
-def frontier(path: Sequence[CandidateResult]) -> list[FrontierRow]:
-    """Return for each level of harm the candidate with the largest gain in margin whose mean KL is no higher."""
-    rows: list[FrontierRow] = []
-    for level in LEVELS:
-        within = [entry for entry in path if _harm(entry).value <= level]
-        best = max(within, key=lambda entry: _gain(entry).value, default=None)
-        rows.append({"harm": level, "name": best["name"] if best else None, "effect": best["effect"] if best else None})
-    return rows
-
-
-def _harm(entry: CandidateResult) -> Figure:
-    return Figure.of(entry["harm"]["kl"])
-
-
-def _gain(entry: CandidateResult) -> Figure:
-    return Figure.of(entry["effect"]["margin"])
-
-
-def choose(path: Sequence[CandidateResult], guard: float) -> int | None:
-    """Return the number of the candidate that the rule chooses; None where none gains within the guard."""
-    allowed = [at for at, entry in enumerate(path) if _harm(entry).high <= guard and _gain(entry).low > 0]
-    return max(allowed, key=lambda at: _gain(path[at]).value, default=None)
-
-
-def gain_elsewhere(
-    gains: Sequence[Float[np.ndarray, " questions"]],
-    allowed: Sequence[bool],
-    groups: Int[np.ndarray, " questions"],
-    *,
-    seed: int,
-) -> Figure | None:
-    """Return the gain in margin on questions that did not choose the candidate; None where nothing can be chosen.
-
-    Each half of the dev questions is judged by the candidate that gains most on the other half. The gain of the best
-    of several candidates on the questions that chose it is too high.
-
-    Args:
-        gains: Gains of each candidate, question by question.
-        allowed: Whether its harm is within the guard.
-        groups: Group of each dev question.
-        seed: Random seed of halves and bootstrap.
-    """
-    half = half_of(groups, seed=seed)
-    within = [gain for gain, may in zip(gains, allowed, strict=True) if may]
-    if not within or not half.any() or half.all():
-        return None
-    found = np.empty(len(groups))
-    for chooser in (half, ~half):
-        found[~chooser] = max(within, key=lambda gain: float(gain[chooser].mean()))[~chooser]
-    return mean_figure(found, groups, seed=seed)
-
-
-def why(path: Sequence[CandidateResult], chosen: int | None, guard: float) -> str:
-    """Explain the choice in a sentence."""
-    safe = sum(_harm(entry).high <= guard for entry in path)
-    if chosen is not None:
-        return (
-            f"largest gain in margin on dev questions among the {safe} of {len(path)} candidates whose harm "
-            f"(KL on held-out neutral text, upper end) is at most {guard:g} nats a token"
-        )
-    return (
-        f"no gate: of the {safe} of {len(path)} candidates within {guard:g} nats a token "
-        "none has a gain in margin whose interval lies above 0"
-    )
-
+from truthheads.tuning.adapt import AdaptSchedule
+from truthheads.tuning.adapters import AdapterRun, HeadRule, check_rule, schedule_json, tune_adapter
+from truthheads.tuning.candidates import (
+    LEVELS,
+    Candidate,
+    CandidateEvaluator,
+    RunSettings,
+    choose_candidate,
+    encode_questions,
+    frontier,
+    gain_elsewhere,
+    harm_of,
+    judge_path,
+    why,
+)
+from truthheads.tuning.learn import Point, Schedule, Steps, learn
 
 STRENGTHS = (0.25, 0.5, 1.0, 2.0, 4.5)
 
@@ -193,12 +56,6 @@ NORMS: tuple[Norm, ...] = ("centred", "minmax")
 SITES: tuple[Site, ...] = ("z", "output")
 
 TEXTS = 96
-
-PATIENCE = 3
-"""Stops without a better margin on dev questions, beyond the guard, after which learning ends."""
-
-FAR = 5.0
-"""Learning ends where the harm is so many guards."""
 
 TOKENS_PER_SAMPLED = 4.0
 """Tokens of a forward pass that take as long as one sampled token does, in a batch of 32 texts."""
@@ -220,6 +77,11 @@ def tune(
     sites: Sequence[Site] = SITES,
     standardise: bool = False,
     schedule: Schedule | None = None,
+    choose: HeadChoice = "attribution",
+    heads: float = 0.1,
+    rank: int = 8,
+    controls: int = 0,
+    training: AdaptSchedule | None = None,
     dev_share: float = 0.25,
     chat: bool = False,
     truncate: bool = False,
@@ -230,19 +92,21 @@ def tune(
     progress: Progress | None = None,
     **steps: Unpack[Steps],
 ) -> Tuning:
-    """Find a gate that makes truthful answers more likely and changes neutral text little.
+    """Find a gate or a head adapter that makes truthful answers more likely and changes neutral text little.
 
     The rule: of all candidates whose harm (mean KL on held-out neutral text, upper end of its 95 % interval) is at
     most ``guard``, the one with the largest mean gain in margin on the dev questions, if the lower end of that gain's
-    paired interval is above 0; else a gate of ones.
+    paired interval is above 0; else a gate of ones, or no adapter.
 
     Args:
         model: From :func:`truthheads.load`, or a name that it takes.
-        questions: Pairs, or what :func:`truthheads.read_questions` reads. ``grid`` judges on all of them; ``learn``
-            keeps ``dev_share`` of the groups to judge on.
+        questions: Pairs, or what :func:`truthheads.read_questions` reads. ``grid`` judges on all of them; the
+            others keep ``dev_share`` of the groups to judge on.
         method: ``grid``: gates from ``scores``, every strength, norm and site. ``learn``: one factor per head by
-            gradient (:mod:`truthheads.tuning.learn`), points of the path and weaker versions of the last.
-        scores: For ``grid``: of this model or of a relative of the same shape.
+            gradient (:mod:`truthheads.tuning.learn`), points of the path and weaker versions of the last. ``adapt``: a
+            low-rank update of chosen heads by gradient (:mod:`truthheads.tuning.adapt`), points and versions alike.
+        scores: For ``grid``, and for ``adapt`` where heads are chosen by them: of this model or of a relative of the
+            same shape.
         base_gate: For ``learn``: the gate, or its file, to start from and to be pulled towards; None: all ones.
         neutral: File of neutral text; None: the questions' contexts and the model's own samples. Half of it is
             learned from, the other half only judged on.
@@ -253,7 +117,13 @@ def tune(
         sites: For ``grid``.
         standardise: For ``grid``; see :meth:`Gate.from_scores`.
         schedule: For ``learn``: how factors are learned; None: the defaults.
-        dev_share: For ``learn``: share of the groups that is judged on.
+        choose: For ``adapt``: the heads with the largest attributions (of ``scores``, else measured on the training
+            rows), with the largest Truth Scores (``scores``), heads drawn at random, or all.
+        heads: For ``adapt``: the share of the heads to change.
+        rank: For ``adapt``: the rank of each module's update.
+        controls: For ``adapt``: adapters on as many random heads, trained alike, that the result puts beside it.
+        training: For ``adapt``: its schedule; ``rank`` and ``epochs`` come before it.
+        dev_share: For ``learn`` and ``adapt``: share of the groups that is judged on.
         chat: Put the prompt into the chat template.
         truncate: Drop the start of contexts that are too long.
         skip_missing: Leave out rows whose image is not there, and count them.
@@ -261,11 +131,14 @@ def tune(
         seed: Random seed of split, order, neutral samples and bootstraps.
         work_dir: Folder of what is done; a run that was killed goes on from it. None: keeps nothing.
         progress: Called with the work done and the total, in tokens of a forward pass, roughly.
-        steps: For ``learn``: ``epochs``, ``rate``, ``pull``, ``low``, ``high``, which change the schedule.
+        steps: For ``learn``: ``epochs``, ``rate``, ``pull``, ``low``, ``high``, which change the schedule; for
+            ``adapt`` the first two.
 
     Raises:
         DataError: Rows without both answers, or fewer than two groups.
-        GateError: ``grid`` without scores, a guard that is no positive number, or bounds that exclude 1.
+        GateError: Scores are missing, a guard that is no positive number, bounds that exclude 1, or another setting
+            out of range.
+        ModelError: ``adapt`` on a base that has an adapter in it.
         ShapeError: Scores or target of another shape than the model.
         ActivationError: A forward pass or gradient is not finite.
     """
@@ -276,9 +149,15 @@ def tune(
     if skip_missing:
         questions = with_images(model, questions)
     schedule = replace(schedule or Schedule(), **steps)
+    training = training or AdaptSchedule()
+    epochs, rate = steps.get("epochs", training.epochs), steps.get("rate", training.rate)
+    training = replace(training, rank=rank, epochs=epochs, rate=rate)
+    rule = HeadRule(choose, heads, scores, controls)
     target = base_gate if base_gate is None or isinstance(base_gate, Gate) else Gate.load(base_gate)
     start = target or Gate(torch.ones(model.layout.shape), site)
     _check(model, method, scores, start, guard, schedule)
+    if method == "adapt":
+        check_rule(model, rule, training)
     settings: RunSettings = {
         "chat": chat,
         "truncate": truncate,
@@ -286,11 +165,16 @@ def tune(
         "seed": seed,
     }
     dev, train = list(questions), list(questions)
-    if method == "learn":
+    if method != "grid":
         dev, train = _split(questions, dev_share, seed)
     candidates = list(_grid(scores, strengths, norms, sites, standardise)) if method == "grid" and scores else []
-    judged = len(candidates) or schedule.epochs * schedule.stops + sum(level < guard for level in LEVELS) + 1
-    parts = WorkParts(progress, _sizes(dev, [] if candidates else train, schedule, judged, settings["batch_tokens"]))
+    points = {"grid": 0, "learn": schedule.epochs * schedule.stops, "adapt": training.epochs}[method]
+    weaker = sum(level < guard for level in LEVELS) + 1
+    judged = len(candidates) or (1 + rule.controls if method == "adapt" else 1) * (points + weaker)
+    sizes = _sizes(dev, [] if candidates else train, schedule, judged, settings["batch_tokens"])
+    if method == "adapt":
+        sizes |= _adapting(train, training, rule)
+    parts = WorkParts(progress, sizes)
     text = as_path(neutral) if neutral else None
     kept = KeptResults(
         as_path(work_dir) if work_dir else None,
@@ -301,11 +185,12 @@ def tune(
             "settings": settings,
             "method": method,
             "start": start.digest,
-            "schedule": {name: getattr(schedule, name) for name in Schedule.__slots__},
+            "schedule": schedule_json(training if method == "adapt" else schedule),
+            "heads": [choose, heads, _digest(scores)] if method == "adapt" else None,
             "dev_share": dev_share,
             "guard": guard,
             "neutral": file_sha256(text) if text is not None and text.is_file() else None,
-            "candidates": [candidate.gate.digest for candidate in candidates],
+            "candidates": [candidate.change.digest for candidate in candidates],
             "packages": provenance()["packages"],
         },
     )
@@ -320,12 +205,17 @@ def tune(
     )
     held, taught = texts[: len(texts) // 2], texts[len(texts) // 2 :]
     judge = CandidateEvaluator(model, dev, settings, held, kept, parts, judged)
+    run: AdapterRun | None = None
     for candidate in candidates:
         judge.measure(candidate)
-    if not candidates:
+    if method == "learn":
         _learn(model, train, taught, start, judge, settings, schedule, guard)
-    chosen = choose(judge.path, guard)
+    elif method == "adapt":
+        asked = encode_questions(model, train, settings)
+        run = tune_adapter(model, asked, taught, judge, rule, training, settings, guard=guard)
+    chosen = choose_candidate(judge.path, guard)
     made = provenance()
+    schedules = {"learn": schedule_json(schedule), "adapt": schedule_json(training)}
     meta: TuneMeta = {
         "method": method,
         "model": model.describe(),
@@ -335,40 +225,53 @@ def tune(
             "dtype": str(model.dtype).removeprefix("torch."),
             "guard": guard,
             "neutral": Path(neutral).name if neutral else None,
-            "schedule": {name: getattr(schedule, name) for name in Schedule.__slots__} if method == "learn" else None,
+            "schedule": schedules.get(method),
             "target": start.digest if target else None,
             "scores": scores.meta.get("model") if scores is not None else None,
+            **({"choose": choose, "heads": heads, "controls": controls} if method == "adapt" else {}),
         },
         "packages": made["packages"],
         "command": made["command"],
     }
+    gate, adapter = Gate(torch.ones(model.layout.shape), site), None
     evidence: dict[str, FigureJson] = {}
-    gate = Gate(torch.ones(model.layout.shape), site)
     if chosen is not None:
-        gate = judge.gates[chosen]
         entry = judge.path[chosen]
         evidence = {f"{name} gained (dev)": value for name, value in entry["effect"].items()}
         evidence |= {f"{name} on neutral text, nats a token": value for name, value in entry["harm"].items()}
+        change = judge.changes[chosen]
+        if isinstance(change, Gate):
+            gate = change
+        else:
+            adapter = change.noted({**meta, "evidence": evidence})
     absent = tuple(sorted(_absent(model)))
     gate = Gate(gate.gate, gate.site, absent, gate.clipped, {**meta, "evidence": evidence})
     dev_groups = len(np.unique(judge.groups))
     ungated = pair_figures(judge.plain, judge.groups, seed=seed)
-    allowed = [_harm(entry).high <= guard for entry in judge.path]
+    allowed = [harm_of(entry).high <= guard for entry in judge.path]
     elsewhere = gain_elsewhere(judge.gains, allowed, judge.groups, seed=seed)
     result: TuningResult = {
-        **meta,
+        "method": meta["method"],
+        "model": meta["model"],
+        "data": meta["data"],
+        "settings": meta["settings"],
+        "packages": meta["packages"],
+        "command": meta["command"],
         "guard": guard,
-        "rows": {"dev": len(dev), "train": len(train) if method == "learn" else 0, "dev_groups": dev_groups},
+        "rows": {"dev": len(dev), "train": len(train) if method != "grid" else 0, "dev_groups": dev_groups},
         "neutral": {"learned from": len(taught), "held out": len(held)},
         "ungated": {name: figure.json() for name, figure in ungated.items()},
         "path": judge.path,
         "frontier": frontier(judge.path),
         "chosen": chosen,
         "gain_elsewhere": elsewhere.json() if elsewhere else None,
-        "why": why(judge.path, chosen, guard),
+        "why": why(judge.path, chosen, guard, what="adapter" if method == "adapt" else "gate"),
         "warnings": _warnings(meta["data"], dev_groups, scores),
     }
-    return Tuning(gate, result)
+    if run is None:
+        return Tuning(gate, result)
+    result |= {"heads": [place.name for place in run.places], "controls": run.controls}
+    return Tuning(gate, result, adapter, tuple(one.noted(meta) for one in run.adapters))
 
 
 def _sizes(
@@ -384,6 +287,18 @@ def _sizes(
         "harm": judged * TEXTS * LENGTH,
         "judging": judged * of_dev,
     }
+
+
+def _adapting(train: Sequence[Question], training: AdaptSchedule, rule: HeadRule) -> dict[str, float]:
+    """Estimate what choosing heads and training all adapters costs, in tokens of a forward pass."""
+    tokens = sum(len(one.context) + len(one.question) for one in train) / 4
+    once = 3 * tokens + 4 * len(train) / training.questions * training.texts * LENGTH
+    measured = rule.choose == "attribution" and rule.scores is None
+    return {"attribution": 3 * tokens * measured, "learning": (1 + rule.controls) * training.epochs * once}
+
+
+def _digest(scores: Scores | None) -> str | None:
+    return None if scores is None else hashlib.sha256(scores.values.numpy().tobytes()).hexdigest()
 
 
 def _grid(
@@ -422,22 +337,11 @@ def _learn(
         progress=judge.parts.part("learning"),
         kept=judge.kept,
     )
-    best, waited = -np.inf, 0
-    for point in points:
-        notes: CandidateNotes = {"epoch": point.epoch, "loss": point.loss, "kl_taught": point.kl}
-        entry = judge.measure(Candidate(f"epoch {point.epoch:.2g}", Gate(point.factors, start.site), notes))
-        harm, gain = _harm(entry), _gain(entry).value
-        waited = 0 if gain > best or harm.high <= guard else waited + 1
-        best = max(best, gain)
-        if waited >= PATIENCE or harm.value > FAR * guard:
-            break
-    # Later points have been pulled by the KL for longer: weaker versions of the last beat earlier points as they are.
-    for level in sorted({guard, *LEVELS}, reverse=True):
-        if level > guard or harm.value <= level:
-            continue
-        share = float(np.sqrt(0.8 * level / harm.high))  # near 1, the KL grows with the square of the distance
-        weaker = Gate(start.gate + share * (point.factors - start.gate), start.site)
-        judge.measure(Candidate(f"epoch {point.epoch:.2g} x {share:.2f}", weaker, {**notes, "share": share}))
+
+    def made(point: Point, share: float) -> Gate:
+        return Gate(point.factors if share == 1 else start.gate + share * (point.factors - start.gate), start.site)
+
+    judge_path(judge, points, made, guard)
 
 
 def _split(questions: Sequence[Question], share: float, seed: int) -> tuple[list[Question], list[Question]]:
@@ -458,8 +362,9 @@ def _split(questions: Sequence[Question], share: float, seed: int) -> tuple[list
 
 
 def _check(model: Model, method: str, scores: Scores | None, start: Gate, guard: float, schedule: Schedule) -> None:
-    if method not in ("grid", "learn"):
-        raise GateError("unknown method", expected="grid or learn", got=repr(method), fix="choose one of the two")
+    if method not in get_args(TuneMethod):
+        known = ", ".join(get_args(TuneMethod))
+        raise GateError("unknown method", expected=known, got=repr(method), fix="choose one of them")
     if method == "grid" and scores is None:
         raise GateError(
             "a grid is made from scores", expected="--scores FILE", got="none", fix="run `truthheads score` first"
