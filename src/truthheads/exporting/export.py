@@ -18,7 +18,7 @@ from truthheads.exporting.adapter import ExportNote, write_adapter
 from truthheads.exporting.card import Base, write_card
 from truthheads.exporting.checkpoint import check_source, check_ungated, plan, source_folder, write_checkpoint
 from truthheads.models.adapters import find_adapter
-from truthheads.models.gguf_parts import join, read_parts
+from truthheads.models.gguf_parts import read_parts
 from truthheads.models.hooks import check_factors
 from truthheads.models.load import PACKAGES, Model, inspect
 from truthheads.models.sources import SMOLLM2_HUB_ID, gguf_path, resolve
@@ -330,14 +330,9 @@ def _gguf(name: str, gate: Gate, out: Path, *, force: bool) -> None:
         )
     from truthheads.exporting.gguf import export_gguf
 
-    check_space(out, sum(part.size for part in parts) * min(2, len(parts)))
-    if len(parts) == 1:
-        with replaced(out) as temporary:
-            export_gguf(source, gate, temporary)
-        return
-    with replaced(out) as temporary, temporary_beside(out) as whole:  # a split model becomes one file
-        join(parts, whole)
-        export_gguf(whole, gate, temporary, named=source)
+    check_space(out, sum(part.size for part in parts))
+    with replaced(out) as temporary:  # a split model becomes one file
+        export_gguf(source, gate, temporary)
 
 
 def _base(name: str, folder: Path | None, image: bool) -> Base:
