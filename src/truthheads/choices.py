@@ -28,7 +28,7 @@ Control = Literal["constant", "shuffled", "random"]
 TuneMethod = Literal["grid", "learn"]
 """How a gate is found."""
 
-ExportFormat = Literal["adapter", "checkpoint", "gguf"]
+ExportFormat = Literal["adapter", "checkpoint", "gguf", "gguf-lora"]
 """What an export writes."""
 
 Generated = Literal["text", "scenes"]

@@ -2,13 +2,15 @@
 
 import html
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from huggingface_hub import ModelCardData, metadata_load
 
+from truthheads.models.sources import SMOLLM2_HUB_ID, reference, resolve
 from truthheads.results.gate import Gate
+from truthheads.results.head_adapter import HeadAdapter
 from truthheads.storage.files import as_text, dumps
 
 CARD = "README.md"
@@ -22,9 +24,7 @@ LONGEST = 160
 
 ADAPTER = """```python
 from peft import PeftModel
-from transformers import {auto}
-
-base = {auto}.from_pretrained({base!r})
+{first}
 model = PeftModel.from_pretrained(base, {name!r})
 ```
 
@@ -33,7 +33,16 @@ gate inside, from `model.merge_and_unload().save_pretrained(FOLDER)` or
 `truthheads export MODEL --gate GATE --to checkpoint --out FOLDER`.
 """
 
-CHECKPOINT = """The gate is inside the weights. Nothing has to be installed for it, and nothing runs slower.
+TRANSFORMERS = """from transformers import {auto}
+
+base = {auto}.from_pretrained({base})"""
+
+FAMILY = """
+import truthheads as th
+
+base = th.load({base}).network"""
+
+CHECKPOINT = """The {what} is inside the weights. Nothing has to be installed for it, and nothing runs slower.
 
 ```python
 from transformers import {auto}
@@ -71,43 +80,78 @@ class Base(NamedTuple):
     folder: Path | None
 
 
-def write_card(folder: Path, gate: Gate, base: Base, *, to: Literal["adapter", "checkpoint"], name: str) -> None:
+def base_of(name: str, folder: Path | None, image: bool) -> Base:
+    """Return the model of an export by its name; what an adapter is to name is never a folder of the cache.
+
+    Args:
+        name: As for ``load``.
+        folder: Where its files are, if they are at hand.
+        image: True where it takes images.
+    """
+    base = reference(name)
+    if base == SMOLLM2_HUB_ID or not Path(resolve(name)).is_dir():
+        return Base(base, base, True, image, folder)
+    path = Path(base)
+    return Base(path.name if path.exists() else base, base, False, image, folder)
+
+
+def write_card(
+    folder: Path, remedy: Gate | HeadAdapter, base: Base, *, to: Literal["adapter", "checkpoint"], name: str
+) -> None:
     """Write ``README.md``.
 
     Args:
         folder: Where to.
-        gate: The gate.
+        remedy: The gate, or the adapter that is inside the weights.
         base: The model without it.
         to: What was exported.
         name: What the export will be called: its folder, or its repository on the hub.
     """
     auto = "AutoModelForImageTextToText" if base.image else "AutoModelForCausalLM"
-    name = as_text(name)
+    name, what = as_text(name), "gate" if isinstance(remedy, Gate) else "adapter"
     # A folder on somebody's disk means nothing to a reader of the card, and may say what is not meant to be said.
-    serving = (ADAPTER if to == "adapter" else CHECKPOINT).format(
-        auto=auto, name=name, base=as_text(base.reference if base.on_hub else base.name)
-    )
-    figures = gate.describe()
+    shown = as_text(base.reference if base.on_hub else base.name)
+    load = f'"FOLDER", gguf_file={shown!r}' if shown.endswith(".gguf") else repr(shown)
+    first = (FAMILY if ":" in shown else TRANSFORMERS).format(auto=auto, base=load)
+    serving = (ADAPTER if to == "adapter" else CHECKPOINT).format(auto=auto, name=name, first=first, what=what)
     parts = [
         f"---\n{_front(base, to).to_yaml()}\n---\n",
         f"# {plain(Path(name).name)}\n",
-        f"{plain(base.name)} with a gate on its attention heads: {figures['moved']} of its heads are made louder or "
-        "softer. Such gates are meant to keep a model with the context that it is given; what was measured of this one "
-        "stands under Evidence. Made with truthheads; nothing else was changed.\n",
+        f"{plain(base.name)} with {_said(remedy)} Such a change is meant to keep a model with the context that it is "
+        "given; what was measured of this one stands under Evidence. Made with truthheads; nothing else was changed.\n",
         "## How to run it\n",
         serving,
-        "## The gate\n",
-        f"Scales {SITES[gate.site]}.\n",
-        _table(("", ""), [(key.replace("_", " "), _text(value)) for key, value in figures.items()]),
+        *(_gate(remedy) if isinstance(remedy, Gate) else _adapter(remedy)),
     ]
+    settings = list(_flat({key: value for key, value in remedy.meta.items() if key != "evidence"}))
+    if settings:
+        parts += ["How it was made:\n", _table(("setting", "value"), settings)]
+    parts += ["## Evidence\n", _evidence(remedy.meta.get("evidence"), what)]
+    (folder / CARD).write_text(as_text("\n".join(parts)), encoding="utf-8")
+
+
+def _said(remedy: Gate | HeadAdapter) -> str:
+    if isinstance(remedy, Gate):
+        return f"a gate on its attention heads: {remedy.describe()['moved']} of its heads are made louder or softer."
+    if not remedy.heads:
+        return f"a LoRA of rank {remedy.rank} in {len(remedy.updates)} of its modules."
+    return f"an update of rank {remedy.rank} of the queries and outputs of {len(remedy.heads)} of its attention heads."
+
+
+def _gate(gate: Gate) -> list[str]:
+    figures = [(key.replace("_", " "), _text(value)) for key, value in gate.describe().items()]
+    parts = ["## The gate\n", f"Scales {SITES[gate.site]}.\n", _table(("", ""), figures)]
     if gate.moved:
         rows = [(row["head"], f"{row['factor']:.4f}") for row in gate.table()]
         parts += ["Farthest from 1:\n", _table(("head", "factor"), rows)]
-    settings = list(_flat({key: value for key, value in gate.meta.items() if key != "evidence"}))
-    if settings:
-        parts += ["How it was made:\n", _table(("setting", "value"), settings)]
-    parts += ["## Evidence\n", _evidence(gate.meta.get("evidence"))]
-    (folder / CARD).write_text(as_text("\n".join(parts)), encoding="utf-8")
+    return parts
+
+
+def _adapter(adapter: HeadAdapter) -> list[str]:
+    figures = [(key.replace("_", " "), _text(value)) for key, value in adapter.describe().items() if key != "base"]
+    rows = [tuple(map(_text, row.values())) for row in adapter.table(10)]
+    named = tuple(adapter.table(1)[0])
+    return ["## The adapter\n", _table(("", ""), figures), "Largest updates:\n", _table(named, rows)]
 
 
 def _front(base: Base, to: str) -> ModelCardData:
@@ -128,9 +172,9 @@ def _front(base: Base, to: str) -> ModelCardData:
     )
 
 
-def _evidence(found: Any) -> str:
+def _evidence(found: Any, what: str) -> str:
     if not isinstance(found, Mapping) or not found:
-        return "None was measured with this gate. Test it on your own questions before you rely on it.\n"
+        return f"None was measured with this {what}. Test it on your own questions before you rely on it.\n"
     rows = [(str(name), _figure(value)) for name, value in found.items()]
     return _table(("measure", "value [95 % interval]"), rows)
 
@@ -160,9 +204,9 @@ def _text(value: Any) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} …"
 
 
-def _table(head: tuple[str, str], rows: list[tuple[str, str]]) -> str:
-    cells = [head, ("---", "---"), *((plain(left), plain(right)) for left, right in rows)]
-    return "\n".join(f"| {left} | {right} |" for left, right in cells) + "\n"
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    cells = [head, tuple("---" for _ in head), *(tuple(map(plain, row)) for row in rows)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells) + "\n"
 
 
 def plain(text: str) -> str:

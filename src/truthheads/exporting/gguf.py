@@ -69,7 +69,8 @@ def export_gguf(source: Path, gate: Gate, out: Path) -> None:
         GateError: The file holds a gate or an adapter already.
     """
     parts = read_parts(source)
-    architecture = check_unchanged(parts[0])
+    check_unchanged(parts[0])
+    architecture = architecture_in(parts[0])
     if architecture not in ARCHITECTURES:
         raise unknown_order(source, architecture, ARCHITECTURES)
     shape = _number(parts[0], f"{architecture}.block_count"), _number(parts[0], f"{architecture}.attention.head_count")
@@ -84,13 +85,8 @@ def export_gguf(source: Path, gate: Gate, out: Path) -> None:
     join(parts, out, rewritten=_plan(parts, gate), added={DIGEST: gate.digest, FACTORS: factors})
 
 
-def check_unchanged(header: GgufHeader) -> str:
-    """Return the architecture of a GGUF model.
-
-    Raises:
-        ModelError: The file does not name one.
-        GateError: This package has changed the weights before.
-    """
+def check_unchanged(header: GgufHeader) -> None:
+    """Raise GateError where this package has changed the weights of a GGUF model before."""
     for key, what in ((DIGEST, "gate"), (ADAPTER, "adapter")):
         if key in header.keys:
             raise GateError(
@@ -99,6 +95,10 @@ def check_unchanged(header: GgufHeader) -> str:
                 got=f"{what} {header.keys[key].value}",
                 fix="export from the model that it was made from; two gates can be multiplied into one",
             )
+
+
+def architecture_in(header: GgufHeader) -> str:
+    """Return the architecture that a GGUF model names; ModelError where it names none."""
     found = header.keys.get("general.architecture")
     if found is None or not isinstance(found.value, str):
         raise ModelError(
