@@ -35,7 +35,7 @@ class ExportResult(TypedDict):
         tensors: The tensors of a GGUF file that an adapter changed: each with its types before and after.
         rounding: What those types cost, nats a token on neutral text, with its interval; null: not measured.
         files: How many were written.
-        bytes: Of all of them.
+        bytes: Their size together.
         pushed_to: The repository that they were sent to.
         seed: Random seed.
     """

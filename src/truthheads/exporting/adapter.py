@@ -26,7 +26,7 @@ class GateNote(TypedDict):
     """What exported weights say of their gate, in the metadata of each file.
 
     Attributes:
-        format_version: Of this note.
+        format_version: The version of this note.
         kind: ``gated``.
         gate: Digest of the gate.
         site: What it scales.
@@ -46,7 +46,7 @@ class AdapterNote(TypedDict):
     """What exported weights say of the adapter inside them, in the metadata of each file.
 
     Attributes:
-        format_version: Of this note.
+        format_version: The version of this note.
         kind: ``adapted``.
         adapter: Digest of the adapter.
         modules: The modules that it changes.

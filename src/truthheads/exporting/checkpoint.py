@@ -4,7 +4,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Protocol
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -109,19 +109,6 @@ QUANTISED = (".qweight", ".qzeros", ".scales", ".SCB", ".absmax", ".quant_map", 
 Advance = Callable[[int, int], None]
 
 
-class Change(Protocol):
-    """What happens to one tensor of a checkpoint."""
-
-    @property
-    def entry(self) -> Entry:
-        """Where it lies."""
-        ...
-
-    def of(self, block: Tensor, first: int) -> Tensor:
-        """Return some of its rows, beginning with row ``first``, as they are to be; in fp32 or fp64."""
-        ...
-
-
 class Scaled(NamedTuple):
     """One tensor that is multiplied.
 
@@ -136,7 +123,7 @@ class Scaled(NamedTuple):
     axis: int
 
     def of(self, block: Tensor, first: int) -> Tensor:
-        """Return rows times their factors; see :class:`Change`."""
+        """Return some rows, beginning with row ``first``, times their factors; in fp32 or fp64."""
         factors = self.factors[first : first + len(block)] if self.axis == 0 else self.factors
         return _wide(block) * (factors[:, None] if self.axis == 0 and block.ndim == 2 else factors)
 
@@ -155,11 +142,15 @@ class Added(NamedTuple):
     transposed: bool
 
     def of(self, block: Tensor, first: int) -> Tensor:
-        """Return rows with what is added to them; see :class:`Change`."""
+        """Return some rows, beginning with row ``first``, with their change; in fp32 or fp64."""
         left, right = (self.update.a.T, self.update.b.T) if self.transposed else (self.update.b, self.update.a)
         wide = _wide(block)
         change = (left[first : first + len(block)] @ right).to(wide.dtype)
         return torch.where(change == 0, wide, wide + change)  # 0 added to -0 would be 0
+
+
+Change = Scaled | Added
+"""What happens to one tensor of a checkpoint."""
 
 
 def _wide(block: Tensor) -> Tensor:

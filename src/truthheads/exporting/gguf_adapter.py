@@ -40,7 +40,7 @@ class Requantised(TypedDict):
 
 
 def gguf_names(header: GgufHeader) -> GgufNames:
-    """Return what a GGUF model calls the modules of its network.
+    """Return the names that a GGUF model gives the modules of its network.
 
     Raises:
         ModelError: Its architecture is not known here.
@@ -51,7 +51,7 @@ def gguf_names(header: GgufHeader) -> GgufNames:
 
 
 def names_in(header: GgufHeader) -> GgufNames:
-    """Return what a GGUF model calls the modules of its network, whether this package has changed it or not.
+    """Return the names that a GGUF model gives the modules of its network, whether this package has changed it or not.
 
     Raises:
         ModelError: Its architecture is not known here.
