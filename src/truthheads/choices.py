@@ -28,8 +28,11 @@ Control = Literal["constant", "shuffled", "random"]
 TuneMethod = Literal["grid", "learn"]
 """How a gate is found."""
 
-ExportFormat = Literal["adapter", "checkpoint", "gguf", "gguf-lora"]
-"""What an export writes."""
+GateFormat = Literal["adapter", "checkpoint", "gguf"]
+"""What an export of a gate writes."""
+
+ExportFormat = Literal[GateFormat, "gguf-lora"]
+"""What an export writes; ``gguf-lora`` is for adapters alone."""
 
 Generated = Literal["text", "scenes"]
 """What can be generated."""

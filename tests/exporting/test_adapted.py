@@ -404,7 +404,9 @@ def test_a_transformers_folder_gives_the_lora_file_of_its_gguf_model(tmp_path: P
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
-@pytest.mark.parametrize("name", ["gpt2", "gpt_neox", "bloom", "falcon", "phi3", "gemma3", "qwen2", "mpt"])
+@pytest.mark.parametrize(
+    "name", ["gpt2", "gpt_neox", "bloom", "falcon_new", "falcon_multi_query", "phi3", "gemma3", "qwen2", "mpt"]
+)
 def test_lora_files_of_other_architectures_put_rows_where_llama_cpp_looks_for_them(name: str, tmp_path: Path) -> None:
     row = BY_NAME[name]
     source = save(row, tmp_path / "model")

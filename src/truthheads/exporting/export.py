@@ -6,7 +6,7 @@ from typing import get_args
 
 from transformers import AutoConfig
 
-from truthheads.choices import ExportFormat
+from truthheads.choices import ExportFormat, GateFormat
 from truthheads.errors import GateError, ModelError
 from truthheads.exporting.adapted import Exported, export_folder, export_gguf, export_lora, export_merged, gguf_source
 from truthheads.exporting.adapter import GateNote, write_adapter
@@ -113,10 +113,10 @@ def write_export(
             got="neither" if gate is None else "both",
             fix="give one of them; to ship both, export one and measure the other on top of it",
         )
-    if to not in get_args(ExportFormat) or (to == "gguf-lora" and adapter is None):
-        known = [one for one in get_args(ExportFormat) if adapter is not None or one != "gguf-lora"]
+    known = get_args(GateFormat if adapter is None else ExportFormat)
+    if to not in known:
         raise GateError(
-            "unknown format" if to not in get_args(ExportFormat) else "a gate has no LoRA file: it multiplies weights",
+            "unknown format" if to != "gguf-lora" else "a gate has no LoRA file: it multiplies weights",
             expected=f"{', '.join(known[:-1])} or {known[-1]}",
             got=repr(to),
             fix=f"choose one of the {'four' if len(known) == 4 else 'three'}",
@@ -128,19 +128,11 @@ def write_export(
     title = push_to_hub or out.absolute().name
     remote = trust_remote_code
     _check_whole(name, to)
-    written = Exported(out)
-    if gate is not None:
-        loaded = gate if isinstance(gate, Gate) else Gate.load(gate)
-        with locked_output(out):
-            if to == "adapter":
-                _adapter(model, name, loaded, out, force=force, title=title, trust_remote_code=remote)
-            elif to == "checkpoint":
-                _checkpoint(name, loaded, out, force=force, title=title, trust_remote_code=remote, progress=progress)
-            else:
-                _gguf(name, loaded, out, force=force)
-    elif adapter is not None:
-        lora = adapter if isinstance(adapter, HeadAdapter) else HeadAdapter.load(adapter)
-        with locked_output(out):
+    loaded = gate if gate is None or isinstance(gate, Gate) else Gate.load(gate)
+    lora = adapter if adapter is None or isinstance(adapter, HeadAdapter) else HeadAdapter.load(adapter)
+    with locked_output(out):
+        written = Exported(out)
+        if loaded is None and lora is not None:
             if to == "adapter":
                 written = export_folder(name, lora, out, force=force, trust_remote_code=remote)
             elif to == "checkpoint":
@@ -151,8 +143,15 @@ def write_export(
                 written = export_gguf(name, lora, out, force=force, measure=measure, seed=seed)
             else:
                 written = export_lora(name, lora, out, force=force, trust_remote_code=remote)
-    if push_to_hub is not None:
-        push(out, push_to_hub, force=force)
+        elif loaded is not None:
+            if to == "adapter":
+                _adapter(model, name, loaded, out, force=force, title=title, trust_remote_code=remote)
+            elif to == "checkpoint":
+                _checkpoint(name, loaded, out, force=force, title=title, trust_remote_code=remote, progress=progress)
+            else:
+                _gguf(name, loaded, out, force=force)
+        if push_to_hub is not None:
+            push(out, push_to_hub, force=force)
     return written
 
 
