@@ -116,7 +116,9 @@ def export(
     }
     if scales is not None:
         result["gate"] = figures = scales.describe()
-        what = f"{figures['moved']} of {figures['num_layers']} x {figures['num_heads']} heads scaled at {scales.site}"
+        what = (
+            f"{figures['moved']} of {figures['num_layers']} x {figures['num_heads']} heads scaled at site {scales.site}"
+        )
     elif lora is not None:
         result["adapter"] = lora.describe()
         what = f"an update of rank {lora.rank} of {f'{len(lora.heads)} heads in ' if lora.heads else ''}"
