@@ -35,8 +35,11 @@ HeadChoice = Literal["attribution", "truth", "random", "all"]
 """Which heads an adapter changes: the largest attributions (by magnitude), the largest Truth Scores, heads drawn at
 random, or all."""
 
-ExportFormat = Literal["adapter", "checkpoint", "gguf"]
-"""What an export writes."""
+GateFormat = Literal["adapter", "checkpoint", "gguf"]
+"""What an export of a gate writes."""
+
+ExportFormat = Literal[GateFormat, "gguf-lora"]
+"""What an export writes; ``gguf-lora`` is for adapters alone."""
 
 Generated = Literal["text", "scenes"]
 """What can be generated."""

@@ -101,7 +101,7 @@ def test_adapt_writes_a_lora_its_path_and_its_controls(model: Path, rows: Path, 
     assert result.exit_code == 0, result.output
     settings = json.loads((out / "adapter_config.json").read_text())
     assert (settings["peft_type"], settings["r"]) == ("LORA", 8)
-    assert settings["base_model_name_or_path"] == str(model.resolve())
+    assert settings["base_model_name_or_path"] == model.name
     assert HeadAdapter.load(out).rank == 4 and len(HeadAdapter.load(out).heads) == 2
     told = json.loads((out / "tuning.json").read_text())
     assert told["chosen"] is not None and told["settings"]["choose"] == "attribution"
@@ -158,6 +158,9 @@ def unchecked() -> Iterator[None]:
 def test_adapt_replaces_no_folder_of_another_kind(model: Path, rows: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
-    result = run("tune", "adapt", model, "--data", rows, "--out", tmp_path / "mine")
+    command = ("tune", "adapt", model, "--data", rows, "--out", tmp_path / "mine")
+    result = run(*command)
+    assert result.exit_code == 2 and "exists already" in result.stderr
+    result = run(*command, "--force")
     assert result.exit_code == 2 and "is not replaced" in result.stderr
     assert (tmp_path / "mine" / "letter.txt").read_text() == "dear"

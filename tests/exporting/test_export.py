@@ -14,16 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-import transformers
 import yaml
 from gguf import GGMLQuantizationType
 from safetensors.torch import load_file, save_file
-from torch import Tensor
-from transformers import PreTrainedModel
 from typer.testing import CliRunner, Result
 
 import ggufs as with_a_tokenizer
 import truthheads as th
+from exported import header_of, logits_of, network_of, raw_tensors, with_config
 from small_gguf import write as write_gguf
 from truthheads.cli import app
 from truthheads.errors import ArchitectureError, ArtifactError, GateError, ModelError, ShapeError
@@ -35,14 +33,13 @@ from truthheads.models.weight_files import INDEX, SINGLE, Shards
 from truthheads.results.gate import Gate, gated
 from truthheads.storage import files
 from truthheads.storage.artifacts import KEY
-from zoo import MULTIMODAL, ROWS, ZooRow, save, text_inputs
+from zoo import MULTIMODAL, ROWS, ZooRow, save
 
 if TYPE_CHECKING:
     from truthheads.models.architectures import HeadLayout
 
 EVERY = (*ROWS, *MULTIMODAL)
 BY_NAME = {row.name: row for row in EVERY}
-IDS = torch.randint(20, 270, (2, 9), generator=torch.Generator().manual_seed(0))
 # PEFT leaves the adapter's configuration open and asks transformers for a deprecated name.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),
@@ -60,43 +57,6 @@ def some_gate(layout: "HeadLayout", *, site: str = "z", seed: int = 0) -> Gate:
 
 def gate_for(folder: Path, *, site: str = "z") -> Gate:
     return some_gate(inspect(str(folder)).layout, site=site)
-
-
-def network_of(row: ZooRow, folder: Path) -> PreTrainedModel:
-    """Load a folder with the row's own class; the whole of Omni needs files of voices, so its thinker is loaded."""
-    name, settings = row.model_class, {}
-    if row.runner:
-        name = "Qwen2_5OmniThinkerForConditionalGeneration"
-        settings = {"config": transformers.AutoConfig.from_pretrained(folder).thinker_config}
-    network, info = getattr(transformers, name).from_pretrained(
-        folder, dtype=torch.float32, output_loading_info=True, **settings
-    )
-    assert not info["missing_keys"] and not info["mismatched_keys"]
-    return network.eval()  # type: ignore[no-any-return]
-
-
-def logits_of(row: ZooRow, network: Any) -> Tensor:
-    with torch.inference_mode():
-        found: Tensor = network(input_ids=IDS, **text_inputs(row, torch.ones_like(IDS))).logits
-    return found
-
-
-def header_of(file: Path) -> dict[str, Any]:
-    with file.open("rb") as opened:
-        return json.loads(opened.read(int.from_bytes(opened.read(8), "little")))  # type: ignore[no-any-return]
-
-
-def raw_tensors(folder: Path) -> dict[str, bytes]:
-    """Return every tensor's bytes, read without the package."""
-    found = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        data = file.read_bytes()
-        begin = 8 + int.from_bytes(data[:8], "little")
-        for name, item in header_of(file).items():
-            if name != "__metadata__":
-                first, last = item["data_offsets"]
-                found[name] = data[begin + first : begin + last]
-    return found
 
 
 def listing(folder: Path) -> dict[str, bytes]:
@@ -390,11 +350,6 @@ def test_an_adapter_of_a_model_in_memory_is_that_of_its_folder(tmp_path: Path) -
 @pytest.fixture
 def llama(tmp_path: Path) -> Path:
     return save(BY_NAME["llama"], tmp_path / "model")
-
-
-def with_config(folder: Path, **more: Any) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **more}))
 
 
 def eight_bit(folder: Path) -> None:

@@ -353,6 +353,7 @@ def test_a_killed_training_goes_on_from_its_last_epoch_to_the_same_adapter(
 
     def run(state: TrainingState | None) -> list[Any]:
         steps.clear()
+
         def told(done: int, total: int) -> None:
             assert total == 300 * each
             steps.append(done)

@@ -22,11 +22,11 @@ WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 
 
-class ExportNote(TypedDict):
+class GateNote(TypedDict):
     """What exported weights say of their gate, in the metadata of each file.
 
     Attributes:
-        format_version: Version of this note.
+        format_version: The version of this note.
         kind: ``gated``.
         gate: Digest of the gate.
         site: What it scales.
@@ -42,7 +42,27 @@ class ExportNote(TypedDict):
     packages: dict[str, str]
 
 
-def write_adapter(folder: Path, gate: Gate, layout: HeadLayout, *, width: int, base: str, note: ExportNote) -> None:
+class AdapterNote(TypedDict):
+    """What exported weights say of the adapter inside them, in the metadata of each file.
+
+    Attributes:
+        format_version: The version of this note.
+        kind: ``adapted``.
+        adapter: Digest of the adapter.
+        modules: The modules that it changes.
+        heads: The heads that it was made for, as (layer, head); none for a LoRA of whole modules.
+        packages: Versions of the packages that wrote the files.
+    """
+
+    format_version: int
+    kind: str
+    adapter: str
+    modules: list[str]
+    heads: list[tuple[int, int]]
+    packages: dict[str, str]
+
+
+def write_adapter(folder: Path, gate: Gate, layout: HeadLayout, *, width: int, base: str, note: GateNote) -> None:
     """Write ``adapter_config.json`` and ``adapter_model.safetensors``, which ``PeftModel.from_pretrained`` loads.
 
     For PEFT a feed-forward module is one whose input is scaled, which is the site ``z``; any other module has its

@@ -1,4 +1,4 @@
-"""A gate inside the weights: output projections are scaled, every other byte stays as it was."""
+"""A gate or an adapter inside the weights: some tensors are changed, every other byte stays as it was."""
 
 import json
 import shutil
@@ -9,12 +9,15 @@ from typing import Any, BinaryIO, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from truthheads.errors import ArchitectureError, ModelError
-from truthheads.exporting.adapter import ExportNote, moved_layers, spread
+from truthheads.exporting.adapter import AdapterNote, GateNote, moved_layers, spread
 from truthheads.exporting.card import CARD
 from truthheads.models.architectures import HeadLayer, HeadLayout
-from truthheads.models.head_weights import NON_DECODER_PATH, decoder_prefix
+from truthheads.models.head_weights import NON_DECODER_PATH, below, decoder_prefix
+from truthheads.models.hooks import LowRank
 from truthheads.models.sources import local_folder
 from truthheads.models.weight_files import DTYPES, INDEX, SINGLE, Entry, Shards, inside, read_header
 from truthheads.results.gate import Gate
@@ -33,7 +36,7 @@ def source_folder(name: str) -> Path:
 
 
 def check_source(folder: Path) -> None:
-    """Raise ModelError where a folder's weights cannot take a gate.
+    """Raise ModelError where a folder's weights cannot take a gate or an adapter.
 
     Raises:
         ModelError: It is an adapter, its weights are quantised, or it has no configuration that can be read.
@@ -60,28 +63,30 @@ def check_source(folder: Path) -> None:
 
 
 def check_ungated(folder: Path) -> None:
-    """Raise ModelError where a checkpoint contains a gate of this package already."""
+    """Raise ModelError where a checkpoint contains a gate or an adapter of this package already."""
     for file in sorted(folder.glob("*.safetensors")):
         try:
             note = json.loads(read_header(file).meta.get(KEY, "null"))
         except (ValueError, OSError, RecursionError, TypeError):
             continue  # damaged: the reader of the tensors says it better
-        if isinstance(note, dict) and "gate" in note:
-            raise ModelError(
-                f"{folder} has a gate inside already",
-                expected="the model without a gate",
-                got=f"gate {note['gate']} in {file.name}",
-                fix="export from the base model; to have both gates, multiply them into one",
-            )
+        for what in ("gate", "adapter"):
+            if isinstance(note, dict) and what in note:
+                raise ModelError(
+                    f"{folder} has {'a gate' if what == 'gate' else 'an adapter'} inside already",
+                    expected="the model without a gate or an adapter",
+                    got=f"{what} {note[what]} in {file.name}",
+                    fix="export from the base model; to have two gates, multiply them into one",
+                )
 
 
 def quantised(folder: Path, got: str) -> ModelError:
     """Return the error for weights that are no plain numbers."""
     return ModelError(
-        f"the weights of {folder} are quantised and cannot be scaled column by column",
-        expected="weights in bf16, fp16 or fp32: quantised ones share one scale in a block, which a gate would split",
+        f"the weights of {folder} are quantised and cannot be changed one by one",
+        expected="weights in bf16, fp16 or fp32: quantised ones share one scale in a block",
         got=got,
-        fix="gate the unquantised model and quantise that, or use --to adapter where `truthheads inspect` lists it",
+        fix="use --to adapter, which is served on top of them (a gate where `truthheads inspect` lists it); or export "
+        "a checkpoint of the unquantised model, and quantise that",
     )
 
 
@@ -114,8 +119,42 @@ class Scaled(NamedTuple):
     """
 
     entry: Entry
-    factors: Tensor
+    factors: Float[Tensor, " count"]
     axis: int
+
+    def of(self, block: Tensor, first: int) -> Tensor:
+        """Return some rows, beginning with row ``first``, times their factors; in fp32 or fp64."""
+        factors = self.factors[first : first + len(block)] if self.axis == 0 else self.factors
+        return _wide(block) * (factors[:, None] if self.axis == 0 and block.ndim == 2 else factors)
+
+
+class Added(NamedTuple):
+    """One matrix to which a product of two narrow ones is added.
+
+    Attributes:
+        entry: Where it lies.
+        update: What is added.
+        transposed: True where the matrix is stored as (in, out).
+    """
+
+    entry: Entry
+    update: LowRank
+    transposed: bool
+
+    def of(self, block: Tensor, first: int) -> Tensor:
+        """Return some rows, beginning with row ``first``, with their change; in fp32 or fp64."""
+        left, right = (self.update.a.T, self.update.b.T) if self.transposed else (self.update.b, self.update.a)
+        wide = _wide(block)
+        change = (left[first : first + len(block)] @ right).to(wide.dtype)
+        return torch.where(change == 0, wide, wide + change)  # 0 added to -0 would be 0
+
+
+Change = Scaled | Added
+"""What happens to one tensor of a checkpoint."""
+
+
+def _wide(block: Tensor) -> Tensor:
+    return block if block.dtype == torch.float64 else block.float()
 
 
 def plan(shards: Shards, layout: HeadLayout, gate: Gate) -> dict[str, Scaled]:
@@ -157,23 +196,82 @@ def plan(shards: Shards, layout: HeadLayout, gate: Gate) -> dict[str, Scaled]:
     return result
 
 
-def write_checkpoint(
-    folder: Path, shards: Shards, scaled: dict[str, Scaled], note: ExportNote, *, progress: Advance | None = None
-) -> None:
-    """Write every file of a checkpoint anew, the scaled tensors multiplied, our note in the header of each shard.
+def plan_updates(
+    shards: Shards, network: PreTrainedModel, layout: HeadLayout, updates: Mapping[str, LowRank]
+) -> dict[str, Added]:
+    """Return which tensors an adapter changes, by name, and how.
 
-    Bytes that do not change are copied a few megabytes at a time; a scaled tensor is read, multiplied in fp32, rounded
+    Args:
+        shards: The checkpoint.
+        network: Its network, which may be on the meta device.
+        layout: The heads of the network.
+        updates: By the paths of the modules in the network.
+
+    Raises:
+        ArchitectureError: A module has no tensor of its own, or it was not found.
+        ModelError: The tensor is no plain float matrix of the shape that the configuration gives.
+    """
+    result: dict[str, Added] = {}
+    prefix = decoder_prefix(shards, layout)
+    embedding = network.get_input_embeddings()._parameters.get("weight")
+    for path, update in updates.items():
+        packed = [name for name in shards.entries if name.endswith(QUANTISED) and f"{path}." in name]
+        if packed:
+            raise quantised(shards.folder, f"the tensor {packed[0]}")
+        module = network.get_submodule(path)
+        found = [] if module._parameters.get("weight") is embedding else _names(shards, prefix, layout.layers[0], path)
+        if len(found) != 1:
+            raise ArchitectureError(
+                f"{path} has no weight of its own among the tensors of {shards.folder}",
+                expected="one tensor: an adapter is put in whole or not at all",
+                got=", ".join(found[:3]) or "none, or one that is the embedding's too",
+                fix="use --to adapter, or train the adapter without this module",
+            )
+        entry, wanted = shards.entries[found[0]], (update.b.shape[0], update.a.shape[1])
+        if entry.dtype not in FLOATS:
+            raise quantised(shards.folder, f"{entry.dtype} in {found[0]}")
+        transposed = isinstance(module, Conv1D)
+        if entry.shape != (wanted[::-1] if transposed else wanted):
+            raise _misfit(shards, found[0], f"{wanted[0]} outputs and {wanted[1]} inputs")
+        result[found[0]] = Added(entry, update, transposed)
+    return result
+
+
+def _names(shards: Shards, prefix: str, head: HeadLayer, path: str) -> list[str]:
+    """Return which tensors may be a module's weight: in a checkpoint it may lie deeper than in the network, or less."""
+    above = head.path.removesuffix(below(head))
+    for name in (f"{path}.weight", f"{prefix}{path.removeprefix(above)}.weight"):
+        if name in shards.entries and (name.startswith(path) or path.startswith(above)):
+            return [name]
+    layers = f"{prefix}{below(head).partition('.')[0]}."
+    others = [name for name in shards.entries if not name.startswith(layers)]
+    parts = path.split(".")
+    ends = (f".{'.'.join(parts[at:])}.weight" for at in range(1, len(parts) - 1))
+    return next((same for end in ends if (same := [one for one in others if f".{one}".endswith(end)])), [])
+
+
+def write_checkpoint(
+    folder: Path,
+    shards: Shards,
+    changes: Mapping[str, Change],
+    note: GateNote | AdapterNote,
+    *,
+    progress: Advance | None = None,
+) -> None:
+    """Write every file of a checkpoint anew, some tensors changed, our note in the header of each shard.
+
+    Bytes that do not change are copied a few megabytes at a time; a tensor that does is read, changed in fp32, rounded
     back and written by blocks of rows. No tensor is ever whole in memory.
 
     Args:
         folder: Where to.
         shards: The source.
-        scaled: From :func:`plan`.
+        changes: From :func:`plan` or :func:`plan_updates`.
         note: What was done; a JSON object.
         progress: Called with the bytes done and the total.
 
     Raises:
-        ModelError: A shard has become shorter, or a product is too large for the type.
+        ModelError: A shard has become shorter, or a number is too large for the type.
         OSError: The disk is full.
     """
     files = sorted({entry.file for entry in shards.entries.values()})
@@ -183,7 +281,7 @@ def write_checkpoint(
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, target)
     for file in files:
-        own = {name: one for name, one in scaled.items() if one.entry.file == file}
+        own = {name: one for name, one in changes.items() if one.entry.file == file}
         for count in _write_shard(shards, file, folder / file.name, own, note):
             done += count
             if progress is not None:
@@ -191,16 +289,16 @@ def write_checkpoint(
 
 
 def _write_shard(
-    shards: Shards, file: Path, target: Path, scaled: dict[str, Scaled], note: ExportNote
+    shards: Shards, file: Path, target: Path, changes: Mapping[str, Change], note: GateNote | AdapterNote
 ) -> Iterator[int]:
     header = read_header(file)
     buffer = bytearray(CHUNK)
     with file.open("rb", buffering=0) as source, target.open("wb") as sink:
         sink.write(header.noted(note))
         place = header.begin
-        for name, one in sorted(scaled.items(), key=lambda item: item[1].entry.start):
+        for name, one in sorted(changes.items(), key=lambda item: item[1].entry.start):
             yield from _copy(source, sink, place, one.entry.start, buffer, file)
-            yield from _write_scaled(shards, name, one, sink)
+            yield from _write_changed(shards, name, one, sink)
             place = one.entry.stop
         yield from _copy(source, sink, place, file.stat().st_size, buffer, file)
 
@@ -222,30 +320,23 @@ def _copy(source: Any, sink: BinaryIO, start: int, stop: int, buffer: bytearray,
         yield count
 
 
-def _write_scaled(shards: Shards, name: str, one: Scaled, sink: BinaryIO) -> Iterator[int]:
+def _write_changed(shards: Shards, name: str, one: Change, sink: BinaryIO) -> Iterator[int]:
     rows, kind = one.entry.shape[0], DTYPES[one.entry.dtype]
     step = max(1, CHUNK * rows // max(1, one.entry.stop - one.entry.start))
     for first in range(0, rows, step):
         last = min(rows, first + step)
         block = shards.read(name, rows=(first, last))
-        factors = one.factors[first:last] if one.axis == 0 else one.factors
-        product = multiplied(block, factors, one.axis).to(kind)
-        if not bool(torch.isfinite(product).all()):
+        changed = one.of(block, first).to(kind)
+        if not bool(torch.isfinite(changed).all()):
             raise ModelError(
-                f"{name} of {shards.folder} cannot be scaled",
+                f"{name} of {shards.folder} cannot be changed",
                 expected=f"finite numbers in {one.entry.dtype}",
                 got="NaN or infinity in the weights" if not bool(torch.isfinite(block).all()) else "an overflow",
                 fix="give whole weights; where they overflow, convert them to bf16 first",
             )
-        raw = product.contiguous().view(torch.uint8).numpy()
+        raw = changed.contiguous().view(torch.uint8).numpy()
         sink.write(memoryview(raw))  # type: ignore[arg-type]
         yield raw.nbytes
-
-
-def multiplied(block: Tensor, factors: Float[Tensor, " count"], axis: int) -> Tensor:
-    """Return rows of a matrix, or a vector, times one factor for each place along an axis, in fp32 or fp64."""
-    wide = block if block.dtype == torch.float64 else block.float()
-    return wide * (factors[:, None] if axis == 0 and block.ndim == 2 else factors)
 
 
 def _beside(folder: Path, weights: set[str]) -> Iterator[Path]:

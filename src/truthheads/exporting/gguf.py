@@ -1,24 +1,24 @@
 """A gate inside a GGUF file: blocks of the output projections are rescaled through their own scales."""
 
-import struct
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
 
 import numpy as np
 from gguf import GGMLQuantizationType as Type
-from gguf import GGUFReader, GGUFValueType
 from jaxtyping import Float, UInt8
 
 from truthheads.errors import GateError, ModelError, ShapeError
-from truthheads.models.gguf_header import check_gguf
+from truthheads.models.gguf_header import GgufHeader, GgufTensor, tensor_bytes
+from truthheads.models.gguf_parts import Rewritten, join, read_parts, read_rows
 from truthheads.results.gate import Gate
 from truthheads.storage.files import dumps
 
-CHUNK = 16 * 2**20
-
 DIGEST, FACTORS = "truthheads.gate.digest", "truthheads.gate"
+
+ADAPTER = "truthheads.adapter.digest"
 
 ARCHITECTURES = (
     "llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "phi3", "gpt2", "starcoder2", "stablelm", "olmo2",
@@ -54,38 +54,26 @@ BLOCK = 32
 PLAIN = (Type.F32, Type.F16, Type.BF16)
 
 
-def export_gguf(source: Path, gate: Gate, out: Path, *, named: Path | None = None) -> None:
-    """Write a gated copy of a GGUF file; metadata, other tensors and their order keep their bytes.
+def export_gguf(source: Path, gate: Gate, out: Path) -> None:
+    """Write a gated copy of a GGUF model into one file; metadata, other tensors and their order keep their bytes.
 
     Args:
-        source: The file, whole.
+        source: The file, of a split model any part.
         gate: At ``z`` it scales the output projections' columns, at ``output`` their rows, and the bias.
         out: Where to write; two keys are added to the metadata: the gate's digest, and its factors as JSON.
-        named: What messages call the file; None: its own name.
 
     Raises:
         ModelError: The file is damaged, of an unknown architecture, or its projections are of a type whose blocks have
             no scale of their own.
         ShapeError: The gate is of another shape.
-        GateError: The file holds a gate already.
+        GateError: The file holds a gate or an adapter already.
     """
-    reader, shown = _open(source), named or source
-    architecture = _text(reader, "general.architecture")
-    if DIGEST in reader.fields:
-        raise GateError(
-            f"{shown} is gated already",
-            expected="a model without a gate in its weights",
-            got=f"gate {_text(reader, DIGEST)}",
-            fix="export from the model that it was made from, with the product of both gates",
-        )
+    parts = read_parts(source)
+    check_unchanged(parts[0])
+    architecture = architecture_in(parts[0])
     if architecture not in ARCHITECTURES:
-        raise ModelError(
-            f"{shown} is of an architecture whose order of heads is not known here",
-            expected=", ".join(ARCHITECTURES),
-            got=architecture,
-            fix="export a checkpoint of the transformers model, and convert that with llama.cpp",
-        )
-    shape = _number(reader, f"{architecture}.block_count"), _number(reader, f"{architecture}.attention.head_count")
+        raise unknown_order(source, architecture, ARCHITECTURES)
+    shape = _number(parts[0], f"{architecture}.block_count"), _number(parts[0], f"{architecture}.attention.head_count")
     if tuple(gate.gate.shape) != shape:
         raise ShapeError(
             "the gate does not fit the model",
@@ -93,70 +81,95 @@ def export_gguf(source: Path, gate: Gate, out: Path, *, named: Path | None = Non
             got=" x ".join(map(str, gate.gate.shape)),
             fix="give a gate made from this model's scores, or from a relative of the same shape",
         )
-    plan = _plan(reader, gate, shown)
-    added = _string(DIGEST, gate.digest) + _string(FACTORS, dumps({"factors": gate.gate.tolist(), "site": gate.site}))
-    with source.open("rb") as old, out.open("wb") as new:
-        start = min(tensor.field.offset for tensor in reader.tensors)
-        old.seek(0)
-        head = bytearray(old.read(start))
-        struct.pack_into("<Q", head, 16, struct.unpack_from("<Q", head, 16)[0] + 2)  # the count of key-values
-        infos = old.read(_infos_end(reader) - start)
-        new.write(bytes(head) + added + infos)
-        new.write(b"\0" * (-new.tell() % int(reader.alignment)))
-        old.seek(reader.data_offset)
-        for tensor in sorted(reader.tensors, key=lambda one: one.data_offset):
-            if tensor.name in plan:
-                _copy(old, new, int(tensor.data_offset) - old.tell())
-                _scale(old, new, tensor, plan[tensor.name], gate.site, shown)
-        _copy(old, new, None)
+    factors = dumps({"factors": gate.gate.tolist(), "site": gate.site})
+    join(parts, out, rewritten=_plan(parts, gate), added={DIGEST: gate.digest, FACTORS: factors})
 
 
-def _open(source: Path) -> GGUFReader:
-    check_gguf(source)
-    try:
-        reader = GGUFReader(str(source))
-        if not reader.tensors or reader.byte_order == "S" or int(reader.fields["GGUF.version"].parts[0][0]) < 3:
-            raise ValueError("no tensors, another byte order, or a version before 3")
-    except Exception as error:  # the library raises whatever a damaged header makes numpy raise
+def check_unchanged(header: GgufHeader) -> None:
+    """Raise GateError where this package has changed the weights of a GGUF model before."""
+    for key, what in ((DIGEST, "gate"), (ADAPTER, "adapter")):
+        if key in header.keys:
+            raise GateError(
+                f"{header.path} is {'gated' if what == 'gate' else 'adapted'} already",
+                expected="a model without a gate or an adapter of this package in its weights",
+                got=f"{what} {header.keys[key].value}",
+                fix="export from the model that it was made from; two gates can be multiplied into one",
+            )
+
+
+def architecture_in(header: GgufHeader) -> str:
+    """Return the architecture that a GGUF model names; ModelError where it names none."""
+    found = header.keys.get("general.architecture")
+    if found is None or not isinstance(found.value, str):
         raise ModelError(
-            f"{source} cannot be read as GGUF",
-            expected="a whole GGUF file of version 3",
-            got=f"{type(error).__name__}: {error}"[:200],
-            fix="download or copy it again",
-        ) from error
-    return reader
+            f"{header.path} does not say what it is",
+            expected="a text under general.architecture",
+            got=f"{len(header.keys)} other keys" if found is None else "another value",
+            fix="download or convert it again",
+        )
+    return found.value
 
 
-def _infos_end(reader: GGUFReader) -> int:
-    last = max((tensor.field for tensor in reader.tensors), key=lambda field: field.offset)
-    return int(last.offset + sum(int(part.nbytes) for part in last.parts))
+def unknown_order(source: Path, architecture: str, known: Iterable[str]) -> ModelError:
+    """Return the error for an architecture whose converter may have reordered rows in a way that is not known."""
+    return ModelError(
+        f"{source} is of an architecture whose order of heads is not known here",
+        expected=", ".join(known),
+        got=architecture,
+        fix="export a checkpoint of the transformers model, and convert that with llama.cpp",
+    )
 
 
-def _plan(reader: GGUFReader, gate: Gate, source: Path) -> dict[str, Float[np.ndarray, " num_heads"]]:
-    """Return the factors of every tensor that is to be scaled; layers whose factors are all 1 are left out."""
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
-    plan: dict[str, Float[np.ndarray, " num_heads"]] = {}
+def check_matrix(tensor: GgufTensor, source: Path) -> None:
+    """Raise ModelError where a tensor is no matrix."""
+    if len(tensor.shape) != 2 or 0 in tensor.shape:
+        raise ModelError(
+            f"{tensor.name} of {source} is no matrix",
+            expected="two axes",
+            got=" x ".join(map(str, tensor.shape)) or "one number",
+            fix="download or convert it again",
+        )
+
+
+def _number(header: GgufHeader, key: str) -> int:
+    found = header.keys.get(key)
+    if found is not None and isinstance(found.value, int):
+        return found.value
+    raise ModelError(
+        f"{key} of {header.path} is not one number",
+        expected="one count for all layers",
+        got="no such key" if found is None else "another value",
+        fix="export a checkpoint of the transformers model, and convert that with llama.cpp",
+    )
+
+
+def _plan(parts: Sequence[GgufHeader], gate: Gate) -> dict[str, Rewritten]:
+    """Return the tensors that are to be scaled; layers whose factors are all 1 are left out."""
+    tensors = {tensor.name: (part, tensor) for part in parts for tensor in part.tensors}
+    plan: dict[str, Rewritten] = {}
     for layer, row in enumerate(gate.gate.double().numpy()):
         if (row == 1).all():
             continue
-        name = f"blk.{layer}.attn_output.weight"
+        name, bias = (f"blk.{layer}.attn_output.{kind}" for kind in ("weight", "bias"))
         if name not in tensors:
             raise ModelError(
-                f"{source} lacks an output projection",
+                f"{parts[0].path} lacks an output projection",
                 expected=f"a tensor {name}",
                 got=f"{len(tensors)} others",
                 fix="export a checkpoint of the transformers model, and convert that with llama.cpp",
             )
-        _check(tensors[name], len(row), gate.site, source)
-        plan[name] = row
-        bias = f"blk.{layer}.attn_output.bias"
+        part, tensor = tensors[name]
+        _check(tensor, len(row), gate.site, part.path)
+        plan[name] = Rewritten(tensor.kind, partial(_scaled, part, tensor, row, gate.site))
         if gate.site == "output" and bias in tensors:
-            plan[bias] = row
+            part, tensor = tensors[bias]
+            plan[bias] = Rewritten(tensor.kind, partial(_scaled, part, tensor, row, gate.site))
     return plan
 
 
-def _check(tensor: Any, heads: int, site: str, source: Path) -> None:
-    kind, columns, rows = tensor.tensor_type, int(tensor.shape[0]), int(tensor.shape[1])
+def _check(tensor: GgufTensor, heads: int, site: str, source: Path) -> None:
+    check_matrix(tensor, source)
+    kind, (columns, rows) = Type(tensor.kind), tensor.shape
     if kind not in BLOCKS and kind not in PLAIN:
         names = ", ".join(one.name for one in (*PLAIN, *BLOCKS))
         raise ModelError(
@@ -182,33 +195,29 @@ def _check(tensor: Any, heads: int, site: str, source: Path) -> None:
         )
 
 
-def _scale(
-    old: BinaryIO, new: BinaryIO, tensor: Any, factors: Float[np.ndarray, " num_heads"], site: str, source: Path
-) -> None:
+def _scaled(
+    part: GgufHeader, tensor: GgufTensor, factors: Float[np.ndarray, " num_heads"], site: str
+) -> Iterator[bytes]:
     """Scale one tensor, some rows at a time."""
-    kind, total = tensor.tensor_type, int(tensor.n_bytes)
-    vector = len(tensor.shape) == 1
-    rows = 1 if vector else int(tensor.shape[1])
-    size = total // rows
-    columns = int(tensor.shape[0])
-    step = max(1, CHUNK // size)
-    for first in range(0, rows, step):
-        count = min(step, rows - first)
-        raw = np.frombuffer(old.read(size * count), dtype=np.uint8).reshape(count, size).copy()
-        if site == "z" or vector:
+    kind, columns, rows = Type(tensor.kind), tensor.shape[0], math.prod(tensor.shape[1:])
+    size, first = tensor_bytes(tensor) // rows, 0
+    for data in read_rows(part, tensor):
+        raw = np.frombuffer(data, dtype=np.uint8).reshape(-1, size).copy()
+        if site == "z" or len(tensor.shape) == 1:
             each = np.repeat(factors, columns // len(factors))[None]
         else:
-            each = np.repeat(factors, rows // len(factors))[first : first + count, None]
+            each = np.repeat(factors, rows // len(factors))[first : first + len(raw), None]
         with np.errstate(over="ignore"):
             done = _rescaled(raw, kind, each)
         if done is None:
             raise ModelError(
-                f"a scale of {tensor.name} in {source} is too large for fp16 under this gate",
+                f"a scale of {tensor.name} in {part.path} is too large for fp16 under this gate",
                 expected="scales below 65,504",
                 got="infinity",
                 fix="use a weaker gate, or export a checkpoint",
             )
-        new.write(done.tobytes())
+        yield done.tobytes()
+        first += len(raw)
 
 
 def _rescaled(
@@ -237,51 +246,3 @@ def _rescaled(
         return None
     blocks[:, :, : 2 * block.scales] = product.view(np.uint8)
     return blocks.reshape(len(raw), -1)
-
-
-def _copy(old: BinaryIO, new: BinaryIO, count: int | None) -> None:
-    """Copy bytes, all that are left where ``count`` is None."""
-    while count is None or count > 0:
-        part = old.read(CHUNK if count is None else min(CHUNK, count))
-        if not part:
-            return
-        new.write(part)
-        count = None if count is None else count - len(part)
-
-
-def _string(key: str, value: str) -> bytes:
-    parts = [text.encode() for text in (key, value)]
-    lengths = [struct.pack("<Q", len(part)) for part in parts]
-    return lengths[0] + parts[0] + struct.pack("<I", GGUFValueType.STRING) + lengths[1] + parts[1]
-
-
-def _text(reader: GGUFReader, key: str) -> str:
-    return str(_value(reader.fields, key))
-
-
-def _number(reader: GGUFReader, key: str) -> int:
-    value = _value(reader.fields, key)
-    if isinstance(value, int | np.integer):
-        return int(value)
-    raise ModelError(
-        f"{key} is not one number",
-        expected="one count for all layers",
-        got=type(value).__name__,
-        fix="export a checkpoint of the transformers model, and convert that with llama.cpp",
-    )
-
-
-def _value(fields: Mapping[str, Any], key: str) -> Any:
-    if key not in fields:
-        raise ModelError(
-            "the GGUF file lacks a key", expected=key, got=f"{len(fields)} others", fix="download or convert it again"
-        )
-    try:
-        return fields[key].contents()
-    except (ValueError, LookupError, TypeError) as error:
-        raise ModelError(
-            f"{key} of the GGUF file is damaged",
-            expected="text in UTF-8, or numbers",
-            got=str(error),
-            fix="download it again",
-        ) from error

@@ -1,13 +1,14 @@
-"""A GGUF model in one file or in several: all parts are found, checked against each other and joined."""
+"""A GGUF model in one file or in several: all parts are found, checked against each other, and written anew as one."""
 
+import math
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from truthheads.errors import ModelError
-from truthheads.models.gguf_header import MAGIC, GgufHeader, GgufTensor, read_header, tensor_bytes
+from truthheads.models.gguf_header import MAGIC, STRING, GgufHeader, GgufTensor, read_header, tensor_bytes
 
 PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 """How llama.cpp names the parts of a split model; the first is number 1."""
@@ -63,8 +64,27 @@ def part_files(path: Path) -> tuple[Path, ...]:
     return tuple(path.with_name(f"{found['stem']}-{one:05}-of-{count:05}.gguf") for one in range(1, count + 1))
 
 
-def join(parts: Sequence[GgufHeader], out: Path, *, data: bool = True) -> None:
-    """Write the parts of a split model into one file; tensors keep their bytes and their order.
+class Rewritten(NamedTuple):
+    """What one tensor becomes in a file that is written anew; its shape stays.
+
+    Attributes:
+        kind: The number of its new type in ggml.
+        blocks: Makes its new bytes, in order, some at a time.
+    """
+
+    kind: int
+    blocks: Callable[[], Iterator[bytes]]
+
+
+def join(
+    parts: Sequence[GgufHeader],
+    out: Path,
+    *,
+    data: bool = True,
+    rewritten: Mapping[str, Rewritten] | None = None,
+    added: Mapping[str, str] | None = None,
+) -> None:
+    """Write a model into one file; tensors keep their order, and all but the rewritten ones their bytes.
 
     The metadata is that of the first part without what it says about the split. Memory stays at 16 MiB.
 
@@ -72,31 +92,58 @@ def join(parts: Sequence[GgufHeader], out: Path, *, data: bool = True) -> None:
         parts: From :func:`read_parts`.
         out: The file to write.
         data: Copy the tensors. False: leave a hole of their size, for readers of the header alone.
+        rewritten: The tensors that change, by name.
+        added: Texts that are added to the metadata, by their keys.
     """
-    first = parts[0]
+    first, changes, texts = parts[0], rewritten or {}, added or {}
     with first.path.open("rb") as opened:
         keys = [_bytes(opened, key.start, key.stop) for name, key in first.keys.items() if name not in _SPLIT]
+    keys += [_string(key) + struct.pack("<I", STRING) + _string(text) for key, text in texts.items()]
     alignment = first.alignment
     tensors, at = [], 0
     for part in parts:
         for tensor in part.tensors:
-            tensors.append((part, tensor, at))
-            size = tensor_bytes(tensor)
+            change = changes.get(tensor.name)
+            new = tensor if change is None else tensor._replace(kind=change.kind)
+            tensors.append((part, tensor, new._replace(offset=at)))
+            size = tensor_bytes(new)
             at += size + -size % alignment
-    with out.open("wb") as new:
-        new.write(MAGIC + struct.pack("<IQQ", 3, len(tensors), len(keys)))
-        new.writelines(keys)
-        for _, tensor, place in tensors:
-            new.write(_entry(tensor, place))
-        new.write(b"\0" * (-new.tell() % alignment))
-        start = new.tell()
+    with out.open("wb") as sink:
+        sink.write(MAGIC + struct.pack("<IQQ", 3, len(tensors), len(keys)))
+        sink.writelines(keys)
+        for _, _, new in tensors:
+            sink.write(_entry(new))
+        sink.write(b"\0" * (-sink.tell() % alignment))
+        start = sink.tell()
         for part in parts if data else ():
-            with part.path.open("rb") as old:
-                for owner, tensor, place in tensors:
-                    if owner is part:
-                        new.seek(start + place)
-                        _copy(old, new, part.start + tensor.offset, tensor_bytes(tensor))
-        new.truncate(start + at)
+            with part.path.open("rb") as source:
+                for owner, tensor, new in tensors:
+                    if owner is not part:
+                        continue
+                    sink.seek(start + new.offset)
+                    if new.name in changes:
+                        sink.writelines(changes[new.name].blocks())
+                    else:
+                        _copy(source, sink, part.start + tensor.offset, tensor_bytes(tensor))
+        sink.truncate(start + at)
+
+
+def read_rows(part: GgufHeader, tensor: GgufTensor) -> Iterator[bytes]:
+    """Yield the bytes of a matrix, or of a vector as one row, by whole rows of 16 MiB or less.
+
+    Raises:
+        OSError: The file has become shorter.
+    """
+    rows = math.prod(tensor.shape[1:])
+    size = tensor_bytes(tensor) // max(1, rows)
+    step = max(1, CHUNK // max(1, size)) * size
+    with part.path.open("rb") as opened:
+        opened.seek(part.start + tensor.offset)
+        for first in range(0, rows * size, step):
+            data = opened.read(min(step, rows * size - first))
+            if len(data) % size:
+                raise OSError(f"{part.path} has become shorter")
+            yield data
 
 
 _SPLIT = (NUMBER, COUNT, TENSORS)
@@ -159,10 +206,14 @@ def _check_known(headers: Sequence[GgufHeader]) -> None:
                 )
 
 
-def _entry(tensor: GgufTensor, place: int) -> bytes:
-    name = tensor.name.encode()
+def _entry(tensor: GgufTensor) -> bytes:
     axes = struct.pack(f"<I{len(tensor.shape)}Q", len(tensor.shape), *tensor.shape)
-    return struct.pack("<Q", len(name)) + name + axes + struct.pack("<IQ", tensor.kind, place)
+    return _string(tensor.name) + axes + struct.pack("<IQ", tensor.kind, tensor.offset)
+
+
+def _string(text: str) -> bytes:
+    data = text.encode()
+    return struct.pack("<Q", len(data)) + data
 
 
 def _bytes(opened: BinaryIO, start: int, stop: int) -> bytes:

@@ -284,20 +284,35 @@ def add(model: NetworkLike, updates: Mapping[str, LowRank]) -> Scaling:
         GateError: The model is at work under a gate or an adapter already.
     """
     network, layout = anatomy(model)
-    modules = {path: _module(network, layout, path, update) for path, update in updates.items()}
+    placed = place_updates(network, layout, updates)
     check_unchanged(network, "adapter")
     scaling = Scaling()
     with ExitStack() as undo:
-        for path, module in modules.items():
-            if bool(updates[path].b.any()):
-                handle: Any = module.register_forward_hook(_Add(updates[path], module))
+        for path, update in placed.items():
+            if bool(update.b.any()):
+                module = network.get_submodule(path)
+                handle: Any = module.register_forward_hook(_Add(update, module))
                 undo.callback(handle.remove)
         scaling._undo = undo.pop_all()
     forget_compiled()
     return scaling
 
 
-def _module(network: PreTrainedModel, layout: HeadLayout, path: str, update: LowRank) -> nn.Module:
+def place_updates(network: PreTrainedModel, layout: HeadLayout, updates: Mapping[str, LowRank]) -> dict[str, LowRank]:
+    """Return low-rank updates by the paths that their modules have in this network; see :func:`add`.
+
+    Args:
+        network: The network; its parameters may be on the meta device.
+        layout: Its heads.
+        updates: By the paths of the network that they were made on.
+
+    Raises:
+        ShapeError: A module is not there, or of another shape.
+    """
+    return {_path(network, layout, path, update): update for path, update in updates.items()}
+
+
+def _path(network: PreTrainedModel, layout: HeadLayout, path: str, update: LowRank) -> str:
     first = layout.layers[0]
     before, dot, layers = first.path.partition(f".{first.index}.")[0].rpartition(".")
     tail = re.search(rf"(?:^|\.)({re.escape(layers)}\.\d+\..+)$", path)
@@ -306,7 +321,7 @@ def _module(network: PreTrainedModel, layout: HeadLayout, path: str, update: Low
             module: nn.Module = network.get_submodule(name)
             wide = widths(module)
             if wide == (update.a.shape[1], update.b.shape[0]):
-                return module
+                return name
             got = "no linear module" if wide is None else f"{wide[0]} inputs and {wide[1]} outputs"
             raise _unfit(network, layout, path, update, got)
     raise _unfit(network, layout, path, update, "no such module")

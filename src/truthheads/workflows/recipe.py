@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from truthheads.benchmarks.base import AskOptions
 from truthheads.benchmarks.registry import benchmark
-from truthheads.choices import ExportFormat, Generated, Norm, Probe, Site, Split
+from truthheads.choices import GateFormat, Generated, Norm, Probe, Site, Split
 from truthheads.errors import DataError, TruthHeadsError
 
 
@@ -304,7 +304,7 @@ class ExportPart(MadePart):
 
     model: str
     gate: str
-    to: ExportFormat = "checkpoint"
+    to: GateFormat = "checkpoint"
 
 
 class ChartPart(_Part):
