@@ -25,6 +25,9 @@ Norm = Literal["centred", "minmax", "signed"]
 Control = Literal["constant", "shuffled", "random"]
 """What a control gate keeps of the gate it stands beside."""
 
+BaselineName = Literal["prompt", "cad"]
+"""What a user could do without changing the model: an instruction to use the context alone, context-aware decoding."""
+
 TuneMethod = Literal["grid", "learn"]
 """How a gate is found."""
 

@@ -1,4 +1,4 @@
-"""Evaluate a model, ungated and under gates and their controls: predictions first, figures from them alone."""
+"""Evaluate a model as it is, with remedies and with their controls: predictions first, figures from them alone."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,28 +10,32 @@ import torch
 
 from truthheads.benchmarks.base import AskOptions, Prediction
 from truthheads.benchmarks.registry import benchmark
+from truthheads.choices import BaselineName
 from truthheads.data.answers import same_data
-from truthheads.errors import ArtifactError, GateError
-from truthheads.evaluation.ask import PreparedBenchmark, prepare_benchmark
+from truthheads.errors import ArtifactError
+from truthheads.evaluation.ask import PreparedBenchmark, prepare_benchmark, read_benchmark
+from truthheads.evaluation.baselines import check_baselines, prepare_baseline
 from truthheads.evaluation.lm_eval import Harness
 from truthheads.evaluation.predictions import NAME, Journal, Key, files_of, gathered, key_of
+from truthheads.evaluation.runs import Run, check_names, plan_runs, with_controls
 from truthheads.evaluation.summary import summarise_runs
+from truthheads.models.context_aware import ALPHA, contrasted_logprobs
 from truthheads.models.devices import pick_batch_tokens
-from truthheads.models.forward import (
-    Progress,
-    answer_logprobs,
-    my_batches,
-    plan_batches,
-    prepare_tails,
-    run_batches,
-    shares_prefix,
-)
-from truthheads.models.generate import SharedPrefix, answer, check_finite
+from truthheads.models.forward import Progress, answer_logprobs, my_batches, prepare_tails, run_batches
+from truthheads.models.generate import Contrast, SharedPrefix, answer, check_finite
+from truthheads.models.hooks import Intervention
 from truthheads.models.load import Model
 from truthheads.models.neutral_text import measure_harm, neutral_ids
 from truthheads.models.prompts import Encoded
-from truthheads.results.evaluation import GUARD, PLAIN, SETTINGS, SUMMARY, EvaluationResult, GateMark
-from truthheads.results.gate import Control, Gate
+from truthheads.results.evaluation import (
+    GUARD,
+    SETTINGS,
+    SUMMARY,
+    BaselineMark,
+    EvaluationResult,
+    GateMark,
+)
+from truthheads.results.gate import Gate
 from truthheads.storage.artifacts import provenance
 from truthheads.storage.distributed import barrier, ranks
 from truthheads.storage.files import describe_file, dumps, write_json
@@ -50,6 +54,9 @@ def evaluate(
     *,
     out: str | Path,
     gates: Mapping[str, Gate] | Sequence[Gate] = (),
+    baselines: Sequence[BaselineName] = (),
+    prompt_text: str | None = None,
+    cad_alpha: float = ALPHA,
     controls: int = 0,
     asking: AskOptions | Mapping[str, object] | None = None,
     neutral: Path | None = None,
@@ -58,10 +65,10 @@ def evaluate(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> EvaluationResult:
-    """Run a benchmark on a model as it is, under each gate and under its controls, and write the figures.
+    """Run a benchmark on a model as it is, with each remedy and under its controls, and write the figures.
 
     ``predictions.jsonl`` grows as answers come; what is there already is not computed again, and a run that was
-    killed and taken up again gives the same bytes. The ungated run is shared by all gates. Several processes
+    killed and taken up again gives the same bytes. The untouched run is shared by all remedies. Several processes
     (``accelerate launch``) share the batches; the first puts the answers together, in the order of a single one.
 
     Args:
@@ -71,11 +78,15 @@ def evaluate(
         data: The benchmark's file; for POPE one for each split. For lm-eval folders of task files, or a file of rows.
         out: Folder for ``predictions.jsonl``, ``run.json`` and ``summary.json``.
         gates: By name, or in a list (``gate-1`` …).
+        baselines: ``prompt`` puts an instruction before every prompt; ``cad`` decodes context-aware. Both need prompts
+            that show a context: ``pairs``, ``conflict`` and ``halueval``.
+        prompt_text: The instruction of ``prompt``; None: the benchmark's own.
+        cad_alpha: Weight of what the context adds in ``cad``.
         controls: For each gate so many shuffled and so many random gates, and one constant gate; 0: none.
         asking: How the benchmark is put before the model: its options by name, such as ``{"limit": 100}``, or as the
             dataclass that its record names.
         neutral: Neutral text for the guard; None: contexts of the data and the model's own samples.
-        guard_texts: Texts of the guard; 0 leaves it out. Without gates there is none.
+        guard_texts: Texts of the guard; 0 leaves it out. There is none where nothing changes the network.
         batch_tokens: Padded tokens in a batch, at most; None: by device.
         seed: Random seed of controls, neutral text and intervals.
         progress: Called with the tokens done and in all.
@@ -85,8 +96,9 @@ def evaluate(
 
     Raises:
         DataError: The task is not known, or a file cannot be used.
-        TruthHeadsError: ``asking`` names an option that the benchmark does not have.
-        GateError: A gate belongs to another model's shape, or two share a name.
+        TruthHeadsError: ``asking`` names an option that the benchmark does not have, a baseline cannot be used, or two
+            runs share a name.
+        GateError: A gate belongs to another model's shape, or cannot be called so.
         ArtifactError: The folder holds the predictions of another evaluation, is in use, or cannot be written to.
     """
     record = benchmark(task)
@@ -94,24 +106,35 @@ def evaluate(
     folder = Path(out)
     paths = [Path(data)] if isinstance(data, str | Path) else [Path(path) for path in data]
     named = dict(gates) if isinstance(gates, Mapping) else {f"gate-{at}": gate for at, gate in enumerate(gates, 1)}
-    _check_gates(model, named)
+    asked_beside = check_baselines(record, baselines, text=prompt_text, alpha=cad_alpha)
+    check_names(list(named), asked_beside)
+    for gate in named.values():
+        gate.apply(model).remove()
     limit = batch_tokens or pick_batch_tokens(model.device)
     harness, job = None, None
+    others: dict[str, PreparedBenchmark] = {}
+    marks: dict[str, BaselineMark] = {}
     if record.asks == "harness":
         harness = Harness(model, task, paths, limit=how.limit, batch=HARNESS_BATCH, chat=how.chat)
     else:
-        job = prepare_benchmark(model, record, paths, how)
-    runs = with_controls(named, controls, seed=seed)
+        found = read_benchmark(record, paths, how)
+        job = prepare_benchmark(model, record, found, how)
+        for name in asked_beside:
+            others[name], marks[name] = prepare_baseline(
+                model, record, found, how, job, name, text=prompt_text, alpha=cad_alpha
+            )
+    at_work: dict[str, Intervention] = {**with_controls(named, controls, seed=seed)}
+    runs = plan_runs(model, at_work, job, others, batch_tokens=limit)
     texts: list[list[int]] = []
-    if named and guard_texts:
+    if at_work and guard_texts:
         texts = neutral_ids(model, job.contexts if job else (), path=neutral, texts=guard_texts, seed=seed)
-    marks: dict[str, GateMark] = {name: {"digest": gate.digest, "site": gate.site} for name, gate in named.items()}
     settings: dict[str, Any] = {
         "model": {**model.describe(), "dtype": str(model.dtype)},
         "task": task,
         **(job.settings if job else harness.settings if harness else {}),
         "files": [describe_file(path) for path in paths if path.is_file()],
-        "gates": marks,
+        "gates": {name: GateMark(digest=gate.digest, site=gate.site) for name, gate in named.items()},
+        "baselines": marks,
         "controls": controls,
         "chat": how.chat,
         "batch_tokens": limit,
@@ -119,44 +142,29 @@ def evaluate(
         "seed": seed,
         **provenance(),
     }
-    settings["gates"] = {**_check_folder(folder, settings), **marks}
+    for kind, before in _check_folder(folder, settings).items():
+        settings[kind] = {**before, **settings[kind]}
     told = [*(job.notes if job else []), *_relatives(model, named)]
     write_json(folder / SETTINGS, {"settings": settings, "notes": told})
     barrier()  # the first process holds the folder for all: nobody writes before it does
     journal = Journal(folder / NAME)
-    batches = _batches(model, job, limit) if job else []
-    steps, first = len(runs) + 1, ranks().rank == 0
-    for number, (name, gate) in enumerate([(PLAIN, None), *runs.items()]):
-        if job:
-            _run(model, job, name, gate, batches, journal, _part(progress, number, steps))
+    first, through, total = ranks().rank == 0, 0, sum(run.tokens for run in runs)
+    for number, run in enumerate(runs):
+        if run.job:
+            _run(model, run, run.job, journal, _part(progress, through, total))
         elif harness and first:
-            harness.run(name, gate, journal)
-        if gate is not None and texts and number % ranks().world == ranks().rank:
-            _guard(model, name, gate, texts, journal)
+            harness.run(run.name, run.at_work, journal)
+        if run.at_work is not None and texts and number % ranks().world == ranks().rank:
+            _guard(model, run.name, run.at_work, texts, journal)
+        through += run.tokens
     if ranks().several or len(files_of(folder / NAME)) > 1:  # a single process may come after several
-        names = [PLAIN, *runs]
+        names = [run.name for run in runs]
         told_by_harness = [key_of(line) for line in journal.known if line["run"] in names] if harness else []
-        keys = [*told_by_harness, *_keys(names, job, batches, len(texts))]
+        keys = [*told_by_harness, *_keys(runs, len(texts))]
         journal = gathered(folder / NAME, sorted(keys, key=lambda key: names.index(key[1])))
     summary = summarise_runs(journal.lines, seed=seed, settings=settings, notes=told)  # what was cut off is there again
     write_json(folder / SUMMARY, summary)
     return summary
-
-
-def with_controls(gates: Mapping[str, Gate], controls: int, *, seed: int) -> dict[str, Gate]:
-    """Return gates by name, each followed by its controls: ``GATE/constant-0``, ``GATE/shuffled-3``."""
-    runs: dict[str, Gate] = {}
-    for name, gate in gates.items():
-        runs[name] = gate
-        kinds: list[tuple[Control, int]] = [
-            ("constant", min(1, controls)),
-            ("shuffled", controls),
-            ("random", controls),
-        ]
-        for kind, count in kinds:
-            for at in range(count):
-                runs[f"{name}/{kind}-{at}"] = gate.control(kind, seed=seed + at)
-    return runs
 
 
 def _relatives(model: Model, gates: Mapping[str, Gate]) -> list[str]:
@@ -170,20 +178,12 @@ def _relatives(model: Model, gates: Mapping[str, Gate]) -> list[str]:
     return notes
 
 
-def _check_gates(model: Model, gates: Mapping[str, Gate]) -> None:
-    for name, gate in gates.items():
-        if name == PLAIN or "/" in name or not name:
-            raise GateError(
-                f"a gate cannot be called {name!r}",
-                expected=f"a name other than {PLAIN!r}, without a slash",
-                got=repr(name),
-                fix="rename the file",
-            )
-        gate.apply(model).remove()
+REMEMBERED = {"gates": "gate", "adapters": "adapter", "baselines": "baseline"}
+"""What a folder remembers of runs that a later command may leave out, and what one of each is called."""
 
 
-def _check_folder(folder: Path, settings: Mapping[str, object]) -> dict[str, GateMark]:
-    """Return the gates that a folder holds; raise ArtifactError where its predictions were made another way."""
+def _check_folder(folder: Path, settings: Mapping[str, Any]) -> dict[str, dict[str, object]]:
+    """Return the remedies that a folder holds; raise ArtifactError where its predictions were made another way."""
     there = folder / SETTINGS
     if not files_of(folder / NAME):
         return {}
@@ -191,78 +191,84 @@ def _check_folder(folder: Path, settings: Mapping[str, object]) -> dict[str, Gat
         before = json.loads(there.read_text(encoding="utf-8"))["settings"]
     except (OSError, ValueError, KeyError, TypeError):
         before = {}
-    free = ("gates", "controls", "guard_texts", "packages", "command")
+    free = (*REMEMBERED, "controls", "guard_texts", "packages", "command")
     now = json.loads(dumps(settings))
     differ = (key for key in {*now, *before} - {*free} if now.get(key) != before.get(key))
     changed = sorted(key for key in differ if key != "data" or not same_data(now.get(key), before.get(key)))
-    gates = {name: told for name, told in (before.get("gates") or {}).items() if now["gates"].get(name, told) != told}
-    if changed or gates:
+    held = {kind: dict(before.get(kind) or {}) for kind in REMEMBERED if kind in now}
+    others = [
+        f"{REMEMBERED[kind]} {name}"
+        for kind, marks in held.items()
+        for name, mark in marks.items()
+        if now[kind].get(name, mark) != mark
+    ]
+    if changed or others:
         raise ArtifactError(
             f"{folder} holds the predictions of another evaluation",
             expected="an empty folder, or one of the same model, data and settings",
-            got=f"another {', '.join([*changed, *(f'gate {name}' for name in gates)])}",
+            got=f"another {', '.join([*changed, *others])}",
             fix="choose another --out, or remove the folder",
         )
-    return dict(before.get("gates") or {})
+    return held
 
 
-def _batches(model: Model, job: PreparedBenchmark, batch_tokens: int) -> list[list[int]]:
-    if job.new_tokens > 1 and not shares_prefix(model):  # a state cannot skip padding
-        return [[at] for at in range(len(job.encoded))]
-    return plan_batches(job.encoded, batch_tokens=batch_tokens)
-
-
-def _run(
-    model: Model,
-    job: PreparedBenchmark,
-    name: str,
-    gate: Gate | None,
-    batches: Sequence[Sequence[int]],
-    journal: Journal,
-    progress: Progress | None,
-) -> None:
+def _run(model: Model, run: Run, job: PreparedBenchmark, journal: Journal, progress: Progress | None) -> None:
     """Fill in the lines of one run that are not there yet."""
     place = {id(item): at for at, item in enumerate(job.encoded)}
-    begun: list[list[Prediction]] = [
-        [{**line, "run": name} for lines in group for line in lines] for group in job.lines
-    ]
     done = {
         number
-        for number, batch in enumerate(batches)
-        if all(_there(journal, line) for at in batch for line in begun[at])
+        for number, batch in enumerate(run.batches)
+        if all(_there(journal, line) for at in batch for line in _begun(run, job, at))
     }
 
     def step(batch: Sequence[Encoded]) -> None:
-        if job.new_tokens:
-            given: Any = answer(model, batch, new_tokens=job.new_tokens, words=job.words, head=head)
-        else:
-            with torch.inference_mode():
-                values = answer_logprobs(model, prepare_tails(model, batch)).view(len(batch), 2)
-            check_finite(values, batch)
-            given = values.tolist()
+        given = _asked(model, job, batch, [job.without[place[id(item)]] for item in batch if job.without], head)
         lines, row = [], 0
         for item in batch:
             for tail in job.lines[place[id(item)]]:
-                lines += [job.finish({**line, "run": name}, given, row) for line in tail]
+                lines += [job.finish({**line, "run": run.name}, given, row) for line in tail]
                 row += 1
         journal.add(lines)
 
-    done |= set(range(len(batches))) - my_batches(job.encoded, batches)
-    with gate.apply(model) if gate is not None else nullcontext():
-        head = SharedPrefix(model, job.head) if job.head and len(done) < len(batches) else None
-        run_batches(model, job.encoded, batches, step, done=done, complete=lambda _: None, progress=progress)
+    done |= set(range(len(run.batches))) - my_batches(job.encoded, run.batches)
+    with run.at_work.apply(model) if run.at_work is not None else nullcontext():
+        head = SharedPrefix(model, job.head) if job.head and len(done) < len(run.batches) else None
+        run_batches(model, job.encoded, run.batches, step, done=done, complete=lambda _: None, progress=progress)
 
 
-def _keys(
-    names: Sequence[str], job: PreparedBenchmark | None, batches: Sequence[Sequence[int]], texts: int
-) -> Iterator[Key]:
+def _asked(
+    model: Model,
+    job: PreparedBenchmark,
+    batch: Sequence[Encoded],
+    without: Sequence[Encoded],
+    head: SharedPrefix | None,
+) -> Any:
+    """Return what the model gives for a batch, as the job's ``finish`` takes it."""
+    if job.new_tokens:
+        contrast = Contrast(without, job.alpha) if without else None
+        return answer(model, batch, new_tokens=job.new_tokens, words=job.words, head=head, contrast=contrast)
+    with torch.inference_mode():
+        if without:
+            values = contrasted_logprobs(model, batch, without, job.alpha)
+        else:
+            values = answer_logprobs(model, prepare_tails(model, batch))
+    check_finite(values, batch)
+    return values.view(len(batch), 2).tolist()
+
+
+def _begun(run: Run, job: PreparedBenchmark, at: int) -> list[Prediction]:
+    """Return the lines of one of the job's prompts, as far as they are known before it is asked."""
+    return [{**line, "run": run.name} for tail in job.lines[at] for line in tail]
+
+
+def _keys(runs: Sequence[Run], texts: int) -> Iterator[Key]:
     """Yield the keys of all lines in the order in which a single process writes them."""
-    for name in names:
-        for batch in batches if job else ():
+    for run in runs:
+        for batch in run.batches if run.job else ():
             for at in batch:
-                yield from (key_of({**line, "run": name}) for tail in job.lines[at] for line in tail) if job else ()
-        if name != PLAIN:
-            yield from (key_of(line) for line in _guard_lines(name, texts))
+                yield from (key_of(line) for line in _begun(run, run.job, at)) if run.job else ()
+        if run.at_work is not None:
+            yield from (key_of(line) for line in _guard_lines(run.name, texts))
 
 
 def _guard_lines(name: str, texts: int) -> list[Prediction]:
@@ -273,17 +279,18 @@ def _there(journal: Journal, line: Prediction) -> bool:
     return key_of(line) in journal.done
 
 
-def _guard(model: Model, name: str, gate: Gate, texts: list[list[int]], journal: Journal) -> None:
-    """Measure what a gate does to neutral text, unless it is there."""
+def _guard(model: Model, name: str, at_work: Intervention, texts: list[list[int]], journal: Journal) -> None:
+    """Measure what a gate or an adapter does to neutral text, unless it is there."""
     begun = _guard_lines(name, len(texts))
     if not all(_there(journal, line) for line in begun):
-        harm = measure_harm(model, texts, gate)
+        harm = measure_harm(model, texts, at_work)
         values = zip(begun, harm.kl.tolist(), harm.loss.tolist(), strict=True)
         journal.add([{**line, "kl": kl, "loss": loss} for line, kl, loss in values])
 
 
-def _part(progress: Progress | None, number: int, steps: int) -> Progress | None:
+def _part(progress: Progress | None, through: int, total: int) -> Progress | None:
+    """Return the progress of one run as a part of that of all."""
     if progress is None:
         return None
     told = progress
-    return lambda done, total: told(number * total + done, steps * total)
+    return lambda done, _: told(through + done, total)

@@ -11,8 +11,8 @@ from typing import Any, TypedDict
 from truthheads.benchmarks.base import Prediction
 from truthheads.errors import DataError, ModelError, TruthHeadsError
 from truthheads.evaluation.predictions import Journal
+from truthheads.models.hooks import Intervention
 from truthheads.models.load import Model
-from truthheads.results.gate import Gate
 from truthheads.storage.files import dumps
 
 
@@ -115,7 +115,7 @@ class Harness:
 
         return {"harness": f"lm-eval {version('lm-eval')}", "limit": self.limit}
 
-    def run(self, name: str, gate: Gate | None, journal: Journal) -> None:
+    def run(self, name: str, at_work: Intervention | None, journal: Journal) -> None:
         """Fill in one run, unless it is there; a run is written whole.
 
         Raises:
@@ -127,7 +127,7 @@ class Harness:
             return
         try:
             # What the harness prints is no result of ours.
-            with gate.apply(self.model) if gate is not None else nullcontext(), redirect_stdout(sys.stderr):
+            with at_work.apply(self.model) if at_work is not None else nullcontext(), redirect_stdout(sys.stderr):
                 found = simple_evaluate(
                     self.lm,
                     tasks=[self.request],
