@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from truthheads.results.drift import Drift as Drift
     from truthheads.results.gate import Gate as Gate
     from truthheads.results.gate import gated as gated
+    from truthheads.results.head_adapter import HeadAdapter as HeadAdapter
+    from truthheads.results.head_adapter import adapted as adapted
     from truthheads.results.scores import Scores as Scores
     from truthheads.results.trace import Trace as Trace
     from truthheads.scoring.score import score as score
@@ -34,12 +36,14 @@ _HOMES = {
     "Comparison": "results.comparison",
     "Drift": "results.drift",
     "Gate": "results.gate",
+    "HeadAdapter": "results.head_adapter",
     "HeadLayout": "models.architectures",
     "Model": "models.load",
     "Question": "data.questions",
     "Scores": "results.scores",
     "Trace": "results.trace",
     "TruthHeadsError": "errors",
+    "adapted": "results.head_adapter",
     "compare": "lineage.compare",
     "evaluate": "evaluation.evaluate",
     "export": "exporting.export",

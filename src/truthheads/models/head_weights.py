@@ -180,7 +180,31 @@ def _stored(shards: Shards, attention: str, model_type: str) -> tuple[Stored, ..
 
 def _slices(shards: Shards, tensor: str, stored: Stored, head: HeadLayer) -> dict[str, WeightSlice]:
     axis = 1 if head.transposed else 0
-    rows = _two(shards, tensor)[axis]
+    found = spans(stored, head, _two(shards, tensor)[axis])
+    if found is None:
+        num_kv_heads = head.num_heads if stored.blocks == "head" else head.num_kv_heads
+        raise _misfit(shards, tensor, f"{stored.holds} of {head.num_heads} heads, {num_kv_heads} for keys and values")
+    return {kind: WeightSlice(tensor, axis, span.starts, span.width) for kind, span in found.items()}
+
+
+class Span(NamedTuple):
+    """The first row of each head of one kind in a projection's output, and the rows of each."""
+
+    starts: tuple[int, ...]
+    width: int
+
+
+def spans(stored: Stored, head: HeadLayer, rows: int) -> dict[str, Span] | None:
+    """Return which rows of a projection's output make the queries, keys and values of each head.
+
+    Args:
+        stored: What the projection holds, and in which order.
+        head: The layer.
+        rows: Width of the projection's output.
+
+    Returns:
+        For each kind that it holds its rows; None where the width does not fit the heads.
+    """
     num_kv_heads = head.num_heads if stored.blocks == "head" else head.num_kv_heads
     counts = {"q": head.num_heads, "k": num_kv_heads, "v": num_kv_heads}
     blocks = {"one": 1, "four": 4, "group": num_kv_heads, "head": head.num_heads}[stored.blocks]
@@ -188,7 +212,7 @@ def _slices(shards: Shards, tensor: str, stored: Stored, head: HeadLayer) -> dic
     values = counts["v"] * head.head_dim if "v" in stored.holds and len(stored.holds) > 1 else 0
     others = sum(counts[kind] for kind in stored.holds if kind != "v" or not values)
     if rows <= values or (rows - values) % others or any(counts[kind] % blocks for kind in stored.holds):
-        raise _misfit(shards, tensor, f"{stored.holds} of {head.num_heads} heads, {num_kv_heads} for keys and values")
+        return None
     wide = {kind: head.head_dim if kind == "v" and values else (rows - values) // others for kind in stored.holds}
     starts: dict[str, list[int]] = {kind: [] for kind in stored.holds}
     offset = 0
@@ -197,7 +221,7 @@ def _slices(shards: Shards, tensor: str, stored: Stored, head: HeadLayer) -> dic
             for _ in range(counts[kind] // blocks):
                 starts[kind].append(offset)
                 offset += wide[kind]
-    return {kind: WeightSlice(tensor, axis, tuple(starts[kind]), wide[kind]) for kind in stored.holds}
+    return {kind: Span(tuple(starts[kind]), wide[kind]) for kind in stored.holds}
 
 
 def _two(shards: Shards, tensor: str) -> tuple[int, ...]:

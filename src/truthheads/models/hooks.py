@@ -1,11 +1,12 @@
-"""Read or scale the outputs of heads: the only code of the package that changes a running model.
+"""Read or scale the outputs of heads, or add to what a projection does: the only code that changes a running model.
 
-Activations, attribution, gates and learned gates all use it. Nothing in a model is replaced or written to: hooks are
-put on the output projections and taken off again.
+Activations, attribution, gates, learned gates and head adapters all use it. Nothing in a model is replaced or written
+to: hooks are put on projections and taken off again.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -93,13 +94,13 @@ def _after(layer: int, num_heads: int, visit: Visit) -> Callable[[nn.Module, Any
 
 
 class Scaling:
-    """Factors that are at work on a model until :meth:`remove`; also a context manager."""
+    """A gate or an adapter at work on a model until :meth:`remove`; also a context manager."""
 
     def __init__(self) -> None:
         self._undo = ExitStack()
 
     def remove(self) -> None:
-        """Take the factors off; the model is bit for bit what it was. A second call does nothing."""
+        """Take the gate or adapter off; the model is bit for bit what it was. A second call does nothing."""
         self._undo.close()
         forget_compiled()
 
@@ -153,13 +154,7 @@ def scale(
     network, layout = anatomy(model)
     check_factors(factors, layout)
     projections = [(head, network.get_submodule(head.path)) for head in layout.layers]
-    if any(_is_scaled(projection) for _, projection in projections):
-        raise GateError(
-            f"{type(network).__name__} is at work under a gate already",
-            expected="a model without a gate; gates do not nest",
-            got="a second gate",
-            fix="leave the first `with gated(…)` block, call remove(), or multiply the two gates into one",
-        )
+    check_unchanged(network, "gate")
     scaling = Scaling()
     with ExitStack() as undo:
         for head, projection in projections:
@@ -233,6 +228,98 @@ def check_blocks(projection: nn.Module, head: HeadLayer) -> int:
     return wide[1]
 
 
-def _is_scaled(projection: nn.Module) -> bool:
-    hooks = (*projection._forward_pre_hooks.values(), *projection._forward_hooks.values())
-    return any(isinstance(hook, _Scale) for hook in hooks)
+class LowRank(NamedTuple):
+    """A low-rank addition to what a linear module computes: ``b @ a @ input``, whichever way it stores its weight.
+
+    Attributes:
+        a: From the module's input.
+        b: To the module's output.
+    """
+
+    a: Float[Tensor, "rank inputs"]
+    b: Float[Tensor, "outputs rank"]
+
+
+class _Add:
+    """The hook of one module under an adapter. The sum is taken in fp32 and rounded once, as PEFT does."""
+
+    def __init__(self, update: LowRank, module: nn.Module) -> None:
+        place = execution_device(module)
+        self.a, self.b = (part.to(place, torch.float32) for part in update)
+
+    def __call__(self, _: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+        read: Tensor = inputs[0].to(self.a.dtype)
+        added = nn.functional.linear(nn.functional.linear(read, self.a.to(read.device)), self.b.to(read.device))
+        return (output + added).to(output.dtype)
+
+
+def add(model: Model | PreTrainedModel, updates: Mapping[str, LowRank]) -> Scaling:
+    """Add low-rank updates to what modules compute, at every position, until removed.
+
+    A module may go by another path than the updates name it by: of a multimodal descendant the text decoder lies
+    deeper. Then the module at the same place below the list of layers is meant.
+
+    Args:
+        model: A Model, or any transformers model with a text decoder.
+        updates: By the module's full path. One whose ``b`` is zero gets no hook.
+
+    Raises:
+        ShapeError: A module is not there, or of another shape.
+        GateError: The model is at work under a gate or an adapter already.
+    """
+    network, layout = anatomy(model)
+    modules = {path: _module(network, layout, path, update) for path, update in updates.items()}
+    check_unchanged(network, "adapter")
+    scaling = Scaling()
+    with ExitStack() as undo:
+        for path, module in modules.items():
+            if bool(updates[path].b.any()):
+                handle: Any = module.register_forward_hook(_Add(updates[path], module))
+                undo.callback(handle.remove)
+        scaling._undo = undo.pop_all()
+    forget_compiled()
+    return scaling
+
+
+def _module(network: PreTrainedModel, layout: HeadLayout, path: str, update: LowRank) -> nn.Module:
+    first = layout.layers[0]
+    before, dot, layers = first.path.partition(f".{first.index}.")[0].rpartition(".")
+    tail = re.search(rf"(?:^|\.)({re.escape(layers)}\.\d+\..+)$", path)
+    for name in (path, f"{before}{dot}{tail[1]}" if tail else path):
+        with suppress(AttributeError):
+            module: nn.Module = network.get_submodule(name)
+            wide = widths(module)
+            if wide == (update.a.shape[1], update.b.shape[0]):
+                return module
+            got = "no linear module" if wide is None else f"{wide[0]} inputs and {wide[1]} outputs"
+            raise _unfit(network, layout, path, update, got)
+    raise _unfit(network, layout, path, update, "no such module")
+
+
+def _unfit(network: PreTrainedModel, layout: HeadLayout, path: str, update: LowRank, got: str) -> ShapeError:
+    return ShapeError(
+        f"the adapter does not fit {type(network).__name__}",
+        expected=f"{path} with {update.a.shape[1]} inputs and {update.b.shape[0]} outputs",
+        got=f"{got}; {layout.num_layers} layers x {layout.num_heads} heads of {layout.head_dim}",
+        fix="use it on the model that it was trained on, or on a descendant of the same shape",
+    )
+
+
+def check_unchanged(network: nn.Module, wanted: str) -> None:
+    """Raise GateError where a gate or an adapter is at work on a network already.
+
+    Args:
+        network: The network.
+        wanted: ``gate`` or ``adapter``: what comes second.
+    """
+    for module in network.modules():
+        for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
+            if isinstance(hook, _Scale | _Add):
+                kind, block = ("gate", "gated") if isinstance(hook, _Scale) else ("adapter", "adapted")
+                merge = ", or multiply the two gates into one" if kind == wanted == "gate" else ""
+                raise GateError(
+                    f"{type(network).__name__} is at work under {'an' if kind == 'adapter' else 'a'} {kind} already",
+                    expected="a model without a gate or an adapter; they do not nest",
+                    got=f"a second {wanted}" if kind == wanted else f"an {wanted}" if wanted[0] == "a" else "a gate",
+                    fix=f"leave the first `with {block}(…)` block, or call remove(){merge}",
+                )

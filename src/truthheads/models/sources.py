@@ -75,6 +75,20 @@ def resolve(name: str) -> str:
     return name
 
 
+def reference(name: str) -> str:
+    """Return what an adapter names its base by: a hub id, a file or folder of the user's own, or a family's member.
+
+    Never a folder of the cache, which is on this machine alone and named by a digest.
+
+    Args:
+        name: The model's name, as for ``load``.
+    """
+    if name == "smollm2":
+        return SMOLLM2_HUB_ID
+    path = Path(name).expanduser()
+    return str(path.resolve()) if len(name) <= LONGEST and path.exists() else name
+
+
 def local_folder(name: str, **patterns: Any) -> Path:
     """Return the folder with a model's files, downloaded where ``name`` is a hub id.
 
