@@ -28,6 +28,9 @@ Control = Literal["constant", "shuffled", "random"]
 BaselineName = Literal["prompt", "cad"]
 """What a user could do without changing the model: an instruction to use the context alone, context-aware decoding."""
 
+CAD_ALPHA = 0.5
+"""Weight of what the context adds in context-aware decoding, as published for question answering."""
+
 TuneMethod = Literal["grid", "learn"]
 """How a gate is found."""
 

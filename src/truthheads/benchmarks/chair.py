@@ -314,7 +314,7 @@ class ChairOptions(ChairWords, QuestionOptions):
 
     instruction: str | None = field(
         default=None,
-        metadata=help_text("File with the prompt (default: describe the image in detail).", text_file=True),
+        metadata=help_text("File with the prompt (default: our own).", text_file=True),
     )
     caps: tuple[int, ...] = field(default=CAPS, metadata=help_text("New tokens at which captions are cut and scored."))
 

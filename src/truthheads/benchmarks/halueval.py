@@ -254,9 +254,7 @@ class HaluEvalOptions(AskOptions):
         default=None, metadata=help_text("File with the benchmark's own instruction.", text_file=True)
     )
     knowledge: bool = field(default=True, metadata=help_text("Show the knowledge where the data has it."))
-    shown: ShownAnswers = field(
-        default="both", metadata=help_text("Show both answers of a row, or one that the seed chooses.")
-    )
+    shown: ShownAnswers = field(default="both", metadata=help_text("Show both answers of a row, or one by seed."))
     new_tokens: int = field(default=1, metadata=help_text("Greedy tokens per answer (1: a single pass)."))
 
 

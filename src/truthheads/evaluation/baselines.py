@@ -17,9 +17,9 @@ from truthheads.results.evaluation import BaselineMark
 
 
 def check_baselines(
-    record: Benchmark, baselines: Sequence[BaselineName], *, text: str | None, alpha: float
+    record: Benchmark, baselines: Sequence[str], *, text: str | None, alpha: float
 ) -> list[BaselineName]:
-    """Return the baselines, each once; before anything is read.
+    """Return the baselines, each once, in one order; before anything is read.
 
     Raises:
         TruthHeadsError: There is no such baseline, the benchmark shows no context, or a setting cannot be used.
@@ -27,10 +27,10 @@ def check_baselines(
     unknown = [name for name in baselines if name not in get_args(BaselineName)]
     if unknown:
         raise TruthHeadsError(
-            f"there is no baseline {unknown[0]!r}",
+            f"--baseline {unknown[0]!r} is not known",
             expected=" or ".join(get_args(BaselineName)),
             got=repr(unknown[0]),
-            fix="choose one of them",
+            fix="give prompt (an instruction) or cad (context-aware decoding)",
         )
     if baselines and record.context_instruction is None:
         able = [name for name, one in records().items() if one.context_instruction is not None]
@@ -51,7 +51,7 @@ def check_baselines(
         raise TruthHeadsError(
             "--prompt-text is empty", expected="an instruction", got=repr(text), fix="leave it out, or write one"
         )
-    return list(dict.fromkeys(baselines))
+    return [name for name in get_args(BaselineName) if name in baselines]
 
 
 def prepare_baseline(

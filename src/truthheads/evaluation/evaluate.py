@@ -10,16 +10,17 @@ import torch
 
 from truthheads.benchmarks.base import AskOptions, Prediction
 from truthheads.benchmarks.registry import benchmark
-from truthheads.choices import BaselineName
+from truthheads.choices import CAD_ALPHA
 from truthheads.data.answers import same_data
 from truthheads.errors import ArtifactError
+from truthheads.evaluation.adapters import AdapterGiven, adapter_notes, check_fits, read_adapters
 from truthheads.evaluation.ask import PreparedBenchmark, prepare_benchmark, read_benchmark
 from truthheads.evaluation.baselines import check_baselines, prepare_baseline
 from truthheads.evaluation.lm_eval import Harness
 from truthheads.evaluation.predictions import NAME, Journal, Key, files_of, gathered, key_of
 from truthheads.evaluation.runs import Run, check_names, plan_runs, with_controls
 from truthheads.evaluation.summary import summarise_runs
-from truthheads.models.context_aware import ALPHA, contrasted_logprobs
+from truthheads.models.context_aware import contrasted_logprobs
 from truthheads.models.devices import pick_batch_tokens
 from truthheads.models.forward import Progress, answer_logprobs, my_batches, prepare_tails, run_batches
 from truthheads.models.generate import Contrast, SharedPrefix, answer, check_finite
@@ -31,6 +32,7 @@ from truthheads.results.evaluation import (
     GUARD,
     SETTINGS,
     SUMMARY,
+    AdapterMark,
     BaselineMark,
     EvaluationResult,
     GateMark,
@@ -54,9 +56,10 @@ def evaluate(
     *,
     out: str | Path,
     gates: Mapping[str, Gate] | Sequence[Gate] = (),
-    baselines: Sequence[BaselineName] = (),
+    adapters: Mapping[str, AdapterGiven] | Sequence[AdapterGiven] = (),
+    baselines: Sequence[str] = (),
     prompt_text: str | None = None,
-    cad_alpha: float = ALPHA,
+    cad_alpha: float = CAD_ALPHA,
     controls: int = 0,
     asking: AskOptions | Mapping[str, object] | None = None,
     neutral: Path | None = None,
@@ -78,11 +81,14 @@ def evaluate(
         data: The benchmark's file; for POPE one for each split. For lm-eval folders of task files, or a file of rows.
         out: Folder for ``predictions.jsonl``, ``run.json`` and ``summary.json``.
         gates: By name, or in a list (``gate-1`` …).
+        adapters: Head adapters or any PEFT LoRAs, or their folders, by name or in a list (then called as their folders,
+            or ``adapter-1`` …).
         baselines: ``prompt`` puts an instruction before every prompt; ``cad`` decodes context-aware. Both need prompts
             that show a context: ``pairs``, ``conflict`` and ``halueval``.
         prompt_text: The instruction of ``prompt``; None: the benchmark's own.
         cad_alpha: Weight of what the context adds in ``cad``.
-        controls: For each gate so many shuffled and so many random gates, and one constant gate; 0: none.
+        controls: For each gate so many shuffled and so many random gates, and one constant gate; for each adapter so
+            many of the random-head adapters that ``tune adapt --controls`` left in its folder; 0: none.
         asking: How the benchmark is put before the model: its options by name, such as ``{"limit": 100}``, or as the
             dataclass that its record names.
         neutral: Neutral text for the guard; None: contexts of the data and the model's own samples.
@@ -98,7 +104,8 @@ def evaluate(
         DataError: The task is not known, or a file cannot be used.
         TruthHeadsError: ``asking`` names an option that the benchmark does not have, a baseline cannot be used, or two
             runs share a name.
-        GateError: A gate belongs to another model's shape, or cannot be called so.
+        GateError: A gate cannot be called so.
+        ShapeError: A gate or an adapter was made for a model of another shape.
         ArtifactError: The folder holds the predictions of another evaluation, is in use, or cannot be written to.
     """
     record = benchmark(task)
@@ -107,9 +114,14 @@ def evaluate(
     paths = [Path(data)] if isinstance(data, str | Path) else [Path(path) for path in data]
     named = dict(gates) if isinstance(gates, Mapping) else {f"gate-{at}": gate for at, gate in enumerate(gates, 1)}
     asked_beside = check_baselines(record, baselines, text=prompt_text, alpha=cad_alpha)
-    check_names(list(named), asked_beside)
+    learned = read_adapters(adapters, controls=controls)
+    check_names(list(named), [*learned, *asked_beside])
     for gate in named.values():
         gate.apply(model).remove()
+    changing = {name: one.adapter for name, one in learned.items()}
+    random_heads = {f"{name}/{other}": each for name, one in learned.items() for other, each in one.controls.items()}
+    for name, adapter in {**changing, **random_heads}.items():
+        check_fits(model, name, adapter)
     limit = batch_tokens or pick_batch_tokens(model.device)
     harness, job = None, None
     others: dict[str, PreparedBenchmark] = {}
@@ -124,6 +136,8 @@ def evaluate(
                 model, record, found, how, job, name, text=prompt_text, alpha=cad_alpha
             )
     at_work: dict[str, Intervention] = {**with_controls(named, controls, seed=seed)}
+    for name, adapter in changing.items():
+        at_work |= {name: adapter, **{key: one for key, one in random_heads.items() if key.startswith(f"{name}/")}}
     runs = plan_runs(model, at_work, job, others, batch_tokens=limit)
     texts: list[list[int]] = []
     if at_work and guard_texts:
@@ -134,6 +148,8 @@ def evaluate(
         **(job.settings if job else harness.settings if harness else {}),
         "files": [describe_file(path) for path in paths if path.is_file()],
         "gates": {name: GateMark(digest=gate.digest, site=gate.site) for name, gate in named.items()},
+        "adapters": {name: AdapterMark(digest=one.digest) for name, one in changing.items()},
+        "adapter_controls": {name: AdapterMark(digest=one.digest) for name, one in random_heads.items()},
         "baselines": marks,
         "controls": controls,
         "chat": how.chat,
@@ -145,6 +161,7 @@ def evaluate(
     for kind, before in _check_folder(folder, settings).items():
         settings[kind] = {**before, **settings[kind]}
     told = [*(job.notes if job else []), *_relatives(model, named)]
+    told += adapter_notes(model, learned, controls=controls)
     write_json(folder / SETTINGS, {"settings": settings, "notes": told})
     barrier()  # the first process holds the folder for all: nobody writes before it does
     journal = Journal(folder / NAME)
@@ -178,7 +195,7 @@ def _relatives(model: Model, gates: Mapping[str, Gate]) -> list[str]:
     return notes
 
 
-REMEMBERED = {"gates": "gate", "adapters": "adapter", "baselines": "baseline"}
+REMEMBERED = {"gates": "gate", "adapters": "adapter", "adapter_controls": "control", "baselines": "baseline"}
 """What a folder remembers of runs that a later command may leave out, and what one of each is called."""
 
 
@@ -200,7 +217,7 @@ def _check_folder(folder: Path, settings: Mapping[str, Any]) -> dict[str, dict[s
         f"{REMEMBERED[kind]} {name}"
         for kind, marks in held.items()
         for name, mark in marks.items()
-        if now[kind].get(name, mark) != mark
+        if now[kind].get(name, mark) != mark or any(name in now[other] for other in held if other != kind)
     ]
     if changed or others:
         raise ArtifactError(

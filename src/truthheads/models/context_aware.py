@@ -17,9 +17,6 @@ from truthheads.models.forward import Tails, prepare_tails
 from truthheads.models.load import Model
 from truthheads.models.prompts import Encoded
 
-ALPHA = 0.5
-"""Weight of what the context adds, as published for question answering."""
-
 
 def contrasted(
     with_context: Float[Tensor, "*batch vocabulary"], without: Float[Tensor, "*batch vocabulary"], alpha: float

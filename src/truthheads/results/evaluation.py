@@ -23,10 +23,9 @@ class GateMark(TypedDict):
 
 
 class AdapterMark(TypedDict):
-    """Which adapter a run was made under, by the digest of its weights, and which random-head adapters control it."""
+    """Which adapter a run was made under, by the digest of its weights."""
 
     digest: str
-    controls: dict[str, str]
 
 
 class BaselineMark(TypedDict):
