@@ -12,7 +12,7 @@ PASSES = {1: "one forward pass", 2: "two forward passes"}
 
 
 def cost_of(mark: BaselineMark | None) -> Cost:
-    """Return what a remedy costs when the model is served; None stands for a gate or an adapter."""
+    """Tell what a remedy costs when the model is served; None stands for a gate or an adapter."""
     if mark is None:
         return {"passes": 1, "prompt_tokens": 0.0, "in_words": "no cost per token once it is exported"}
     passes, more = int(mark["passes"]), float(mark["prompt_tokens"])

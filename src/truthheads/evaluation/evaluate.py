@@ -260,7 +260,7 @@ def _asked(
     without: Sequence[Encoded],
     head: SharedPrefix | None,
 ) -> Any:
-    """Return what the model gives for a batch, as the job's ``finish`` takes it."""
+    """Ask the model about a batch; the answers are what the job's ``finish`` takes."""
     if job.new_tokens:
         contrast = Contrast(without, job.alpha) if without else None
         return answer(model, batch, new_tokens=job.new_tokens, words=job.words, head=head, contrast=contrast)
