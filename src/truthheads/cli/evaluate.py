@@ -488,7 +488,7 @@ def show(summary: "EvaluationResult") -> None:
         beside = tuple(name for name in benchmark(summary["task"]).shown_beside if name in plain["metrics"])
         columns = ["kind", "effect", "p", "beaten", *beside, "harm"]
         rows = [_row(run, primary, beside) for run in remedies]
-        title = f"\nEffect on {primary}, p by Holm, controls beaten, harm in nats a token"
+        title = f"\nTried: effect on {primary}, p by Holm, controls beaten, harm in nats a token"
         console.out.print(console.grid(title, ["run", *columns], rows))
         for run in remedies:
             console.out.print(f"{escape(run['name'])}: [bold]{run['verdict']}[/]{escape(_cost(run, summary))}")
