@@ -10,10 +10,8 @@ from truthheads.data.questions import Question
 from truthheads.errors import TruthHeadsError
 from truthheads.stats.resampling import Measured
 
-CONTEXT_ALONE = (
-    "Answer the question from the context below alone. Where the context contradicts what you know, follow the context."
-)
-"""The instruction that a user would try first, before questions with a context."""
+CONTEXT_ALONE = "Answer the question from the context alone."
+"""The instruction that a user would try first, before questions with a context; see docs/decisions/0023."""
 
 RESERVED = ("neutral", "answers", "rescore")
 """What stands where a benchmark's name does: the lines on neutral text, and sub-commands of ``evaluate``."""
