@@ -17,7 +17,7 @@ from truthheads.benchmarks.chair import PROMPT, ChairOptions
 from truthheads.benchmarks.halueval import HALUEVAL, HaluEvalOptions
 from truthheads.data.images import load_image
 from truthheads.data.questions import Question
-from truthheads.evaluation.ask import prepare_benchmark
+from truthheads.evaluation.ask import prepare_benchmark, read_benchmark
 from truthheads.evaluation.evaluate import evaluate
 from truthheads.models.load import Model
 from truthheads.models.prompts import framed
@@ -69,8 +69,8 @@ def _evaluated(model: Model, task: str, data: Sequence[Path], how: AskOptions) -
 
 def _by_tokens(data: Path, rows: int) -> Callable[[], None]:
     """Return a loop over the same prompts, token for token."""
-    model = smollm2()
-    job = prepare_benchmark(model, HALUEVAL, [data], HaluEvalOptions(limit=rows))
+    model, how = smollm2(), HaluEvalOptions(limit=rows)
+    job = prepare_benchmark(model, HALUEVAL, read_benchmark(HALUEVAL, [data], how), how)
     prompts = [[*job.head, *item.prefix, *tail] for item in job.encoded for tail in item.tails]
 
     def loop() -> None:

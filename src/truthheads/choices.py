@@ -28,6 +28,12 @@ Norm = Literal["centred", "minmax", "signed"]
 Control = Literal["constant", "shuffled", "random"]
 """What a control gate keeps of the gate it stands beside."""
 
+BaselineName = Literal["prompt", "cad"]
+"""What a user could do without changing the model: an instruction to use the context alone, context-aware decoding."""
+
+CAD_ALPHA = 0.5
+"""Weight of what the context adds in context-aware decoding, as published for question answering."""
+
 TuneMethod = Literal["grid", "learn", "adapt"]
 """How a gate (``grid``, ``learn``) or a head adapter (``adapt``) is found."""
 

@@ -12,7 +12,9 @@ from planted import planted_questions, save_planted
 from truthheads.benchmarks.registry import BENCHMARKS
 from truthheads.cli import app
 from truthheads.data.questions import write_questions
+from truthheads.models.hooks import LowRank
 from truthheads.results.gate import Gate
+from truthheads.results.head_adapter import HeadAdapter
 
 POPE = [
     {"question_id": 1, "image": "a.jpg", "text": "Is there a dog in the image?", "label": "yes"},
@@ -103,6 +105,37 @@ def test_a_model_with_gates_and_controls(tmp_path: Path) -> None:
     Gate(gate=torch.ones(layers + 1, heads)).save(tmp_path / "other.safetensors")
     refused = run(*words, "--gate", tmp_path / "other.safetensors")
     assert refused.exit_code == 2 and "Traceback" not in refused.output
+
+
+def test_a_model_with_an_adapter_and_baselines(tmp_path: Path) -> None:
+    model = save_planted(tmp_path / "planted")
+    data = write_questions(tmp_path / "q.jsonl", planted_questions(12))
+    wide = json.loads((model / "config.json").read_text())["n_embd"]
+    a, b = (torch.randn(*shape, generator=torch.Generator().manual_seed(0)) for shape in ((2, wide), (wide, 2)))
+    for name, size in (("own", 0.1), ("own/controls/random-1", 0.05)):
+        update = {"transformer.h.0.attn.c_proj": LowRank(a, size * b)}
+        HeadAdapter(update, "planted", transposed=True).save(tmp_path / name)
+    words = ("evaluate", "pairs", model, "--data", data, "--guard-texts", 4, "--adapter", tmp_path / "own")
+    asked = ("--baseline", "prompt", "--prompt-text", "Read the context.", "--baseline", "cad", "--cad-alpha", 0.9)
+    result = run(*words, *asked, "--controls", 1, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    told = " ".join(result.output.split())
+    assert "instruction: Read the context." in told and "two forward passes per new token" in told
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert {run["name"]: run["kind"] for run in summary["runs"]} == {
+        "none": "none", "own": "adapter", "own/random-1": "control", "prompt": "baseline", "cad": "baseline"
+    }  # fmt: skip
+    assert summary["best"]["in_words"] in told
+    assert summary["settings"]["baselines"]["cad"]["alpha"] == 0.9
+    for wrong, said in (
+        (("--baseline", "rag"), "--baseline 'rag' is not known"),
+        (("--baseline", "cad", "--cad-alpha", -1), "--cad-alpha must be a number above 0 (got -1)"),
+        (("--adapter", tmp_path / "planted"), "is not an adapter"),
+    ):
+        refused = run(*words, *wrong, "--out", tmp_path / "other")
+        assert refused.exit_code == 2 and said in " ".join(refused.stderr.split()), refused.stderr
+    refused = run("evaluate", "pope", model, "--data", data, "--baseline", "cad", "--out", tmp_path / "other")
+    assert refused.exit_code == 2 and "its prompts show no context" in " ".join(refused.stderr.split())
 
 
 @pytest.fixture

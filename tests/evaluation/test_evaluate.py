@@ -30,8 +30,9 @@ from truthheads.evaluation.ask import (
     split_shared_prefix,
     yes_no_tokens,
 )
-from truthheads.evaluation.evaluate import evaluate, with_controls
+from truthheads.evaluation.evaluate import evaluate
 from truthheads.evaluation.predictions import NAME, Journal, read_predictions
+from truthheads.evaluation.runs import with_controls
 from truthheads.evaluation.summary import (
     BETTER,
     LESS_OFTEN,

@@ -19,6 +19,7 @@ import truthheads
 from reported import BEST, EVIL, drift, evaluation, fill, scores, tuning
 from truthheads.cli import app
 from truthheads.errors import ArtifactError
+from truthheads.evaluation.summary import summarise_runs
 from truthheads.reporting.artifacts import find
 from truthheads.reporting.charts import Arrays, panels
 from truthheads.reporting.report import _inside_script, report, write_report
@@ -131,6 +132,44 @@ def test_a_gate_that_does_nothing_is_said_to_do_nothing(tmp_path: Path) -> None:
     assert "not ahead of its only control" in effect
     write_json(tmp_path / "summary.json", evaluation(gain=0.0, names=("own", "base")))
     assert "none of the 2 gates helped measurably" in write_report(tmp_path, tmp_path / "p.html").summary[-1]
+
+
+def test_what_a_user_could_do_stands_side_by_side(tmp_path: Path) -> None:
+    """Kind, cost and harm of an adapter, its control and baselines; the best in a sentence; paired differences."""
+    lines = [
+        {"task": "pairs", "run": run, "id": str(at), "group": str(at), "logp": [float(at % 10 < share) - 0.5, 0.0]}
+        for run, share in (("none", 5), ("own", 8), ("own/random-1", 6), ("prompt", 5), ("cad", 7))
+        for at in range(200)
+    ]
+    lines += [{"task": "neutral", "run": "own", "id": f"text-{at}", "kl": 0.004, "loss": 0.0} for at in range(8)]
+    marks = {
+        "adapters": {"own": {"digest": "d"}},
+        "baselines": {
+            "prompt": {"text": f"Read it. {EVIL}", "passes": 1, "prompt_tokens": 31.0},
+            "cad": {"alpha": 0.5, "passes": 2, "prompt_tokens": 12.0},
+        },
+    }
+    write_json(tmp_path / "summary.json", summarise_runs(lines, settings=marks))  # type: ignore[arg-type]
+    made = write_report(tmp_path, tmp_path / "p.html")
+    page = (tmp_path / "p.html").read_text(encoding="utf-8")
+    words = " ".join(Tags(page).words.split())
+    assert "own is best: pair accuracy changes by +0.300 [" in made.summary[-1]
+    for said in (
+        "no cost per token once it is exported", "two forward passes per new token", "31 more tokens per prompt",
+        "begins every prompt with “Read it. <script>", "(1 + 0.50) × logits with the context − 0.50 × logits",
+        "there is no harm to measure", "Paired differences", "own/random-1",
+    ):  # fmt: skip
+        assert said in words, said
+    assert EVIL not in page and not made.warnings
+    old = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
+    del old["best"], old["settings"]
+    old["runs"] = [
+        {key: value for key, value in run.items() if key not in ("cost", "ahead")} | {"kind": "gate"}
+        for run in old["runs"] if run["kind"] in ("none", "adapter")
+    ]  # fmt: skip
+    old["runs"][0]["kind"] = "none"
+    write_json(tmp_path / "summary.json", old)
+    assert "the gate own is better" in write_report(tmp_path, tmp_path / "p.html").summary[-1]
 
 
 def test_a_gate_that_harms_is_said_to_harm(tmp_path: Path) -> None:

@@ -243,7 +243,7 @@ def finished(started: subprocess.Popen[str]) -> str:
 
 def test_two_processes_write_the_bytes_of_one(setting: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     evaluate = ["evaluate", "pairs", "model", "--gate", "gate.safetensors", "--controls", "1"]
-    evaluate += ["--guard-texts", "4"]
+    evaluate += ["--guard-texts", "4", "--baseline", "cad", "--baseline", "prompt"]
     alone(setting, ["score", "model"], "scores-1.safetensors", monkeypatch)
     alone(setting, evaluate, "evaluation-1", monkeypatch)
     finished(command(setting, ["score", "model"], "scores-2.safetensors", launcher=TORCHRUN))

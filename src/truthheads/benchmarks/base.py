@@ -10,6 +10,9 @@ from truthheads.data.questions import Question
 from truthheads.errors import TruthHeadsError
 from truthheads.stats.resampling import Measured
 
+CONTEXT_ALONE = "Answer the question from the context alone."
+"""The instruction that a user would try first, before questions with a context; see docs/decisions/0023."""
+
 RESERVED = ("neutral", "answers", "rescore")
 """What stands where a benchmark's name does: the lines on neutral text, and sub-commands of ``evaluate``."""
 
@@ -155,11 +158,13 @@ class Item:
         prompt: A whole text, or a question, which is framed as everywhere in the package.
         share: Prompts with one name may begin alike: one image, one question.
         lines: What is already known of its lines; more than one where an item stands in several splits.
+        without: A whole text as it is without its context; None where it has none. A question tells it itself.
     """
 
     prompt: str | Question
     share: str
     lines: list[Prediction]
+    without: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,6 +266,8 @@ class Benchmark:
         needs_files: Whether it takes at least one.
         shows_images: Whether every prompt shows an image.
         scene_files: The files of generated scenes that it is asked about.
+        context_instruction: The instruction to hold to the context alone, for the baseline ``prompt``; None: its
+            prompts show no context, and there are no baselines.
         elsewhere: How answers made elsewhere are read; None: it takes none.
     """
 
@@ -279,6 +286,7 @@ class Benchmark:
     needs_files: bool = True
     shows_images: bool = False
     scene_files: tuple[str, ...] = ("questions.jsonl",)
+    context_instruction: str | None = None
     elsewhere: AnswersElsewhere | None = None
 
     def __post_init__(self) -> None:

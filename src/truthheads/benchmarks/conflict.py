@@ -11,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 
 from truthheads.benchmarks.base import (
+    CONTEXT_ALONE,
     Answer,
     Benchmark,
     Item,
@@ -208,4 +209,5 @@ CONFLICT = Benchmark(
     measure=measure_conflict,
     primary="em_context",
     shown_beside=("em_memory",),
+    context_instruction=CONTEXT_ALONE,
 )

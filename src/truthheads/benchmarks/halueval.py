@@ -49,6 +49,9 @@ INSTRUCTION = (
 )
 """Our own wording, where no instruction is given."""
 
+SHOWN_ALONE = "Judge by what is shown below alone. Where it contradicts what you know, follow what is shown."
+"""The instruction of the baseline ``prompt``."""
+
 
 @dataclass(frozen=True, slots=True)
 class Judged:
@@ -60,6 +63,7 @@ class Judged:
         opening: The prompt before the answer, shared by both sides.
         ending: The answer and what follows.
         gold: ``yes`` where the answer is the hallucinated one.
+        bare: The opening without the knowledge or the document; None where it shows neither.
     """
 
     id: str
@@ -67,6 +71,7 @@ class Judged:
     opening: str
     ending: str
     gold: str
+    bare: str | None = None
 
     @property
     def prompt(self) -> str:
@@ -77,6 +82,11 @@ class Judged:
     def key(self) -> str:
         """Equal for equal prompts."""
         return digest(self.prompt)
+
+    @property
+    def without(self) -> str | None:
+        """The prompt without what the answer is judged by."""
+        return None if self.bare is None else self.bare + self.ending
 
 
 def read_halueval(
@@ -145,12 +155,15 @@ def read_halueval(
             seen[again] = row.place
             name = row.place.rpartition(" ")[2]
             opening = _opening(part, instruction, source, asked)
+            shows_context = bool(source) or part.name == "summarization"
+            bare = _opening(part, instruction, "", asked if source else None) if shows_context else None
             coin = int(digest(str(seed), again), 16) % 2
             for side, (gold, text) in enumerate(zip(("no", "yes"), said, strict=True)):
                 if shown == "both" or side == coin:
                     word = ("right", "hallucinated")[side]
                     ending = _ending(part, instruction, text)
-                    judged.append(Judged(f"{name}:{word}", normalised_text(asked) or name, opening, ending, gold))
+                    group = normalised_text(asked) or name
+                    judged.append(Judged(f"{name}:{word}", group, opening, ending, gold, bare))
     if part is None or not judged:
         raise DataError(f"{path} holds no row", expected="one row or more", got="none", fix="check the file")
     return part.name, judged
@@ -194,16 +207,18 @@ def _recognised(path: Path, row: Row) -> HaluEvalFormat:
     )
 
 
-def _opening(part: HaluEvalFormat, instruction: str | None, source: str, asked: str) -> str:
+def _opening(part: HaluEvalFormat, instruction: str | None, source: str, asked: str | None) -> str:
+    """Return the prompt up to the answer; ``asked`` None leaves out a document, as context-aware decoding does."""
     if instruction is not None:
         # The benchmark's own headings, and the knowledge where the method's runs put it.
         known = f"\n\n#Knowledge#: {source}" if source else ""
-        return f"{instruction.rstrip()}{known}\n\n{part.heading}: {asked}\n{part.answer_heading}:"
-    told = "the knowledge" if source else "the document" if part.name == "summarization" else "what is known"
+        put = "" if asked is None else f"{part.heading}: {asked}\n"
+        return f"{instruction.rstrip()}{known}\n\n{put}{part.answer_heading}:"
+    document = part.name == "summarization" and asked is not None
+    told = "the knowledge" if source else "the document" if document else "what is known"
     opening = INSTRUCTION.format(answer=part.words[1].lower(), source=told)
-    return (
-        f"{opening}\n\n" + (f"Knowledge: {source}\n" if source else "") + f"{part.words[0]}: {asked}\n{part.words[1]}:"
-    )
+    put = "" if asked is None else f"{part.words[0]}: {asked}\n"
+    return f"{opening}\n\n" + (f"Knowledge: {source}\n" if source else "") + f"{put}{part.words[1]}:"
 
 
 def _ending(part: HaluEvalFormat, instruction: str | None, text: str) -> str:
@@ -262,7 +277,10 @@ def read_items(data: Sequence[Path], how: HaluEvalOptions) -> Items:
         leave_out=leave_out,
     )
     return Items(
-        [Item(one.prompt, one.opening, [begin_line(one.id, one.group, one.key, one.gold)]) for one in judged],
+        [
+            Item(one.prompt, one.opening, [begin_line(one.id, one.group, one.key, one.gold)], one.without)
+            for one in judged
+        ],
         {
             "data": {"path": data[0].name, **describe_judged(part, judged)},
             "shown": how.shown,
@@ -286,4 +304,5 @@ HALUEVAL = Benchmark(
     measure=measure_yesno,
     primary="accuracy",
     shown_beside=("yes_rate",),
+    context_instruction=SHOWN_ALONE,
 )

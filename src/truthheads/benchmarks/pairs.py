@@ -6,7 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from truthheads.benchmarks.base import Answer, Benchmark, Item, Items, Prediction, QuestionOptions, begin_line
+from truthheads.benchmarks.base import (
+    CONTEXT_ALONE,
+    Answer,
+    Benchmark,
+    Item,
+    Items,
+    Prediction,
+    QuestionOptions,
+    begin_line,
+)
 from truthheads.benchmarks.rows import digest
 from truthheads.data.readers import read_questions
 from truthheads.stats.resampling import Measured, ratio
@@ -67,4 +76,5 @@ PAIRS = Benchmark(
     measure=measure_pairs,
     primary="pair_accuracy",
     shown_beside=("margin",),
+    context_instruction=CONTEXT_ALONE,
 )

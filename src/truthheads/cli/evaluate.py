@@ -14,6 +14,7 @@ import typer
 from rich.markup import escape
 from typer.core import TyperCommand, TyperGroup
 
+from truthheads.choices import CAD_ALPHA
 from truthheads.cli import console
 from truthheads.cli.console import guarded, multi_process, resumable
 from truthheads.cli.help import DATA, OUTPUT, RUN, Command, add_command
@@ -61,16 +62,15 @@ COMMON: dict[str, tuple[Any, Any]] = {
         Annotated[list[Path] | None, typer.Option(rich_help_panel=RUN, metavar="FILE", help="Gate file; repeatable.")],
         None,
     ),
-    "controls": (
+    "adapter": (
         Annotated[
-            int,
-            typer.Option(
-                rich_help_panel=RUN,
-                min=0,
-                metavar="N",
-                help="Number of shuffled and of random control gates.",
-            ),
+            list[Path] | None,
+            typer.Option(rich_help_panel=RUN, metavar="DIR", help="Head adapter or any PEFT LoRA; repeatable."),
         ],
+        None,
+    ),
+    "controls": (
+        Annotated[int, typer.Option(rich_help_panel=RUN, min=0, metavar="N", help="Number of each kind of control.")],
         0,
     ),
     "neutral": (
@@ -83,15 +83,27 @@ COMMON: dict[str, tuple[Any, Any]] = {
     "guard_texts": (
         Annotated[
             int,
-            typer.Option(
-                rich_help_panel=RUN, min=0, metavar="N", help="Number of unrelated texts; 0 measures no harm."
-            ),
+            typer.Option(rich_help_panel=RUN, min=0, metavar="N", help="Unrelated texts to read (0: none)."),
         ],
         32,
     ),
     "batch_tokens": (BatchTokens, None),
 }
 """The options of every benchmark that runs a model."""
+
+
+def _baseline_options(shown: bool) -> dict[str, tuple[Any, Any]]:
+    """Return the options of baselines; a benchmark without a context takes them, hidden, to say that it has none."""
+    how: dict[str, Any] = {"rich_help_panel": RUN, "hidden": not shown}
+    baseline = typer.Option(metavar="prompt|cad", help="Compare with an instruction, or with CAD.", **how)
+    text = typer.Option(metavar="TEXT", help="Instruction of --baseline prompt.", **how)
+    alpha = typer.Option(metavar="X", help="Strength of --baseline cad.", **how)
+    return {
+        "baseline": (Annotated[list[str] | None, baseline], None),
+        "prompt_text": (Annotated[str | None, text], None),
+        "cad_alpha": (Annotated[float, alpha], CAD_ALPHA),
+    }
+
 
 OF_DATA = ("chat", "encoding", "images", "limit", "skip_bad_rows", "synonyms", "truncate")
 """Options of benchmarks that say what is read, and how it is shown."""
@@ -177,7 +189,7 @@ def _unknown(name: str) -> None:
 app = typer.Typer(
     cls=EvaluateGroup,
     no_args_is_help=True,
-    help="Run a benchmark on a model, ungated and gated, or score what was made elsewhere.",
+    help="Run a benchmark on a model, with and without remedies, or score what was made elsewhere.",
 )
 
 app.add_typer(
@@ -264,21 +276,27 @@ def _asked(record: "Benchmark") -> tuple[Callable[..., None], Parameters, str, s
         "model": (ModelName, inspect.Parameter.empty),
         "data": _data(record),
         **COMMON,
+        **_baseline_options(record.context_instruction is not None),
         **_own_options(record.options),
         **LOADING,
         "json": (Json, False),
     }
 
     def run(*, model: str, data: list[Path] | None, out: Path, json: bool, name: str = "", **given: Any) -> None:
+        from truthheads.evaluation.adapters import read_adapters
         from truthheads.evaluation.ask import read_benchmark
+        from truthheads.evaluation.baselines import check_baselines
         from truthheads.evaluation.evaluate import evaluate
         from truthheads.models.load import load
 
         how, named = {one: given.pop(one) for one in LOADING}, given.pop("gate") or []
+        adapters, tried = given.pop("adapter") or [], given.pop("baseline") or []
         with all_at_once() as wrong:
             asking = wrong.of(lambda: _options_given(record.options, given))
             wrong.of_target(out / "predictions.jsonl")
             gates = wrong.of(lambda: read_gates(named))
+            wrong.of(lambda: read_adapters(adapters, controls=0))
+            wrong.of(lambda: check_baselines(record, tried, text=given["prompt_text"], alpha=given["cad_alpha"]))
             read = None if harness or not asking else wrong.of(lambda: read_benchmark(record, data or [], asking))
             wrong.of_neutral(given["neutral"])
             wrong.of_model(model, how)
@@ -292,6 +310,8 @@ def _asked(record: "Benchmark") -> tuple[Callable[..., None], Parameters, str, s
                 data or [],
                 out=out,
                 gates=gates,
+                adapters=adapters,
+                baselines=tried,
                 asking=asking,
                 seed=asking.seed,
                 progress=progress,
@@ -490,7 +510,7 @@ def read_gates(paths: list[Path]) -> "dict[str, Gate]":
 
 
 def show(summary: "EvaluationResult") -> None:
-    """Print the ungated figures, and what each gate did."""
+    """Print the figures of the untouched model, what each remedy did, and which is best."""
     from truthheads.benchmarks.registry import benchmark
 
     data = summary["settings"].get("data")
@@ -502,16 +522,25 @@ def show(summary: "EvaluationResult") -> None:
     rows = [[name, console.figure(_whole(plain["metrics"][name]))] for name in names]
     told = [f"{summary['rows']} rows", "ungated", *filter(None, [summary["settings"].get("table_note")])]
     console.out.print(console.grid(f"{summary['task']}, {', '.join(map(str, told))}", ["", "95 %"], rows))
-    gates = [run for run in others if run["kind"] == "gate"]
-    if gates:
+    remedies = [run for run in others if run["kind"] != "control"]
+    if remedies:
         beside = tuple(name for name in benchmark(summary["task"]).shown_beside if name in plain["metrics"])
-        columns = ["effect", "p", "beaten", *beside, "perplexity"]
-        rows = [_row(run, primary, beside) for run in gates]
-        console.out.print(
-            console.grid(f"\nGates: effect on {primary}, p by Holm, controls beaten", ["gate", *columns], rows)
-        )
-        for run in gates:
-            console.out.print(f"{escape(run['name'])}: [bold]{run['verdict']}[/]")
+        columns = ["kind", "effect", "p", "beaten", *beside, "harm"]
+        rows = [_row(run, primary, beside) for run in remedies]
+        title = f"\nTried: effect on {primary}, p by Holm, controls beaten, harm in nats a token"
+        console.out.print(console.grid(title, ["run", *columns], rows))
+        for run in remedies:
+            console.out.print(f"{escape(run['name'])}: [bold]{run['verdict']}[/]{escape(_cost(run, summary))}")
+    if "best" in summary:
+        console.out.print(f"[bold]{escape(summary['best']['in_words'])}[/]")
+
+
+def _cost(run: "RunResult", summary: "EvaluationResult") -> str:
+    """Say what a baseline costs, and which instruction it used."""
+    if run["kind"] != "baseline":
+        return ""
+    text = summary["settings"]["baselines"][run["name"]].get("text")
+    return f" ({run['cost']['in_words']})" + (f"; instruction: {text}" if text else "")
 
 
 def _row(run: "RunResult", primary: str, beside: tuple[str, ...]) -> list[str]:
@@ -519,11 +548,12 @@ def _row(run: "RunResult", primary: str, beside: tuple[str, ...]) -> list[str]:
     guard = run.get("guard")
     return [
         run["name"],
+        run["kind"],
         console.figure(_whole(run["effect"][primary])),
         console.number(run["p"]["holm"]),
         f"{held['beaten']}/{held['of']}" if held else "–",
         *(f"{run['effect'][name]['value']:+.3f}" for name in beside),
-        f"x {guard['perplexity_ratio']['value']:.3f}" if guard else "–",
+        console.figure(guard["kl"]) if guard else "none" if run["kind"] == "baseline" else "–",
     ]
 
 

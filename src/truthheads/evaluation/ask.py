@@ -48,7 +48,7 @@ class TokenizedItem:
 
 
 def ask_questions(
-    model: Model, questions: Sequence[Question], *, chat: bool = False, truncate: bool = False
+    model: Model, questions: Sequence[Question], *, chat: bool = False, truncate: bool = False, instruction: str = ""
 ) -> list[tuple[tuple[int, ...], str | None]]:
     """Return the prompt of each question as token ids, and its image; framed as everywhere in the package.
 
@@ -58,7 +58,7 @@ def ask_questions(
     """
     # An answer has to stand there for the prompt to be framed; its own tokens are cut off again.
     probes = [Question(q.id, q.context, q.question, "Yes", None, (), q.image, (), q.group) for q in questions]
-    encoded = encode(model, probes, chat=chat, truncate=truncate, share_prefix=False)
+    encoded = encode(model, probes, chat=chat, truncate=truncate, share_prefix=False, instruction=instruction)
     return [(one.tails[0][: one.starts[0]], one.image) for one in encoded]
 
 
@@ -208,6 +208,8 @@ class PreparedBenchmark:
         notes: Sentences for the reader.
         contexts: Questions whose contexts serve as neutral text.
         head: Tokens that stand before each of ``encoded``.
+        without: Each of ``encoded`` without its context, for context-aware decoding; empty: decoded as usual.
+        alpha: Weight of what the context adds in context-aware decoding.
     """
 
     task: str
@@ -220,6 +222,18 @@ class PreparedBenchmark:
     notes: list[str] = field(default_factory=list)
     contexts: Sequence[Question] = ()
     head: tuple[int, ...] = ()
+    without: Sequence[Encoded] = ()
+    alpha: float = 0.0
+
+    @property
+    def prompt_tokens(self) -> float:
+        """Mean number of tokens before an answer."""
+        lengths = [
+            len(self.head) + len(one.prefix) + (len(tail) if self.new_tokens else start)
+            for one in self.encoded
+            for tail, start in zip(one.tails, one.starts, strict=True)
+        ]
+        return sum(lengths) / len(lengths)
 
 
 def read_benchmark(record: Benchmark, data: Sequence[Path], how: AskOptions) -> Items:
@@ -239,22 +253,42 @@ def read_benchmark(record: Benchmark, data: Sequence[Path], how: AskOptions) -> 
     return record.read(list(data), how)
 
 
-def prepare_benchmark(model: Model, record: Benchmark, found: Items, how: AskOptions) -> PreparedBenchmark:
-    """Put what a benchmark has read into token ids.
+def prepare_benchmark(
+    model: Model, record: Benchmark, found: Items, how: AskOptions, *, instruction: str = ""
+) -> PreparedBenchmark:
+    """Put a benchmark's items into token ids.
+
+    Args:
+        model: The model.
+        record: The benchmark.
+        found: Its items.
+        how: Its options.
+        instruction: What every prompt begins with.
 
     Raises:
-        DataError: A row cannot be used; where bad rows are to be left out, none is left.
+        DataError: An item cannot be put before the model.
         ModelError: The model cannot be asked this.
     """
-    skip = isinstance(how, AskFileOptions) and how.skip_bad_rows
-    found = _without_unusable(model, record, found, how) if skip else found
     if record.asks == "pair_logprobs":
-        return _pairs(model, record, found, how)
-    return _written(model, record, found, how)
+        return _pairs(model, record, found, how, instruction)
+    return _written(model, record, found, how, instruction)
 
 
-def _without_unusable(model: Model, record: Benchmark, found: Items, how: AskOptions) -> Items:
-    """Leave out the items that the model cannot be asked, with a note that counts them."""
+def without_unusable(model: Model, record: Benchmark, found: Items, how: AskOptions, *, instruction: str = "") -> Items:
+    """Leave out the items that the model cannot be asked, with a note that counts them, where the options say so.
+
+    Args:
+        model: The model.
+        record: The benchmark.
+        found: Its items.
+        how: Its options.
+        instruction: The longest that any run puts before the prompts: all runs are asked the same items.
+
+    Raises:
+        DataError: None is left.
+    """
+    if not (isinstance(how, AskFileOptions) and how.skip_bad_rows):
+        return found
 
     def put(items: Sequence[Item]) -> None:
         if record.asks == "pair_logprobs":
@@ -264,9 +298,10 @@ def _without_unusable(model: Model, record: Benchmark, found: Items, how: AskOpt
                 [one.prompt for one in items if isinstance(one.prompt, Question)],
                 chat=how.chat,
                 truncate=truncate,
+                instruction=instruction,
             )
         else:
-            _prompts(model, record, items, how)
+            _prompts(model, record, items, how, instruction)
 
     gone = dict(refused(found.items, put))
     if len(gone) == len(found.items):
@@ -283,14 +318,15 @@ def _without_unusable(model: Model, record: Benchmark, found: Items, how: AskOpt
     return replace(found, items=kept, settings=settings, notes=[*found.notes, *bad, *notes])
 
 
-def _written(model: Model, record: Benchmark, found: Items, how: AskOptions) -> PreparedBenchmark:
+def _written(model: Model, record: Benchmark, found: Items, how: AskOptions, instruction: str) -> PreparedBenchmark:
     """Prepare prompts whose answers begin with yes or no, or are read as text."""
     parse, tools, words, settings = record.parse, found.tools, None, found.settings
     head: tuple[int, ...] = ()
     assert parse is not None
+    prompts = _prompts(model, record, found.items, how, instruction)
     asked = [
         TokenizedItem(ids, image, item.share, _begun(record, item))
-        for (ids, image), item in zip(_prompts(model, record, found.items, how), found.items, strict=True)
+        for (ids, image), item in zip(prompts, found.items, strict=True)
     ]
     alone = record.asks == "text" or how.new_tokens > 1
     if record.asks == "yes_no":
@@ -329,7 +365,7 @@ def _begun(record: Benchmark, item: Item) -> list[Prediction]:
 
 
 def _prompts(
-    model: Model, record: Benchmark, items: Sequence[Item], how: AskOptions
+    model: Model, record: Benchmark, items: Sequence[Item], how: AskOptions, instruction: str
 ) -> list[tuple[tuple[int, ...], str | None]]:
     """Return each item's prompt as token ids, and its image."""
     questions = [item.prompt for item in items if isinstance(item.prompt, Question)]
@@ -337,8 +373,10 @@ def _prompts(
         _needs_images(model, questions)
     if len(questions) == len(items):
         truncate = isinstance(how, QuestionOptions) and how.truncate
-        return ask_questions(model, questions, chat=how.chat, truncate=truncate)
-    return [(ids, None) for ids in ask_texts(model, [str(item.prompt) for item in items], chat=how.chat)]
+        return ask_questions(model, questions, chat=how.chat, truncate=truncate, instruction=instruction)
+    opening = f"{instruction.strip()}\n\n" if instruction.strip() else ""
+    texts = [f"{opening}{item.prompt}" for item in items]
+    return [(ids, None) for ids in ask_texts(model, texts, chat=how.chat)]
 
 
 def _needs_images(model: Model, questions: Sequence[Question]) -> None:
@@ -355,14 +393,15 @@ def _needs_images(model: Model, questions: Sequence[Question]) -> None:
         )
 
 
-def _pairs(model: Model, record: Benchmark, found: Items, how: AskOptions) -> PreparedBenchmark:
+def _pairs(model: Model, record: Benchmark, found: Items, how: AskOptions, instruction: str) -> PreparedBenchmark:
     """Prepare questions with two answers each, whose log-probabilities are asked."""
     parse, tools = record.parse, found.tools
     assert parse is not None
     questions = [item.prompt for item in found.items if isinstance(item.prompt, Question)]
     check_pairs(questions, purpose=record.name)
     truncate = isinstance(how, QuestionOptions) and how.truncate
-    encoded = encode(model, questions, chat=how.chat, truncate=truncate, share_prefix=shares_prefix(model))
+    shared = shares_prefix(model)
+    encoded = encode(model, questions, chat=how.chat, truncate=truncate, share_prefix=shared, instruction=instruction)
 
     def finish(line: Prediction, logp: list[list[float]], row: int) -> Prediction:
         return parse(line, Answer(logp=logp[row]), tools)

@@ -11,9 +11,9 @@ from typing import Any, TypedDict
 from truthheads.benchmarks.base import Prediction
 from truthheads.errors import DataError, ModelError, TruthHeadsError
 from truthheads.evaluation.predictions import Journal
+from truthheads.models.hooks import Intervention
 from truthheads.models.load import Model
 from truthheads.models.pretrained import takes_images
-from truthheads.results.gate import Gate
 from truthheads.storage.files import dumps
 
 
@@ -116,7 +116,7 @@ class Harness:
 
         return {"harness": f"lm-eval {version('lm-eval')}", "limit": self.limit}
 
-    def run(self, name: str, gate: Gate | None, journal: Journal) -> None:
+    def run(self, name: str, at_work: Intervention | None, journal: Journal) -> None:
         """Fill in one run, unless it is there; a run is written whole.
 
         Raises:
@@ -128,7 +128,7 @@ class Harness:
             return
         try:
             # What the harness prints is no result of ours.
-            with gate.apply(self.model) if gate is not None else nullcontext(), redirect_stdout(sys.stderr):
+            with at_work.apply(self.model) if at_work is not None else nullcontext(), redirect_stdout(sys.stderr):
                 found = simple_evaluate(
                     self.lm,
                     tasks=[self.request],

@@ -12,16 +12,22 @@ from truthheads.benchmarks.base import Prediction
 from truthheads.benchmarks.registry import BENCHMARKS, benchmark
 from truthheads.benchmarks.yes_no import two_golds
 from truthheads.errors import DataError, TruthHeadsError
+from truthheads.evaluation.best import ahead_of, best_remedy, cost_of
 from truthheads.evaluation.predictions import NAME, key_of, read_predictions
+from truthheads.results.evaluation import BETTER as BETTER
 from truthheads.results.evaluation import (
     GUARD,
+    NOTHING,
     PLAIN,
     SETTINGS,
     SUMMARY,
+    WORSE,
+    BaselineMark,
     ControlRanks,
     EvaluationResult,
     Guard,
     PValues,
+    RunKind,
     RunResult,
 )
 from truthheads.stats.figures import Figure, FigureJson, mean_figure
@@ -40,22 +46,21 @@ from truthheads.stats.thresholds import SIGNIFICANCE_LEVEL
 from truthheads.storage.files import write_json
 from truthheads.storage.output_lock import lock_output
 
-BETTER, WORSE, NOTHING = "better", "worse", "no evidence"
-
 LESS_OFTEN, MORE_OFTEN = "better by answering yes less often", "better by answering yes more often"
 
 FEWER = "better by naming fewer objects"
 
 
 class Compared(NamedTuple):
-    """One run beside the ungated one.
+    """One run beside the untouched one.
 
     Attributes:
         metrics: Its figures.
-        effect: Its figures less the ungated run's, on the same items.
+        effect: Its figures less the untouched run's, on the same items.
         p: Two-sided, of the primary figure: ``paired`` (bootstrap over clusters), ``mcnemar`` (exact, items).
         primary: Name of the primary figure.
         sign: +1 where more of it is better.
+        change: The primary effect, resample by resample; None where it is not at hand.
     """
 
     metrics: dict[str, Figure]
@@ -63,6 +68,7 @@ class Compared(NamedTuple):
     p: dict[str, float]
     primary: str
     sign: int
+    change: Draws | None = None
 
     @property
     def gain(self) -> float:
@@ -77,11 +83,11 @@ def metric_figures(measured: Measured, *, seed: int, resampling: Resampling | No
 
 
 def compare_runs(plain: Measured, changed: Measured, *, seed: int, resampling: Resampling | None = None) -> Compared:
-    """Return a run beside the ungated one; both hold the same items in the same order.
+    """Return a run beside the untouched one; both hold the same items in the same order.
 
     Args:
-        plain: The ungated run.
-        changed: The gated run.
+        plain: The untouched run.
+        changed: The other run.
         seed: Random seed of the resamples, which both share: differences are paired.
         resampling: The resamples, where they are at hand.
     """
@@ -98,11 +104,11 @@ def compare_runs(plain: Measured, changed: Measured, *, seed: int, resampling: R
         p["mcnemar"] = mcnemar(plain.right, changed.right)
     metrics = {name: draws.figure() for name, draws in after.items()}
     differences = {name: draws.figure() for name, draws in effect.items()}
-    return Compared(metrics, differences, p, plain.primary, plain.sign)
+    return Compared(metrics, differences, p, plain.primary, plain.sign, effect[plain.primary])
 
 
 def effect_verdict(compared: Compared, p: float) -> str:
-    """Return the sentence on a gate.
+    """Return the sentence on a run.
 
     ``better`` or ``worse`` where the interval of the primary effect lies on one side of 0 and the adjusted p is below
     0.05. A gain in accuracy that goes with a shift of the yes-rate is called ``better by answering yes less often``
@@ -111,8 +117,8 @@ def effect_verdict(compared: Compared, p: float) -> str:
     with a fall of recall is ``better by naming fewer objects``.
 
     Args:
-        compared: The gate beside the ungated run.
-        p: p value of the primary effect, adjusted for the number of gates.
+        compared: The run beside the untouched one.
+        p: p value of the primary effect, adjusted for the number of remedies.
     """
     effect, main = compared.effect, compared.effect[compared.primary]
     found = np.isfinite(p) and p < SIGNIFICANCE_LEVEL and (main.low > 0 or main.high < 0)
@@ -140,17 +146,18 @@ def summarise_runs(
     """Return every figure of an evaluation.
 
     Args:
-        lines: Predictions of all runs, in any order; the ungated run is called ``none``. Names of controls are
-            ``GATE/KIND-SEED``. Lines of task ``neutral`` are what each gate does to neutral text.
+        lines: Predictions of all runs, in any order; the untouched run is called ``none``. Names of controls are
+            ``GATE/KIND-SEED``. Lines of task ``neutral`` are what each gate or adapter does to neutral text.
         seed: Random seed of the resamples and the halves for calibration.
-        settings: How the predictions were made; carried into the result.
+        settings: How the predictions were made; carried into the result. What stands under ``adapters`` and
+            ``baselines`` tells their runs from those of gates.
         notes: Sentences for the reader; what is noticed here is added.
 
     Returns:
-        ``task``, ``rows``, ``runs`` (the ungated one first), ``settings`` and ``notes``.
+        ``task``, ``rows``, ``runs`` (the untouched one first), ``best``, ``settings`` and ``notes``.
 
     Raises:
-        DataError: There is no ungated run, more than one task, or a task that is not known.
+        DataError: There is no untouched run, more than one task, or a task that is not known.
     """
     tasks = {line["task"] for line in lines} - {GUARD}
     runs: dict[str, dict[tuple[str, str], Prediction]] = {}
@@ -161,7 +168,7 @@ def summarise_runs(
     if len(tasks) != 1 or strange or PLAIN not in runs:
         raise DataError(
             "the predictions cannot be summarised",
-            expected=f"one task of {', '.join(BENCHMARKS)}, with an ungated run called {PLAIN!r}",
+            expected=f"one task of {', '.join(BENCHMARKS)}, with an untouched run called {PLAIN!r}",
             got=f"tasks {sorted(tasks)}, runs {sorted(runs)}",
             fix=f"add {strange[0]} to registry.BENCHMARKS" if strange else "evaluate again with another --out",
         )
@@ -192,20 +199,28 @@ def summarise_runs(
         items[name] = len(both)
     harm = _harm(lines)
     adjusted = holm({name: entry.p["paired"] for name, entry in compared.items() if "/" not in name})
+    changes = {name: one.change for name, one in compared.items() if one.change and items[name] == len(plain)}
+    told = settings or {}
     entries = [first]
     for name, rows in items.items():
-        entry = _entry(name, rows, compared, adjusted)
+        entry = _entry(name, rows, compared, adjusted, told)
+        if entry["kind"] != "control":
+            controls = [other for other in changes if other.startswith(f"{name}/") and name in changes]
+            if controls:
+                entry["ahead"] = {other: ahead_of(changes, name, other, measured.sign).json() for other in controls}
         if name in harm:
             entry["guard"] = _guard(harm[name], seed)
         entries.append(entry)
-    return {
+    result: EvaluationResult = {
         "task": task,
         "rows": len(plain),
         "primary": measured.primary,
         "runs": entries,
-        "settings": {**(settings or {}), "seed": seed},
+        "settings": {**told, "seed": seed},
         "notes": notes,
     }
+    best = best_remedy(measured.primary, measured.sign, entries, changes)
+    return {**result, "best": best} if best is not None else result
 
 
 def _disputed(lines: Sequence[Prediction]) -> list[str]:
@@ -236,16 +251,24 @@ def _measured(
     return replace(measured, primary=primary, sign=-1 if record.lower_is_better else 1)
 
 
-def _entry(name: str, rows: int, compared: Mapping[str, Compared], adjusted: Mapping[str, float]) -> RunResult:
+def _entry(
+    name: str,
+    rows: int,
+    compared: Mapping[str, Compared],
+    adjusted: Mapping[str, float],
+    settings: Mapping[str, Any],
+) -> RunResult:
     one = compared[name]
-    gate, control, kind = name.partition("/")
+    remedy, control, kind = name.partition("/")
     p = adjusted.get(name, one.p["paired"])
     values: PValues = {"paired": one.p["paired"], "holm": adjusted.get(name)}
     if "mcnemar" in one.p:
         values["mcnemar"] = one.p["mcnemar"]
+    mark: BaselineMark | None = (settings.get("baselines") or {}).get(name)
+    found: RunKind = "adapter" if name in (settings.get("adapters") or {}) else "baseline" if mark else "gate"
     entry: RunResult = {
         "name": name,
-        "kind": "control" if control else "gate",
+        "kind": "control" if control else found,
         "rows": rows,
         "metrics": _json(one.metrics),
         "effect": _json(one.effect),
@@ -253,7 +276,8 @@ def _entry(name: str, rows: int, compared: Mapping[str, Compared], adjusted: Map
         "verdict": effect_verdict(one, p),
     }
     if control:
-        return {**entry, "of": gate, "control": kind}
+        return {**entry, "of": remedy, "control": kind}
+    entry["cost"] = cost_of(mark)
     gains: dict[str, list[float]] = {}
     for other, theirs in compared.items():
         if other.startswith(f"{name}/"):

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from truthheads.errors import ActivationError
+from truthheads.models.context_aware import contrasted
 from truthheads.models.forward import Tails, backbone, cache_name, cache_of, positioned, prepare_tails, shares_prefix
 from truthheads.models.load import Model
 from truthheads.models.offload import is_spread
@@ -90,6 +91,42 @@ def _padded(rows: Sequence[Sequence[int]], side: str, device: torch.device) -> t
     return ids.to(device), real.to(device)
 
 
+class Contrast(NamedTuple):
+    """The prompts of a batch without their contexts, in the same order: for context-aware decoding.
+
+    Attributes:
+        batch: The prompts, with as many tails as those with the context.
+        alpha: Weight of what the context adds.
+    """
+
+    batch: Sequence[Encoded]
+    alpha: float
+
+
+class _Reading:
+    """One batch of prompts that is read, and then continued by the same tokens in every row.
+
+    Attributes:
+        logits: fp32 logits of the next token of each row.
+    """
+
+    def __init__(self, model: Model, tails: Tails, *, growing: bool) -> None:
+        self._model, self._taken = model, cache_name(model.network)
+        self._seen, place = tails.inputs["attention_mask"], tails.inputs.get("position_ids")
+        self._place = None if place is None else place[..., -1:]
+        self.logits, self._cache = _first(model, tails, growing)
+
+    def go_on(self, tokens: Int[Tensor, " tails"]) -> None:
+        """Read one more token in each row."""
+        self._seen = torch.cat([self._seen, self._seen.new_ones(len(self._seen), 1)], dim=1)
+        inputs: dict[str, Any] = {"input_ids": tokens[:, None], "attention_mask": self._seen, "use_cache": True}
+        if self._place is not None:
+            self._place = self._place + 1
+            inputs["position_ids"] = self._place
+        made = self._model.network(**inputs, **{self._taken: self._cache})
+        self._cache, self.logits = cache_of(made), made.logits[:, -1]
+
+
 def answer(
     model: Model,
     batch: Sequence[Encoded],
@@ -98,6 +135,7 @@ def answer(
     words: dict[str, list[int]] | None = None,
     head: SharedPrefix | None = None,
     ended: Callable[[list[int]], bool] | None = None,
+    contrast: Contrast | None = None,
 ) -> Written:
     """Answer the prompts of a batch, greedily.
 
@@ -109,34 +147,35 @@ def answer(
         head: What stands before every prompt of the batch and is not among its tokens.
         ended: Whether an answer of so many new tokens has all that is wanted. Generation ends when each answer has;
             one that has them sooner gets more.
+        contrast: The same prompts without their contexts, for context-aware decoding; None decodes as usual.
 
     Raises:
         ActivationError: A logit of a first token is not finite.
     """
-    ends = _ends(model)
+    ends, growing = _ends(model), new_tokens > 1
     with torch.inference_mode():
         tails = prepare_tails(model, batch) if head is None else after_shared_prefix(model, batch, head)
-        growing = new_tokens > 1
-        logits, cache = _first(model, tails, growing)
-        check_finite(logits.logsumexp(-1), batch)
-        told = _told(logits, words)
-        chosen = [logits.argmax(-1)]
+        readings = [_Reading(model, tails, growing=growing)]
+        if contrast is not None:
+            readings.append(_Reading(model, prepare_tails(model, contrast.batch), growing=growing))
+
+        def logits() -> Float[Tensor, "tails vocabulary"]:
+            full, *bare = (reading.logits for reading in readings)
+            return contrasted(full.float(), bare[0].float(), contrast.alpha) if contrast is not None else full
+
+        first = logits()
+        check_finite(first.logsumexp(-1), batch)
+        told = _told(first, words)
+        chosen = [first.argmax(-1)]
         over = torch.isin(chosen[0], ends)
-        seen, place = tails.inputs["attention_mask"], tails.inputs.get("position_ids")
-        place, taken = None if place is None else place[..., -1:], cache_name(model.network)
         while len(chosen) < new_tokens:
             if ended is not None:
                 over |= torch.tensor([ended(row) for row in torch.stack(chosen, 1).tolist()], device=over.device)
             if bool(over.all()):
                 break
-            seen = torch.cat([seen, seen.new_ones(len(seen), 1)], dim=1)
-            inputs: dict[str, Any] = {"input_ids": chosen[-1][:, None], "attention_mask": seen, "use_cache": True}
-            if place is not None:
-                place = place + 1
-                inputs["position_ids"] = place
-            made = model.network(**inputs, **{taken: cache})
-            cache = cache_of(made)
-            chosen.append(made.logits[:, -1].argmax(-1))
+            for reading in readings:
+                reading.go_on(chosen[-1])
+            chosen.append(logits().argmax(-1))
             over |= torch.isin(chosen[-1], ends)
     rows, stops = torch.stack(chosen, 1).tolist(), set(ends.tolist())
     cut = [next((at for at, token in enumerate(row) if token in stops), None) for row in rows]

@@ -256,6 +256,10 @@ class LowRank(NamedTuple):
     b: Float[Tensor, "outputs rank"]
 
 
+OTHER_TOWERS = re.compile(r"vis(?:ion|ual)|image|video|audio|speech|talker|tower")
+"""How the path to layers begins that are not those of the text decoder."""
+
+
 class _Add:
     """The hook of one module under an adapter. The sum is taken in fp32 and rounded once, as PEFT does."""
 
@@ -273,7 +277,8 @@ def add(model: NetworkLike, updates: Mapping[str, LowRank]) -> Scaling:
     """Add low-rank updates to what modules compute, at every position, until removed.
 
     A module may go by another path than the updates name it by: of a multimodal descendant the text decoder lies
-    deeper. Then the module at the same place below the list of layers is meant.
+    deeper. Then the module at the same place below the list of layers is meant; never for that of an image or sound
+    tower, which has layers of its own.
 
     Args:
         model: A Model, or any transformers model with a text decoder.
@@ -316,6 +321,7 @@ def _path(network: PreTrainedModel, layout: HeadLayout, path: str, update: LowRa
     first = layout.layers[0]
     before, dot, layers = first.path.partition(f".{first.index}.")[0].rpartition(".")
     tail = re.search(rf"(?:^|\.)({re.escape(layers)}\.\d+\..+)$", path)
+    tail = None if tail and OTHER_TOWERS.search(path[: tail.start()]) else tail
     for name in (path, f"{before}{dot}{tail[1]}" if tail else path):
         with suppress(AttributeError):
             module: nn.Module = network.get_submodule(name)

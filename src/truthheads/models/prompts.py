@@ -69,6 +69,7 @@ def encode(
     chat: bool = False,
     truncate: bool = False,
     share_prefix: bool = True,
+    instruction: str = "",
 ) -> list[Encoded]:
     """Return the token ids of questions and all their answers.
 
@@ -82,13 +83,15 @@ def encode(
             assistant's turn. The last token is the answer's own, never the template's.
         truncate: Drop the start of a context that is too long for the model instead of raising.
         share_prefix: False computes every answer from the beginning.
+        instruction: What every prompt begins with, and an empty line after it; in a chat,
+            the user's turn.
 
     Raises:
         DataError: A row is too long for the model's positions, or an answer has no token.
         ModelError: ``chat`` with a tokenizer that has no chat template.
     """
     _check_images(missing_images(model, questions), len(questions))
-    prompts = [framed(model, question, chat=chat) for question in questions]
+    prompts = [framed(model, question, chat=chat, instruction=instruction) for question in questions]
     texts = [
         [prompt, *(answered(prompt, answer.text) for answer in question.answers)]
         for prompt, question in zip(prompts, questions, strict=True)
@@ -111,7 +114,8 @@ def encode(
             if not truncate:
                 raise _too_long(model, question, one.length, limit)
             shorter = shortened(model, question, limit, one.length, chat=chat)
-            again = encode(model, [shorter], chat=chat, truncate=True, share_prefix=share_prefix)[0]
+            how: Any = {"chat": chat, "share_prefix": share_prefix, "instruction": instruction}
+            again = encode(model, [shorter], truncate=True, **how)[0]
             one = replace(again, row=row)
         encoded.append(one)
     return encoded
@@ -192,22 +196,29 @@ def answered(prompt: str, answer: str) -> str:
     return prompt + ("" if prompt[-1:].isspace() else " ") + answer.strip()
 
 
-def framed(model: Model, question: Question, *, chat: bool) -> str:
+def framed(model: Model, question: Question, *, chat: bool, instruction: str = "") -> str:
     """Return the prompt's text, with a placeholder where an image is shown.
+
+    Args:
+        model: Its chat template and its placeholder are used.
+        question: The question.
+        chat: Use the chat template.
+        instruction: What stands before the prompt's own text, and an empty line between.
 
     Raises:
         ModelError: ``chat`` with a tokenizer that has no chat template.
     """
-    prompt = prompt_of(question)
+    opening = f"{instruction.strip()}\n\n" if instruction.strip() else ""
+    prompt = opening + prompt_of(question)
     image = shows_image(model, question)
     if image and not question.context.strip() and not chat:
-        prompt = f"{question.question.strip()}\nASSISTANT:"
+        prompt = f"{opening}{question.question.strip()}\nASSISTANT:"
     if not chat:
         return f"{placeholder(model)}\n{prompt}" if image else prompt
     asked: Any = prompt.removesuffix("\nAnswer:")
     if not image:
         return _turned(model, asked)
-    asked = question.question.strip() if not question.context.strip() else asked
+    asked = opening + question.question.strip() if not question.context.strip() else asked
     text = _turned(model, [{"type": "image"}, {"type": "text", "text": asked}])
     if not any(mark in text for mark in (placeholder(model), str(getattr(model.processor, "image_token", "\0")))):
         raise ModelError(

@@ -7,7 +7,7 @@ from typing import NamedTuple, TypedDict
 from truthheads.reporting import charts, tables
 from truthheads.reporting.artifacts import Artefacts
 from truthheads.reporting.charts import Arrays, Bars, Matrix, Panel, Scatter, TuningPath, panels
-from truthheads.reporting.sentences import judged
+from truthheads.reporting.sentences import asked_beside, judged
 from truthheads.reporting.tables import Table
 from truthheads.results.pictures import AttentionPicture
 
@@ -272,23 +272,23 @@ def _evaluation(found: Artefacts, data: PageData) -> Section | None:
         return None
     section = Section(
         "evaluation",
-        "Does gating help?",
-        "The same benchmark was run without a gate, with each gate, and with controls: gates of the same size that do "
-        "not know which head is which. A gate has helped only where the interval of its change lies wholly on the good "
-        "side of 0, and it tells something about heads only where it also beats its controls.",
+        "What helps?",
+        "The same benchmark was run on the model as it is, with each gate or adapter, with what a user could do "
+        "without them (an instruction, context-aware decoding), and with controls: gates and adapters of the same size "
+        "that do not know which head is which. A run has helped only where the interval of its change lies wholly on "
+        "the good side of 0, and it tells something about heads only where it also beats its controls.",
     )
     for one in found.evaluations:
         bars = charts.effect_bars(one.item)
         if bars is not None:
             data.bars.append(bars)
-            note = "Blue: gates; grey: their controls."
-            chart = Chart(
-                "bars", len(data.bars) - 1, f"Change under each gate: {one.name}", note, "changes with intervals"
-            )
+            note = "Blue: what was tried; grey: controls."
+            chart = Chart("bars", len(data.bars) - 1, f"Change in each run: {one.name}", note, "changes with intervals")
             section.groups.append(Group("", "", [chart]))
         section.leads.append(f"{judged(one.item)}.")
         section.tables += tables.results(one)
         section.notes += [str(note) for note in one.item.get("notes") or []]
+        section.notes += asked_beside(one.item)
     return section
 
 

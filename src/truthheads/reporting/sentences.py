@@ -11,7 +11,7 @@ from truthheads.reporting.artifacts import Artefacts, Named
 from truthheads.reporting.charts import best_gate, gate_origin, largest_first, made_of
 from truthheads.reporting.wording import chance, counted, figure, listed, number, signed
 from truthheads.results.comparison import ComparisonResult, PairResult
-from truthheads.results.evaluation import EvaluationResult, RunResult
+from truthheads.results.evaluation import BaselineMark, EvaluationResult, RunResult
 from truthheads.results.grounding import GroundResult
 from truthheads.results.scores import Scores
 from truthheads.results.trace import Trace
@@ -212,17 +212,19 @@ def _gates(found: Artefacts) -> str:
 def _effect(found: Artefacts) -> str:
     parts = [part for one in found.evaluations[:3] if (part := judged(one.item))]
     if not parts:
-        return "No gate was evaluated on a benchmark, so this page does not say whether gating helps."
+        return "No gate was evaluated on a benchmark, nor an adapter, so this page does not say whether they help."
     more = len(found.evaluations) - 3
     joined = "; ".join([*parts[:1], *(part[:1].lower() + part[1:] for part in parts[1:])])
     return f"{joined}{f'; {more} more in the table' if more > 0 else ''}."
 
 
 def judged(summary: EvaluationResult) -> str:
-    """Sum up an evaluation's gates in one sentence, without its full stop."""
+    """Sum up an evaluation in one sentence, without its full stop: its gates, or the best of all that was tried."""
     best, primary = best_gate(summary), str(summary["primary"])
     name = primary.replace("_", " ")
     begun = f"On {label(str(summary['task']))} ({summary['rows']} rows)"
+    if "best" in summary and any(run.get("kind") in ("adapter", "baseline") for run in summary["runs"]):
+        return f"{begun} {summary['best']['in_words']}"
     if best is None:
         plain = figure(summary["runs"][0]["metrics"].get(primary))
         return f"{begun} the ungated model reaches {name} {plain}; no gate was run to compare"
@@ -242,6 +244,23 @@ def judged(summary: EvaluationResult) -> str:
     if len(gates) == 1:
         return f"{begun} the gate {best['name']} did not help measurably: it {changed}"
     return f"{begun} none of the {len(gates)} gates helped measurably: the best, {best['name']}, {changed}"
+
+
+def asked_beside(summary: EvaluationResult) -> list[str]:
+    """Say how each baseline was asked, and why there is no harm to measure."""
+    marks: Mapping[str, BaselineMark] = (summary.get("settings") or {}).get("baselines") or {}
+    told = []
+    for name, mark in marks.items():
+        if "text" in mark:
+            how = f"begins every prompt with “{mark['text']}”"
+        else:
+            alpha = number(mark.get("alpha"), 2)
+            how = f"is context-aware decoding, (1 + {alpha}) × logits with the context − {alpha} × logits without it"
+        told.append(
+            f"{name} {how}. The model stays as it is, and text without a context comes out as before: there is no harm "
+            "to measure."
+        )
+    return told
 
 
 def _rank(run: RunResult) -> str:

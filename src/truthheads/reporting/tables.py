@@ -151,7 +151,7 @@ def candidates(one: Named[TuningResult]) -> Table:
 
 
 def results(one: Named[EvaluationResult]) -> list[Table]:
-    """Return an evaluation: gates first, then their controls, then every other figure of each gate."""
+    """Return an evaluation: every run, how far ahead of others each is, and every other figure of what was tried."""
     summary = one.item
     primary, runs = str(summary["primary"]), summary["runs"]
     name = primary.replace("_", " ") + (" (less is better)" if lower_is_better(str(summary["task"])) else "")
@@ -159,32 +159,50 @@ def results(one: Named[EvaluationResult]) -> list[Table]:
     for run in runs:
         controls = run.get("controls")
         rank = f"{controls['beaten']} of {controls['of']}" if controls and controls["of"] else "–"
-        guard, tested = run.get("guard"), run.get("p")
-        harm = figure(guard["kl"] if guard else None)
+        guard, tested, cost = run.get("guard"), run.get("p"), run.get("cost")
+        harm = "none" if run.get("kind") == "baseline" else figure(guard["kl"] if guard else None)
         p = tested.get("holm") if tested else None
         if p is None and tested:
             p = tested.get("paired")
         value, effect = figure(run["metrics"].get(primary)), signed((run.get("effect") or {}).get(primary))
-        called = "no gate" if run["name"] == "none" else str(run["name"])
         rows.append(
             [
-                called,
+                _called(run),
+                "–" if run["name"] == "none" else str(run.get("kind") or "–"),
                 value,
                 effect,
                 chance(p),
                 rank,
                 harm,
+                cost["in_words"] if cost else "–",
                 SAID.get(str(run.get("verdict")), str(run.get("verdict") or "–")),
             ]
         )
-    columns = ["run", name, "change [95 %]", "by chance", "controls beaten", "harm (nats a token)", "verdict"]
+    columns = ["run", "kind", name, "change [95 %]", "by chance", "controls beaten", "harm (nats a token)", "cost"]
+    columns += ["verdict"]
     quiet = frozenset(at for at, run in enumerate(runs) if run.get("kind") == "control")
     title = f"{label(str(summary['task']))}, {summary['rows']} rows: {one.name}"
     shown = [run for run in runs if run.get("kind") != "control"]
     names = sorted({metric for run in shown for metric in run["metrics"]})
     every = [[metric.replace("_", " ")] + [_both(run, metric) for run in shown] for metric in names]
-    heads = ["figure", *("no gate" if run["name"] == "none" else str(run["name"]) for run in shown)]
-    return [Table(title, columns, rows, quiet=quiet), Table(f"Every figure: {one.name}", heads, every, folded=True)]
+    heads = ["figure", *map(_called, shown)]
+    tables = [Table(title, columns, rows, quiet=quiet), Table(f"Every figure: {one.name}", heads, every, folded=True)]
+    return [*tables, *_leads(one)]
+
+
+def _called(run: RunResult) -> str:
+    return "untouched" if run["name"] == "none" else str(run["name"])
+
+
+def _leads(one: Named[EvaluationResult]) -> list[Table]:
+    """Return how far runs are ahead of each other on the same rows, where there is more than one to compare."""
+    leads = [(run["name"], other, lead) for run in one.item["runs"] for other, lead in (run.get("ahead") or {}).items()]
+    best = one.item.get("best")
+    if best and best["run"]:
+        leads = [(best["run"], other, lead) for other, lead in best["ahead"].items()] + leads
+    columns = ["run", "ahead of", f"by, in {str(one.item['primary']).replace('_', ' ')} [95 %]"]
+    rows = [[name, other, signed(lead)] for name, other, lead in leads]
+    return [Table(f"Paired differences: {one.name}", columns, rows, folded=True)] if rows else []
 
 
 def _both(run: RunResult, metric: str) -> str:

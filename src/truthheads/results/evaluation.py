@@ -12,6 +12,9 @@ PLAIN = "none"
 
 GUARD = "neutral"
 
+BETTER, WORSE, NOTHING = "better", "worse", "no evidence"
+"""Verdicts on a run; there are some more that begin with ``better``."""
+
 
 class GateMark(TypedDict):
     """Which gate a run was made under: the digest of its factors, and what it scales."""
@@ -20,13 +23,49 @@ class GateMark(TypedDict):
     site: str
 
 
+class AdapterMark(TypedDict):
+    """Which adapter a run was made under, by the digest of its weights."""
+
+    digest: str
+
+
+class BaselineMark(TypedDict):
+    """How a baseline was asked, and what it costs.
+
+    Attributes:
+        text: The instruction of ``prompt``.
+        alpha: The weight of what the context adds in ``cad``.
+        passes: Forward passes for each new token.
+        prompt_tokens: Tokens that are read more for each prompt, on average.
+    """
+
+    text: NotRequired[str]
+    alpha: NotRequired[float]
+    passes: int
+    prompt_tokens: float
+
+
+class Cost(TypedDict):
+    """What a run costs when the model is served, beside the untouched model.
+
+    Attributes:
+        passes: Forward passes for each new token; 1 is that of the untouched model.
+        prompt_tokens: Tokens that are read more for each prompt, on average.
+        in_words: Both in words.
+    """
+
+    passes: int
+    prompt_tokens: float
+    in_words: str
+
+
 class Guard(TypedDict):
-    """What a gate does to neutral text.
+    """What a gate or an adapter does to neutral text.
 
     Attributes:
         kl: Change of the predictions, in nats a token.
         loss: Rise of the loss, in nats a token.
-        perplexity_ratio: Perplexity under the gate over that without.
+        perplexity_ratio: Perplexity under it over that without.
         texts: How many texts were read.
     """
 
@@ -37,7 +76,7 @@ class Guard(TypedDict):
 
 
 class ControlRanks(ControlRank):
-    """How a gate stands among all of its controls, and among those of each kind."""
+    """How a gate or an adapter stands among all of its controls, and among those of each kind."""
 
     by_kind: dict[str, ControlRank]
 
@@ -48,7 +87,7 @@ class PValues(TypedDict):
     Attributes:
         paired: By bootstrap over clusters; None where the effect is not known.
         mcnemar: Exact, over items, where an item is right or wrong.
-        holm: ``paired``, adjusted for the number of gates; None for controls.
+        holm: ``paired``, adjusted for the number of runs that are no controls; None for controls.
     """
 
     paired: float | None
@@ -56,25 +95,34 @@ class PValues(TypedDict):
     holm: float | None
 
 
+RunKind = Literal["none", "gate", "adapter", "baseline", "control"]
+
+REMEDIES: tuple[RunKind, ...] = ("gate", "adapter", "baseline")
+"""The kinds of runs that are something a user could do."""
+
+
 class RunResult(TypedDict):
-    """One run: without a gate, under a gate, or under a control.
+    """One run: the model as it is, under a gate or an adapter, under a control of these, or with a baseline.
 
     Attributes:
-        name: Its name; ``none`` without a gate, ``GATE/KIND-SEED`` for a control.
-        kind: ``none``, ``gate`` or ``control``.
+        name: Its name; ``none`` for the untouched model, ``GATE/KIND-SEED`` for a control.
+        kind: ``none``, ``gate``, ``adapter``, ``baseline`` or ``control``.
         rows: Items that it is measured on.
         metrics: Its figures.
-        effect: Its figures less those without a gate, on the same items.
-        verdict: What the effect says, in words; None without a gate.
-        p: P values of the primary effect; of gates and controls.
-        of: The gate that a control belongs to.
+        effect: Its figures less those of the untouched model, on the same items.
+        verdict: What the effect says, in words; None for the untouched model.
+        p: P values of the primary effect.
+        of: The gate or adapter that a control belongs to.
         control: The kind of a control and its seed: ``shuffled-3``.
-        controls: How a gate stands among its controls.
-        guard: What a gate does to neutral text.
+        controls: How a gate or an adapter stands among its controls.
+        ahead: How far it is ahead of each control in the primary figure, on the same items; positive is better.
+        guard: What it does to neutral text. Absent where none was measured; baselines change nothing
+            there.
+        cost: What it costs when the model is served; absent for controls, and in earlier summaries.
     """
 
     name: str
-    kind: Literal["none", "gate", "control"]
+    kind: RunKind
     rows: int
     metrics: dict[str, FigureJson]
     effect: dict[str, FigureJson]
@@ -83,7 +131,23 @@ class RunResult(TypedDict):
     of: NotRequired[str]
     control: NotRequired[str]
     controls: NotRequired[ControlRanks]
+    ahead: NotRequired[dict[str, FigureJson]]
     guard: NotRequired[Guard]
+    cost: NotRequired[Cost]
+
+
+class BestRemedy(TypedDict):
+    """Which of the things that a user could do is best.
+
+    Attributes:
+        run: Its run; None where none is better than the untouched model.
+        ahead: How far it is ahead of every other in the primary figure, on the same items; positive is better.
+        in_words: One sentence: the gain, the cost of each token, the harm, and what cannot be told from it.
+    """
+
+    run: str | None
+    ahead: dict[str, FigureJson]
+    in_words: str
 
 
 class EvaluationResult(TypedDict):
@@ -91,9 +155,10 @@ class EvaluationResult(TypedDict):
 
     Attributes:
         task: The benchmark.
-        rows: Items of the ungated run.
+        rows: Items of the untouched run.
         primary: The figure that verdicts are about.
-        runs: The ungated run first, then each gate and its controls.
+        runs: The untouched run first, then each gate and each adapter with its controls, then baselines.
+        best: Which remedy is best; absent where none was run, and in earlier summaries.
         settings: How the predictions were made; each benchmark adds its own.
         notes: Sentences for the reader.
     """
@@ -102,6 +167,7 @@ class EvaluationResult(TypedDict):
     rows: int
     primary: str
     runs: list[RunResult]
+    best: NotRequired[BestRemedy]
     settings: dict[str, Any]
     notes: list[str]
 
