@@ -163,12 +163,14 @@ TWINS: dict[tuple[str, ...], tuple[Callable[..., Any], set[str]]] = {
     ("gate",): (th.Gate.from_scores, {"control", "seed", "trust_remote_code"}),
     ("tune", "learn"): (th.tune, OF_LOADING | OF_ROWS),
     ("tune", "grid"): (th.tune, OF_LOADING | OF_ROWS),
+    ("tune", "adapt"): (th.tune, OF_LOADING | OF_ROWS),
     ("export",): (th.export, set()),
     ("ground",): (th.ground, {"data"}),
     ("report",): (th.report, set()),
     ("data", "pairs"): (th.make_pairs, OF_LOADING | OF_ROWS),
     ("data", "make"): (th.make_text, set()),
     ("evaluate", "pope"): (th.evaluate, OF_LOADING),
+    ("evaluate", "pairs"): (th.evaluate, OF_LOADING),
 }
 
 
@@ -203,7 +205,7 @@ def test_an_option_has_the_same_name_in_python(words: tuple[str, ...]) -> None:
     }
     known = set(words_of(function)) | elsewhere | NOT_OF_PYTHON
     if function is th.evaluate:  # a benchmark's own options are taken by name, too, and checked against its record
-        known |= {"gate", *(one.name for one in fields(record_of(words[1]).options))}
+        known |= {"gate", "adapter", "baseline", *(one.name for one in fields(record_of(words[1]).options))}
     assert told - known == set()
 
 
@@ -212,6 +214,8 @@ def test_options_of_a_benchmark_are_taken_by_name(tmp_path: Path) -> None:
     model = th.load(planted.network, planted.tokenizer)
     found = th.evaluate(model, "pairs", planted_questions(6), out=tmp_path, limit=4)
     assert found["rows"] == 4 and len((tmp_path / "rows.jsonl").read_text().splitlines()) == 6
+    asked = th.evaluate(model, "pairs", planted_questions(6), out=tmp_path / "asked", limit=4, baseline="prompt")
+    assert [run["name"] for run in asked["runs"]] == ["none", "prompt"]
     with pytest.raises(th.TruthHeadsError, match="pairs has no option shown"):
         th.evaluate(model, "pairs", planted_questions(6), out=tmp_path / "other", shown="one")
 

@@ -218,7 +218,8 @@ def rows_of_value(whole: Any) -> list[Any] | None:
     """Return the rows that a JSON value holds: an array, an object with one array of objects, or one row alone."""
     if not isinstance(whole, dict):
         return whole if isinstance(whole, list) else None
-    if any(plain in ASKED for plain in map(lines.plain_name, whole)):
+    nested = any(isinstance(value, list | dict) for value in whole.values())
+    if any(plain in ASKED for plain in map(lines.plain_name, whole)) or (whole and not nested):
         return [whole]
     arrays = [value for value in whole.values() if isinstance(value, list)]
     of_objects = [value for value in arrays if value and isinstance(value[0], dict)]
