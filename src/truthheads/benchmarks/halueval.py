@@ -258,9 +258,9 @@ class HaluEvalOptions(AskFileOptions):
     instruction: str | None = field(
         default=None, metadata=help_text("File with the benchmark's own instruction.", text_file=True)
     )
-    knowledge: bool = field(default=True, metadata=help_text("Show the knowledge where the data has it."))
+    knowledge: bool = field(default=True, metadata=help_text("Show the knowledge, if any."))
     shown: ShownAnswers = field(default="both", metadata=help_text("Answers of a row that are shown."))
-    new_tokens: int = field(default=1, metadata=help_text("Greedy tokens per answer (1: a single pass)."))
+    new_tokens: int = field(default=1, metadata=help_text("Greedy tokens in an answer."))
 
 
 def read_items(data: Sequence[Path], how: HaluEvalOptions) -> Items:

@@ -36,7 +36,7 @@ class PopeOptions(QuestionOptions):
     instruction: str | None = field(
         default=None, metadata=help_text("File with a text to put after each question.", text_file=True)
     )
-    new_tokens: int = field(default=1, metadata=help_text("Greedy tokens per answer (1: a single pass)."))
+    new_tokens: int = field(default=1, metadata=help_text("Greedy tokens in an answer."))
 
 
 def read_items(data: Sequence[Path], how: PopeOptions) -> Items:

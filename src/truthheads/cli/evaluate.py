@@ -95,8 +95,8 @@ COMMON: dict[str, tuple[Any, Any]] = {
 def _baseline_options(shown: bool) -> dict[str, tuple[Any, Any]]:
     """Return the options of baselines; a benchmark without a context takes them, hidden, to say that it has none."""
     how: dict[str, Any] = {"rich_help_panel": RUN, "hidden": not shown}
-    baseline = typer.Option(metavar="prompt|cad", help="Compare with an instruction, or with CAD.", **how)
-    text = typer.Option(metavar="TEXT", help="Instruction of --baseline prompt.", **how)
+    baseline = typer.Option(metavar="NAME", help="Compare with: prompt (instruction) or cad.", **how)
+    text = typer.Option(metavar="TEXT", help="Instruction (default: the benchmark's own).", **how)
     alpha = typer.Option(metavar="X", help="Strength of --baseline cad.", **how)
     return {
         "baseline": (Annotated[list[str] | None, baseline], None),
