@@ -132,6 +132,8 @@ AGAIN = {
     "compare": ("compare", "scores.safetensors", "scores.safetensors", "--out", "again/c.json"),
     "grid": ("tune", "grid", "model", "--data", "rows.jsonl", "--scores", "scores.safetensors", "--strengths", 1,
              "--norms", "centred", "--sites", "z", "--out", "again/t.safetensors"),
+    "adapt": ("tune", "adapt", "model", "--data", "rows.jsonl", "--dtype", "fp32", "--epochs", 1, "--guard", 9,
+              "--out", "again/adapted"),
     "adapter": ("export", "model", "--gate", "gate.safetensors", "--to", "adapter", "--out", "again/adapter"),
     "text": ("data", "make", "text", "--rows", 3, "--out", "again/rows"),
     "pairs": ("data", "pairs", "rows.jsonl", "--strategy", "swap", "--out", "again/p.jsonl"),
