@@ -62,6 +62,9 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     tuning = th.tune(
         model, questions, method="grid", scores=scores, strengths=(0.5, 1.0), norms=("centred",), neutral=neutral
     )
+    adapted = th.tune(
+        model, questions, method="adapt", training=th.AdaptSchedule(epochs=1, rate=0.02), guard=9.0, neutral=neutral
+    )
     evaluation = th.evaluate(model, "pairs", questions, out=folder / "pairs", gate=gate, guard_texts=2, neutral=neutral)
     return {
         "Model": model,
@@ -75,11 +78,12 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "Trace": th.trace(model, questions, scores=scores),
         "Comparison": th.compare(scores, scores, names=["one", "two"]),
         "Tuning": tuning,
+        "HeadAdapter": adapted.adapter,
         "Evaluation": evaluation,
     }
 
 
-TABLES = ("Scores", "Gate", "Trace", "Comparison", "Tuning", "Evaluation")
+TABLES = ("Scores", "Gate", "Trace", "Comparison", "Tuning", "HeadAdapter", "Evaluation")
 
 
 def test_every_result_prints_in_one_short_line(results: dict[str, Any]) -> None:
@@ -88,6 +92,7 @@ def test_every_result_prints_in_one_short_line(results: dict[str, Any]) -> None:
         assert shown.startswith(f"{name}(") and "\n" not in shown and len(shown) <= SHORT, shown
         assert "tensor(" not in shown
     assert "2 layers x 4 heads" in repr(results["Scores"]) and "L1H2" in repr(results["Scores"])
+    assert "L1H2" not in repr(results["HeadAdapter"]) and "1 head in" in repr(results["HeadAdapter"])
     assert "24 rows" in repr(results["Evaluation"]) and "gate-1: " in repr(results["Evaluation"])
 
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from truthheads.synthetic.scenes import make_scenes as make_scenes
     from truthheads.synthetic.text import make_text as make_text
     from truthheads.tracing.trace import trace as trace
+    from truthheads.tuning.adapt import AdaptSchedule as AdaptSchedule
     from truthheads.tuning.learn import Schedule as Schedule
     from truthheads.tuning.tune import tune as tune
     from truthheads.workflows.ground import ground as ground
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     __version__: str
 
 _HOMES = {
+    "AdaptSchedule": "tuning.adapt",
     "Comparison": "results.comparison",
     "Drift": "results.drift",
     "Evaluation": "results.evaluation",

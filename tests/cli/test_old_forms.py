@@ -13,6 +13,7 @@ from truthheads.cli.old_forms import old_form
     [
         ("tune m --data q.jsonl --method grid --scores s", "tune grid m --data q.jsonl --scores s"),
         ("tune m --data q.jsonl --method=learn", "tune learn m --data q.jsonl"),
+        ("tune m --force --data q --method adapt --epochs 2", "tune adapt m --force --data q --epochs 2"),
         ("tune m --data q.jsonl --epochs 2", "tune learn m --data q.jsonl --epochs 2"),
         ("tune --data q.jsonl m --json", "tune learn --data q.jsonl m --json"),
         ("tune --json m --data q.jsonl", "tune learn --json m --data q.jsonl"),

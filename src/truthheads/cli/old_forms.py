@@ -7,14 +7,15 @@ TUNE = ("adapt", "learn", "grid")
 """Sub-commands of ``tune``."""
 
 TUNE_ONLY = {
+    "adapt": ("--choose", "--heads", "--scores", "--rank", "--epochs", "--controls"),
     "learn": ("--base-gate", "--site", "--epochs", "--rate", "--pull", "--low", "--high", "--dev-share"),
     "grid": ("--scores", "--strengths", "--norms", "--sites", "--standardise"),
 }
-"""Options that one method uses; the other accepted and ignored them."""
+"""Options that some methods use; the others accepted and ignored them."""
 
 TUNE_FLAGS = (
     "--standardise", "--chat", "--truncate", "--skip-bad-rows", "--skip-missing", "--trust-remote-code", "--json",
-    "--help", "-h",
+    "--force", "--help", "-h",
 )  # fmt: skip
 """Options of ``tune`` that take no value."""
 
@@ -51,7 +52,7 @@ def _old_tune(words: list[str]) -> Rewritten:
     if first is None or (method is None and first in TUNE):
         return Rewritten(words, None)
     way = method or "learn"
-    ignored = {option for other, options in TUNE_ONLY.items() if other != way for option in options}
+    ignored = {option for options in TUNE_ONLY.values() for option in options} - {*TUNE_ONLY.get(way, ())}
     kept = [piece for piece in pieces if _name(piece) not in {"--method", *ignored}]
     dropped = [_name(piece) for piece in pieces if _name(piece) in ignored]
     note = f"`tune MODEL{f' --method {method}' if method else ''}` is now `tune {way} MODEL`"

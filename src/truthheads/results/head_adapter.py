@@ -313,8 +313,8 @@ class HeadAdapter(Shown):
         return total
 
     def in_short(self) -> str:
-        """Return what it changes, its rank and its base."""
-        what = f"{len(self.places)} heads" if self.places else "a LoRA"
+        """Say what it changes, its rank and its base."""
+        what = f"{len(self.places)} head{'s' * (len(self.places) != 1)}" if self.places else "a LoRA"
         return f"{what} in {len(self.updates)} modules, rank {self.rank}, base {self.base!r}"
 
     def _repr_html_(self) -> str:
