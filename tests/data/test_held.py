@@ -121,3 +121,14 @@ except th.TruthHeadsError as error:
     assert done.stdout.splitlines() == ["1", "pip install pandas, or use table(), which returns the rows as a list"], (
         done.stderr
     )
+
+
+@pytest.mark.parametrize("kind", [list, iter])
+def test_labels_and_names_of_columns_are_read_as_in_a_file(kind: Callable[[Any], Any]) -> None:
+    rows = [{" Question": f"q{at}?", "answer": "a", "label": word} for at, word in enumerate(["good", "bad"])]
+    with pytest.raises(th.TruthHeadsError) as raised:
+        th.read_questions(kind(rows))
+    told = "'good', 'bad'" if kind is list else "'good'"
+    assert f"--label-true WORD (of {told})" in raised.value.fix
+    found = th.read_questions(kind(rows), label_true="good")
+    assert [one.truthful for one in found] == ["a", None] and found[0].question == "q0?" and found.path == ""

@@ -16,6 +16,7 @@ import torch
 from peft import PeftModel
 from PIL import Image
 
+import truthheads as th
 from truthheads.data.questions import Question
 from truthheads.errors import DataError, ModelError
 from truthheads.exporting.export import export
@@ -264,9 +265,18 @@ def test_without_a_processor_text_rows_work_and_a_row_with_an_image_names_what_i
     assert "processor_config.json or preprocessor_config.json beside config.json" in error.expected
     assert "--processor BASE" in error.fix
     # and what it advises helps: the image is prepared as the base prepares it
-    helped = load(str(tuned), device="cpu", dtype="fp32", processor=str(base))
+    helped = th.load(tuned, device="cpu", dtype="fp32", processor=base)
     whole = load(str(base), device="cpu", dtype="fp32")
     assert encode(helped, [text, shown]) == encode(whole, [text, shown])
+    # of a network in memory, too: there the processor itself is given
+    with pytest.raises(ModelError) as raised:
+        encode(th.load(model.network, model.tokenizer), [shown])
+    assert "processor=AutoProcessor.from_pretrained(BASE)" in raised.value.fix
+    with pytest.raises(ModelError, match="processor cannot be changed of a network that is in memory") as raised:
+        th.load(model.network, model.tokenizer, processor=str(base))
+    assert raised.value.fix == "give AutoProcessor.from_pretrained(NAME) as the processor"
+    held = th.load(model.network, model.tokenizer, processor=whole.processor)
+    assert encode(held, [text, shown]) == encode(whole, [text, shown])
 
 
 def test_a_processor_is_borrowed_only_where_there_is_one_and_a_use_for_it(
@@ -274,9 +284,9 @@ def test_a_processor_is_borrowed_only_where_there_is_one_and_a_use_for_it(
 ) -> None:
     tuned, base = blind
     with pytest.raises(ModelError, match=r"has no processor\n  expected: processor_config\.json or") as raised:
-        load(str(tuned), processor=str(tuned))
+        th.load(tuned, processor=tuned)
     assert raised.value.fix == "give the model that this one was made from, as it was published"
     text = save(next(row for row in TEXT_ROWS if row.name == "llama"), tmp_path / "text")
     with pytest.raises(ModelError, match="takes no images, so it has no use for the processor of") as raised:
-        load(str(text), processor=str(base))
+        th.load(text, processor=base)
     assert raised.value.fix == "leave --processor out"
