@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,6 +44,7 @@ COMMANDS = {
         ("evaluate", "halueval", "leaning", "--data", "qa.jsonl", "--instruction", "say.txt", *LIGHT, *LEAN),
         "halueval",
     ),
+    "closed-book": Command(("data", "pairs", "halves.jsonl", "--model", "model", "--dtype", "fp32"), "p/pairs.jsonl"),
     "trace": Command(("trace", *RUN), "t.safetensors"),
     "report": Command(("report", "shown"), "report.html"),
 }
@@ -58,6 +60,8 @@ def workplace(folder: Path) -> Path:
     planted.network.save_pretrained(folder / "sharded", max_shard_size="150KB")
     planted.tokenizer.save_pretrained(folder / "sharded")
     write_questions(folder / "rows.jsonl", planted_questions(ROWS))
+    halves = [replace(row, untruthful=None) for row in planted_questions(ROWS)]
+    write_questions(folder / "halves.jsonl", halves)
     save_leaning(folder / "leaning")
     write_rows(folder / "qa.jsonl", rows=10)
     (folder / "say.txt").write_text("Yes or No ?", encoding="utf-8")

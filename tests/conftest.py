@@ -8,6 +8,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+import provoked
+from provoked import pytest_configure, pytest_sessionfinish
 from zoo import ZooRow, build, tiny_tokenizer
 
 if TYPE_CHECKING:
@@ -15,6 +17,16 @@ if TYPE_CHECKING:
     from truthheads.models.load import Model
 
 REFERENCE_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+__all__ = ["pytest_configure", "pytest_sessionfinish"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def errors_are_recorded() -> Iterator[None]:
+    """Record which errors the tests provoke; see ``provoked``."""
+    with provoked.recorded():
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -18,6 +18,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from provoked import recorded
+
 PERMISSIONS_BIND = not hasattr(os, "geteuid") or os.geteuid() != 0 or sys.platform == "linux"
 """Whether a process can be had for which the bits of files count, as they do not for root."""
 HANG = 120.0
@@ -241,10 +243,11 @@ def _import_everything() -> None:
 def _child(request: dict[str, Any]) -> None:
     code = 1
     try:
-        _set_up(request)
-        from truthheads.cli import main
+        with recorded():
+            _set_up(request)
+            from truthheads.cli import main
 
-        main()
+            main()
         code = 0
     except SystemExit as stopped:
         code = stopped.code if isinstance(stopped.code, int) else 0 if stopped.code is None else 1

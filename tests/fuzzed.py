@@ -22,7 +22,8 @@ from fuzzing import damaged, spoiled, survives
 from truthheads.benchmarks.chair import read_captions, read_truth
 from truthheads.benchmarks.coco_objects import matcher, own_vocabulary, read_vocabulary
 from truthheads.benchmarks.halueval import read_halueval
-from truthheads.benchmarks.pope import read_answers, read_pope
+from truthheads.benchmarks.pope_answers import match_answers
+from truthheads.benchmarks.pope_questions import read_pope
 from truthheads.data.images import load_image
 from truthheads.data.readers import read_questions
 from truthheads.errors import ArtifactError, DataError, ModelError, TruthHeadsError
@@ -201,7 +202,7 @@ def captions(path: Path) -> None:
 def answered(path: Path) -> None:
     asked = path.with_name("pope.json")
     asked.write_bytes(jsonl(POPE))
-    read_answers([path], read_pope([asked]))
+    match_answers([path], [read_pope([asked])])
 
 
 def answers_scored(path: Path) -> None:

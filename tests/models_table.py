@@ -38,6 +38,12 @@ What was released with modelling code of its own (the first LLaVA-Med, InternVL'
 unless `--trust-remote-code` is given; the error says so. With it, heads are found by discovery. For both there are
 copies converted to the classes above (`-hf`), which need no foreign code: take those. Of Qwen2.5-Omni the thinker is
 measured and gated; talker and voice are left alone.
+
+Layers that carry attention beside a state-space part (Falcon-H1) are measured and gated at their attention; the state
+is left alone. Out of scope, and refused by name: encoder-decoders (T5, BART: the context is in the encoder), models
+without softmax attention (Mamba, RWKV, xLSTM), Zamba and Zamba2 (one attention block's weights serve several layers, so
+a factor for one layer's head changes the others), HRM-Text (runs its layers several times for each token), and
+RecurrentGemma (its recurrent state takes in padding, so an answer would depend on the rows beside it).
 """
 
 

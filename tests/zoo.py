@@ -50,6 +50,9 @@ CHAT_TEMPLATE = (
 
 NO_REPEAT = "AttributeError: 'LinearAttentionLayer' object has no attribute 'batch_repeat_interleave'"
 
+HALF = "RuntimeError: Sizes of tensors must match except in dimension 2"
+"""Keys are repeated, the state beside them is not."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ZooRow:
@@ -134,6 +137,7 @@ _GQA = _TEXT | {"num_key_value_heads": 2}
 _GPT = _IDS | {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 512}
 _FALCON = _IDS | {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
 _MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+_MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_chunk_size": 4}
 _ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 
 OMNI = "model.language_model" if hasattr(transformers, "Qwen2_5OmniThinkerModel") else "model"
@@ -266,6 +270,20 @@ ROWS: tuple[ZooRow, ...] = (
            3, 4, 8, 2, "model.layers.1.self_attn.o_proj", without_attention=(0, 2),
            cache_repeat=False, cache_reorder=False, cache_hole=False,
            cache_reason=NO_REPEAT + "; a Mamba layer given several tokens starts from state 0, whatever is cached"),
+    # Attention beside a Mamba part in every layer; the outputs of both are added.
+    ZooRow("falcon_h1", "FalconH1Config", "FalconH1ForCausalLM",
+           _GQA | _MAMBA | {"mamba_d_ssm": 64, "attention_out_multiplier": 0.5, "key_multiplier": 0.7},
+           3, 4, 8, 2, "model.layers.0.self_attn.o_proj", cache_repeat=False, cache_hole=False, cache_reason=HALF),
+    ZooRow("granitemoehybrid", "GraniteMoeHybridConfig", "GraniteMoeHybridForCausalLM",
+           _GQA | _MAMBA | {"layer_types": ["mamba", "attention", "mamba"], "num_local_experts": 4,
+                            "num_experts_per_tok": 2, "shared_intermediate_size": 32, "attention_multiplier": 0.3},
+           3, 4, 8, 2, "model.layers.1.self_attn.o_proj", without_attention=(0, 2),
+           cache_repeat=False, cache_hole=False, cache_reason=NO_REPEAT),
+    ZooRow("nemotron_h", "NemotronHConfig", "NemotronHForCausalLM",
+           _GQA | {"head_dim": 8, "layers_block_type": ["mamba", "attention", "mlp"], "mamba_num_heads": 4,
+                   "mamba_head_dim": 16, "ssm_state_size": 8, "chunk_size": 4, "n_groups": 1},
+           3, 4, 8, 2, "model.layers.1.mixer.o_proj", without_attention=(0, 2),
+           cache_repeat=False, cache_hole=False, cache_reason=NO_REPEAT),
 )
 
 _CLIP = {"model_type": "clip_vision_model", "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2,

@@ -1,6 +1,9 @@
-"""The values that a setting may take, named once for the command line and for Python. Importing this loads nothing."""
+"""The values and names of settings, once for the command line and for Python. Importing this loads nothing."""
 
-from typing import Literal
+import functools
+import warnings
+from collections.abc import Callable
+from typing import Literal, ParamSpec, TypeVar
 
 ScoreMethod = Literal["probe", "attribution", "evidence"]
 """How heads are scored."""
@@ -39,3 +42,31 @@ Split = Literal["train", "dev", "test"]
 
 PairStrategy = Literal["closed-book", "swap", "both"]
 """Where the untruthful answer of a pair comes from."""
+
+P = ParamSpec("P")
+
+R = TypeVar("R")
+
+
+def renamed(**names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Let a function take keyword arguments by their old names, too.
+
+    Args:
+        names: New names by old ones.
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def run(*args: P.args, **kwargs: P.kwargs) -> R:
+            for old in names.keys() & kwargs.keys():
+                new = names[old]
+                if new in kwargs:
+                    raise TypeError(f"{function.__name__}() got both {old!r} and {new!r}, which are one argument")
+                said = f"{function.__name__}: {old}= is now {new}=, as on the command line; {old}= will go after 0.2"
+                warnings.warn(said, FutureWarning, stacklevel=2)
+                kwargs[new] = kwargs.pop(old)
+            return function(*args, **kwargs)
+
+        return run
+
+    return decorate

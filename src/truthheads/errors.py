@@ -1,6 +1,7 @@
 """Every error raised on purpose: what was expected, what came, what to do."""
 
 import errno
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -27,8 +28,32 @@ class TruthHeadsError(Exception):
         return partial(type(self), expected=self.expected, got=self.got, fix=self.fix), (self.problem,)
 
 
+class SeveralErrors(TruthHeadsError):
+    """Several things are wrong at once, each of which would have been an error alone.
+
+    Args:
+        found: They.
+    """
+
+    def __init__(self, found: Sequence[TruthHeadsError]) -> None:
+        Exception.__init__(self, "\n".join(map(str, found)))
+        self.found = tuple(found)
+        self.problem = "; ".join(one.problem for one in found)
+        self.expected = "; ".join(one.expected for one in found)
+        self.got = "; ".join(one.got for one in found)
+        self.fix = "; ".join(one.fix for one in found)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let an error come back whole from a worker process."""
+        return type(self), (self.found,)
+
+
 class DataError(TruthHeadsError):
     """A question file or one of its rows cannot be used."""
+
+
+class RowError(DataError):
+    """One row cannot be used; the others can, so that ``--skip-bad-rows`` may leave it out."""
 
 
 class ModelError(TruthHeadsError):

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from truthheads.benchmarks.halueval import read_halueval
-from truthheads.benchmarks.pope import describe_pope, pope_notes, read_answers, read_pope, split_of
+from truthheads.benchmarks.pope_answers import match_answers
+from truthheads.benchmarks.pope_questions import describe_pope, pope_notes, read_pope, split_of
 from truthheads.benchmarks.yes_no import (
     POPE_PARSERS,
     best_threshold,
@@ -180,7 +181,9 @@ def test_answers_must_belong_to_the_questions(tmp_path: Path) -> None:
     questions = read_pope([jsonl(tmp_path / "random.jsonl", [pope_row(1, "yes"), pope_row(2, "no", thing="cat")])])
 
     def answers(*rows: Row) -> list[str]:
-        return read_answers([jsonl(tmp_path / "answers.jsonl", rows)], questions)
+        found = match_answers([jsonl(tmp_path / "answers.jsonl", rows)], [questions])
+        assert found.by == "question_id"
+        return [text for _, text in found.pairs[0]]
 
     assert answers({"question_id": 2, "answer": "No"}, {"question_id": "1", "answer": "Yes"}) == ["Yes", "No"]
     with pytest.raises(DataError, match="1 without an answer, 0 unknown"):
@@ -202,7 +205,7 @@ def test_the_two_editions_of_the_random_split_are_told_apart(tmp_path: Path) -> 
     assert pope_notes(described[0]) == [] and "2,910-row edition" in pope_notes(described[1])[0]
     answers = jsonl(tmp_path / "a.jsonl", [{"question_id": at, "answer": "No"} for at in range(2910)])
     with pytest.raises(DataError) as caught:
-        read_answers([answers], whole)
+        match_answers([answers], [whole])
     assert "the two editions of the random split" in caught.value.expected
 
 

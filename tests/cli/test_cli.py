@@ -202,7 +202,9 @@ def test_score_for_people(planted: Path, rows: Path, tmp_path: Path) -> None:
     result = run("score", planted, "--data", rows, "--out", tmp_path / "s", "--top", "3", "--limit", "30")
     assert result.exit_code == 0
     assert all(line.startswith("warning: ") for line in result.stderr.splitlines())
-    assert result.stdout.startswith("30 rows (pairs), accuracy per head; mean over heads 0.")
+    read, told, *_ = result.stdout.splitlines()
+    assert read.startswith("read: 30 rows (pairs); grouped by ")
+    assert told.startswith("30 rows (pairs), accuracy per head; mean over heads 0.")
     assert re.search(rf"Top heads\n.*\n{BEST} +1\.000 \[0\.8[678]\d, 1\.000\]", result.stdout)  # 30 of 30 are no point
     assert "layer 1" in result.stdout
     assert "only that an answer stands in the context" in " ".join(result.stderr.split())
@@ -253,7 +255,16 @@ LOADS = re.compile(r"<(?:script|link|img|iframe|object|embed)\b[^>]*(?:src|href|
 def test_plots(planted: Path, rows: Path, tmp_path: Path) -> None:
     for suffix in ("html", "png", "svg"):
         found = scored(
-            planted, "--data", rows, "--out", tmp_path / "s", "--limit", "10", "--plot", tmp_path / f"heads.{suffix}"
+            planted,
+            "--data",
+            rows,
+            "--out",
+            tmp_path / "s",
+            "--force",
+            "--limit",
+            "10",
+            "--plot",
+            tmp_path / f"heads.{suffix}",
         )
         assert found["plot"] == str(tmp_path / f"heads.{suffix}")
     page = (tmp_path / "heads.html").read_text(encoding="utf-8")
@@ -487,7 +498,7 @@ def test_the_same_command_twice_gives_the_same_bytes(
     assert other.stderr == here.stderr == warned(first)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     command = Scores.load(tmp_path / "a").meta["command"]
-    assert command == f"truthheads score {planted} --data {rows} --dtype fp32 --batch-tokens 1 --json"
+    assert command == f"truthheads score {planted.name} --data {rows.name} --dtype fp32 --batch-tokens 1 --json"
 
 
 def test_a_corrupt_shard(llama: Path, rows: Path, tmp_path: Path) -> None:

@@ -152,7 +152,7 @@ def test_bad_input_ends_in_two_lines_and_code_2(words: str, problem: str, names:
         ("pairs m --data {pope} --caps 64", "No such option: --caps"),
         ("m --task pairs --data {pope} --cap 64", "No such option: --cap"),
         ("answers pairs {answers} --data {pope}", "No such command 'pairs'"),
-        ("m --data {pope}", "No such command 'm'"),
+        ("m --data {pope}", "task 'm' is not known: expected halueval, pope"),
     ],
 )
 def test_what_is_missing_or_too_much_is_named(words: str, problem: str, names: dict[str, Path]) -> None:
@@ -179,9 +179,14 @@ def test_the_form_of_0_1_gives_the_same_and_a_note(old: str, new: str, names: di
         result = run("evaluate", *words.format(**names).split())
         assert result.exit_code == 0, result.output
         said.append(result)
-    assert said[0].stdout == said[1].stdout and said[0].stderr == ""
+    assert said[0].stdout == said[1].stdout
+    words = [line for line in said[0].stderr.splitlines() if line.strip()]
+    assert len(words) == ("chair" in new) and all("not the published one" in line for line in words)
     written = new.format(**names).replace(f" {names['out']} ", f" {names['out']} -- ")
-    assert said[1].stderr.strip() == f"note: this form of evaluate will go; type: truthheads evaluate {written}"
+    assert (
+        said[1].stderr.removesuffix(said[0].stderr).strip()
+        == f"note: this form of evaluate will go; type: truthheads evaluate {written}"
+    )
     again = run("evaluate", "--rescore", names["out"], "--out=elsewhere", "--seed", 3, "--json")
     assert json.loads(again.stdout)["settings"]["seed"] == 3 and "evaluate rescore" in again.stderr
 
@@ -235,3 +240,23 @@ def test_a_toy_has_its_sub_commands(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setitem(BENCHMARKS, "toy", "toy_benchmark:NONE")
     broken = run("evaluate", "toy", model, "--data", data)
     assert broken.exit_code == 2 and "registered by half" in broken.stderr and "do:" in broken.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "fix"),
+    [
+        (["pairz", "model"], "did you mean pairs?"),
+        (["qqq", "model"], "choose one of them"),
+        (["answers", "pupe", "said.jsonl"], "did you mean pope?"),
+        (["lm-eval:arc_easy", "model"], "truthheads evaluate lm-eval arc_easy MODEL"),
+        (["model", "--task", "pairz", "--data", "rows.jsonl"], "did you mean pairs?"),
+    ],
+    ids=" ".join,
+)
+def test_an_unknown_task_lists_all_and_names_the_nearest(words: list[str], fix: str) -> None:
+    result = run("evaluate", *words)
+    assert result.exit_code == 2
+    said = " ".join(result.stderr.split())
+    assert fix in said and "lm-eval" in said
+    if "did you mean" in fix:
+        assert "halueval, pope, chair, pairs, conflict, lm-eval:NAME" in said

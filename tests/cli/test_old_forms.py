@@ -65,6 +65,6 @@ def test_the_program_accepts_the_old_form_and_says_so() -> None:
     assert found.returncode == 2 and found.stdout == ""
     note, error, do = found.stderr.splitlines()
     assert note == "note: `tune MODEL --method grid` is now `tune grid MODEL`"
-    assert error.startswith("error: none.jsonl") and do.startswith("do: ")
+    assert error.startswith("error: 3 things are wrong: (1) none.jsonl is not there") and do.startswith("do: (1) ")
     now = typed("tune", "grid", "nowhere/at/all", "--data", "none.jsonl", "--scores", "none")
     assert now.stderr.splitlines() == [error, do]

@@ -16,7 +16,8 @@ from shaped import misfits
 from truthheads.benchmarks.base import Prediction
 from truthheads.benchmarks.chair import ChairOptions
 from truthheads.benchmarks.conflict import best_f1, conflict_notes, conflicts, exact_match, measure_conflict
-from truthheads.benchmarks.pope import read_pope
+from truthheads.benchmarks.pope_questions import read_pope
+from truthheads.benchmarks.rows import LeaveOut
 from truthheads.benchmarks.yes_no import measure_yesno
 from truthheads.data.questions import Question, write_questions
 from truthheads.data.readers import read_questions
@@ -557,3 +558,38 @@ def test_a_gate_on_a_network_that_takes_away_its_lean_is_called_that(tmp_path: P
     assert effect["yes_rate"]["value"] < -0.2 and effect["accuracy"]["low"] > 0
     assert effect["auroc"]["value"] == pytest.approx(0.0, abs=1e-3)  # no item changed places
     assert runs["blind"]["verdict"] == "worse"
+
+
+def test_bad_rows_are_left_out_of_a_benchmark_and_counted(model: "Model", qa: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in qa.read_text().splitlines()]
+    rows[1]["right_answer"] = None
+    rows[3]["hallucinated_answer"] = rows[3]["right_answer"]
+    rows[4]["question"] = "Rome " * 600
+    qa.write_text("".join(json.dumps(row) + "\n" for row in rows) + "no row\n")
+    with pytest.raises(DataError, match="line 2"):
+        evaluate(model, "halueval", qa, out=tmp_path / "refused")
+    summary = evaluate(model, "halueval", qa, out=tmp_path / "e", asking={"skip_bad_rows": True})
+    assert summary["rows"] == 2 * (9 - 3)  # two answers a row
+    assert summary["settings"]["skipped"] == 3 + 2  # three rows of the file, two prompts
+    assert "3 bad rows were left out" in summary["notes"]
+    assert any(note.startswith("2 rows were left out: prompt") for note in summary["notes"])
+
+
+def test_bad_rows_of_pope_are_left_out_but_never_a_contradiction(tmp_path: Path) -> None:
+    rows = [
+        {"question_id": at, "image": "a.jpg", "text": f"Is there a {at}?", "label": label}
+        for at, label in enumerate(("yes", "maybe", "no", None))
+    ]
+    path = tmp_path / "pope.json"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    leave_out = LeaveOut(skip=True)
+    assert [one.gold for one in read_pope([path], leave_out=leave_out)] == ["yes", "no"] and leave_out.count == 2
+    with pytest.raises(DataError, match="line 2"):
+        read_pope([path])
+    path.write_text(
+        "".join(
+            json.dumps(rows[0] | {"question_id": at, "label": word}) + "\n" for at, word in enumerate(("yes", "no"))
+        )
+    )
+    with pytest.raises(DataError, match="one question has two labels"):
+        read_pope([path], leave_out=LeaveOut(skip=True))

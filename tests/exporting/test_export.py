@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 import transformers
+import yaml
 from gguf import GGMLQuantizationType
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -27,6 +28,7 @@ from truthheads.cli import app
 from truthheads.errors import ArchitectureError, ArtifactError, GateError, ModelError, ShapeError
 from truthheads.exporting.checkpoint import CHUNK
 from truthheads.exporting.export import export
+from truthheads.models.adapters import find_adapter
 from truthheads.models.load import inspect
 from truthheads.models.weight_files import INDEX, SINGLE, Shards
 from truthheads.results.gate import Gate, gated
@@ -316,12 +318,15 @@ def test_an_adapter_is_what_peft_itself_saves(name: str, site: str, tmp_path: Pa
     ours = export(str(source), gate, to="adapter", out=tmp_path / "ours")
     theirs = tmp_path / "theirs"
     settings = json.loads((ours / "adapter_config.json").read_text())
-    get_peft_model(network_of(row, source), IA3Config(**settings)).save_pretrained(str(theirs))
+    base = {"base_model_name_or_path": str(source)}
+    get_peft_model(network_of(row, source), IA3Config(**settings | base)).save_pretrained(str(theirs))
     mine, saved = (load_file(folder / "adapter_model.safetensors") for folder in (ours, theirs))
     assert {key: (value.shape, value.dtype) for key, value in mine.items()} == {
         key: (value.shape, value.dtype) for key, value in saved.items()
     }
     other = json.loads((theirs / "adapter_config.json").read_text())
+    assert other["base_model_name_or_path"] == str(source)
+    other["base_model_name_or_path"] = source.name  # ours does not say where it lies
     for either in (settings, other):
         for key in ("target_modules", "feedforward_modules"):
             either[key] = sorted(either[key])
@@ -329,12 +334,14 @@ def test_an_adapter_is_what_peft_itself_saves(name: str, site: str, tmp_path: Pa
     assert settings["task_type"] == "CAUSAL_LM" and settings["fan_in_fan_out"] is row.transposed
     assert settings["target_modules"] == sorted(row.projection(layer) for layer in row.attending)
     assert settings["feedforward_modules"] == (settings["target_modules"] if site == "z" else [])
-    assert settings["base_model_name_or_path"] == str(source)
+    assert settings["base_model_name_or_path"] == source.name
     assert len({file.stat().st_mode for file in ours.iterdir()}) == 1  # nobody is kept from reading a part of it
 
 
 @pytest.mark.parametrize("site", ["z", "output"])
-def test_an_adapter_of_many_layers_loads_by_its_own_base_and_merges(site: str, tmp_path: Path) -> None:
+def test_an_adapter_of_many_layers_loads_by_its_own_base_and_merges(
+    site: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from peft import AutoPeftModelForCausalLM
 
     row = dataclasses.replace(
@@ -346,6 +353,7 @@ def test_an_adapter_of_many_layers_loads_by_its_own_base_and_merges(site: str, t
     with gated(network, gate):
         hook = logits_of(row, network)
     out = export(str(source), gate, to="adapter", out=tmp_path / "adapter")
+    monkeypatch.chdir(tmp_path)  # the adapter names its base's folder, not where that lies
     wrapped = AutoPeftModelForCausalLM.from_pretrained(out)  # more layers than PEFT shortens lists of names from
     close = {"atol": 1e-5 * max(1.0, float(hook.abs().max())), "rtol": 0}
     torch.testing.assert_close(logits_of(row, wrapped), hook, **close)
@@ -800,3 +808,31 @@ def test_without_a_network_the_export_stays(llama: Path, tmp_path: Path, monkeyp
     with pytest.raises(ArtifactError, match="not a valid name for the hub"):
         export(str(llama), gate, to="checkpoint", out=tmp_path / "other", push_to_hub="a/b/c")
     assert not (tmp_path / "other").exists()
+
+
+def test_a_card_names_what_the_gate_was_made_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+
+    from ggufs import write_gguf as write_whole_gguf
+
+    monkeypatch.setenv("TRUTHHEADS_CACHE", str(tmp_path / "cache"))
+    source = tmp_path / "tiny-F32.gguf"
+    write_whole_gguf(source)
+    out = export(str(source), gate_for(source), to="adapter", out=tmp_path / "adapter")
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert "base_model" not in yaml.safe_load(card.split("---\n")[1])  # no hub id stands for these weights
+    assert "made on the weights of the GGUF file tiny-F32.gguf, dequantised" in " ".join(card.split())
+    settings = json.loads((out / "adapter_config.json").read_text(encoding="utf-8"))
+    assert settings["base_model_name_or_path"] == "tiny-F32.gguf"  # not its conversion in this machine's cache
+    found = find_adapter(str(out))
+    assert found is not None and found.base == str(source)  # and the adapter finds it: it lies beside
+
+
+def test_a_folder_in_the_hubs_cache_is_called_by_its_id(tmp_path: Path) -> None:
+    folder = tmp_path / "models--owner--some-name" / "snapshots" / "0123abcd"
+    save(BY_NAME["llama"], folder)
+    out = export(str(folder), gate_for(folder), to="adapter", out=tmp_path / "adapter")
+    settings = json.loads((out / "adapter_config.json").read_text(encoding="utf-8"))
+    assert settings["base_model_name_or_path"] == "owner/some-name"
+    assert yaml.safe_load((out / "README.md").read_text(encoding="utf-8").split("---\n")[1])["base_model"] == (
+        "owner/some-name"
+    )

@@ -164,7 +164,7 @@ def test_the_command(tmp_path: Path) -> None:
     pair = json.loads(done.stdout)["pairs"][0]
     assert (pair["a"], pair["b"], pair["verdict"]) == ("base", "tuned", "inherited")
     assert plot.read_text().startswith("<svg")
-    assert "inherited" in run("compare", *files, "--out", str(out)).stdout
+    assert "inherited" in run("compare", *files, "--out", str(out), "--force").stdout
 
 
 def test_a_model_without_weights_flag_is_told_so(tmp_path: Path) -> None:

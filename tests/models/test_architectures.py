@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel, T5Config, T5ForConditionalGeneration
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from truthheads.errors import ArchitectureError
 from truthheads.models.architectures import HeadLayer, HeadLayout, locate_heads
-from truthheads.models.load import inspect
+from truthheads.models.load import inspect, load
 from zoo import MULTIMODAL, ROWS, ZooRow, build
 
 EVERY = (*ROWS, *MULTIMODAL)
@@ -154,12 +155,73 @@ def test_what_cannot_be_understood_is_an_error_that_says_what_was_looked_for(
     assert all(part in str(error) for part in (error.problem, error.expected, error.got, error.fix))
 
 
-def test_an_encoder_decoder_is_refused(tmp_path: Path) -> None:
-    config = T5Config(vocab_size=64, d_model=16, d_kv=4, d_ff=16, num_layers=2, num_heads=4)
-    config.architectures = ["T5ForConditionalGeneration"]
-    with torch.random.fork_rng(devices=[]):
-        network = T5ForConditionalGeneration(config)
-    config.save_pretrained(tmp_path)
-    for attempt in (lambda: locate_heads(network), lambda: inspect(str(tmp_path))):
-        with pytest.raises(ArchitectureError, match="decoder-only text model\n  got: an encoder-decoder"):
+OUTSIDE: list[tuple[str, dict[str, Any], str]] = [
+    (
+        "T5ForConditionalGeneration",
+        {"vocab_size": 64, "d_model": 16, "d_kv": 4, "d_ff": 16, "num_layers": 2, "num_heads": 4},
+        "an encoder-decoder: its context is in the encoder",
+    ),
+    ("MambaForCausalLM", {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 2}, "mamba, which has no softmax"),
+    ("Mamba2ForCausalLM", {"hidden_size": 16, "num_heads": 4, "head_dim": 8, "num_hidden_layers": 2}, "mamba2, which"),
+    ("RwkvForCausalLM", {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 2}, "rwkv, which has no softmax"),
+    (
+        "RecurrentGemmaForCausalLM",
+        {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "lru_width": 32},
+        "recurrent_gemma, whose recurrent state takes in padding",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "settings", "got"), OUTSIDE, ids=[name for name, _, _ in OUTSIDE])
+def test_what_is_out_of_scope_is_named_so(name: str, settings: dict[str, Any], got: str, tmp_path: Path) -> None:
+    network_class = getattr(transformers, name)
+    config = network_class.config_class(**settings)
+    config.architectures = [name]
+    with torch.device("meta"):
+        network = network_class(config)
+    config.save_pretrained(tmp_path)  # no weights: it is refused before any are read
+    for attempt in (lambda: locate_heads(network), lambda: inspect(str(tmp_path)), lambda: load(str(tmp_path))):
+        with pytest.raises(ArchitectureError) as raised:
             attempt()
+        assert "is out of scope: truthheads measures attention heads of decoder-only models" in raised.value.problem
+        assert raised.value.got.startswith(got)
+        assert raised.value.fix == "choose another model; no setting and no table row makes this one work"
+
+
+@pytest.mark.parametrize("name", ["Zamba", "Zamba2"])
+def test_layers_that_share_their_attention_are_refused(name: str) -> None:
+    own = {
+        "Zamba": {"mamba_dt_rank": 4, "n_mamba_heads": 2},
+        "Zamba2": {"mamba_headdim": 16, "n_mamba_heads": 4, "mamba_ngroups": 1, "num_mem_blocks": 1},
+    }[name]
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
+    config = getattr(transformers, f"{name}Config")(
+        vocab_size=64, mamba_d_state=8, layers_block_type=["mamba", "hybrid"] * 2, **sizes, **own
+    )
+    with torch.random.fork_rng(devices=[]):
+        network = getattr(transformers, f"{name}ForCausalLM")(config)
+    with pytest.raises(ArchitectureError) as raised:
+        locate_heads(network)
+    assert "its layers share one attention block's weights" in raised.value.problem
+    assert all(f"layers.{layer}." in raised.value.got for layer in (1, 3))
+    assert (
+        raised.value.fix
+        == "choose a model whose layers have attention of their own; no setting changes that of this one"
+    )
+    if name == "Zamba2":  # with one place for it nothing is shared, and its heads are found (Zamba cannot be built so)
+        config.layers_block_type, config.hybrid_layer_ids = ["mamba", "hybrid", "mamba", "mamba"], [1]
+        with torch.random.fork_rng(devices=[]):
+            assert [head.index for head in locate_heads(transformers.Zamba2ForCausalLM(config)).layers] == [1]
+
+
+def test_a_hybrid_without_an_attention_layer_is_not_told_to_add_a_row() -> None:
+    row = next(row for row in ROWS if row.name == "bamba")
+    config = row.config()
+    config.attn_layer_indices = []
+    with torch.device("meta"):
+        network = transformers.BambaForCausalLM(config)
+    with pytest.raises(ArchitectureError) as raised:
+        locate_heads(network)
+    assert "no layer of this BambaForCausalLM has softmax attention" in raised.value.problem
+    assert raised.value.got == "3 layers of the kinds linear_attention"
+    assert "choose a model of this family that has attention layers" in raised.value.fix

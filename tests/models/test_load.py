@@ -2,9 +2,12 @@
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from truthheads.models import load as models
 from truthheads.models.devices import mixed_precision, pick_device, pick_dtype
 from truthheads.models.hooks import intercepted
 from truthheads.models.load import Model, inspect, load
+from truthheads.models.pretrained import explained
 from zoo import MULTIMODAL, OMNI, ROWS, SPECIAL_TOKENS, VOCAB_SIZE, ZooRow, build, runner, save, text_inputs
 
 ModelOf = Callable[[ZooRow], Model]
@@ -332,3 +336,69 @@ def test_without_a_network_one_is_told_what_helps(name: str, advice: str, tmp_pa
     )
     first, second = ran.stderr.splitlines()
     assert ran.returncode == 2 and first.startswith(f"error: {name} could not be loaded") and second.startswith(advice)
+
+
+QUANTISED = {
+    "gptq": ({"bits": 4, "group_size": 32, "desc_act": False}, "optimum"),
+    "awq": ({"bits": 4, "group_size": 32, "zero_point": True, "version": "gemm"}, "gptqmodel"),
+    "bitsandbytes": ({"load_in_4bit": True}, "bitsandbytes"),
+    "compressed-tensors": (
+        {"format": "pack-quantized", "config_groups": {}, "quantization_status": "compressed"},
+        "compressed-tensors",
+    ),
+    "torchao": (
+        {"quant_type": {"default": {"_type": "Int8WeightOnlyConfig", "_version": 1, "_data": {}}}},
+        "torchao",
+    ),
+    "hqq": ({"weights": {}}, "hqq"),
+    "auto-round": ({"bits": 4}, "auto-round"),
+}
+"""By ``quant_method``: the rest of its settings, and the package that reads it."""
+
+
+@pytest.mark.parametrize("method", QUANTISED)
+def test_a_quantised_folder_names_the_package_that_reads_it(method: str, tmp_path: Path) -> None:
+    settings, package = QUANTISED[method]
+    if find_spec(package.replace("-", "_")):
+        pytest.skip(f"{package} is installed")
+    folder = save(BY_NAME["llama"], tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": method, **settings}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError) as raised:
+        load(str(folder), device="cpu")
+    fix = raised.value.fix
+    assert fix.startswith("pip install ")
+    # what is copied into a shell installs that package: no version bound is taken for a redirection
+    words = shlex.split(fix.removeprefix("pip install ").partition(", or give")[0])
+    assert re.split("[<>=]", words[-1])[0] == package
+    assert fix.endswith("or give the unquantised model")
+    assert "vision" not in fix
+
+
+@pytest.mark.parametrize(
+    ("error", "fix"),
+    [
+        (ImportError("FooTokenizer requires the SentencePiece library"), "pip install sentencepiece"),
+        (ImportError("Processor requires the Torchvision library"), "pip install 'truthheads[vision]'"),
+        (ModuleNotFoundError("No module named 'einops'", name="einops"), "pip install einops"),
+        (ImportError("something else is not there"), "install the package that the message names"),
+        (RuntimeError("GPU is required to run SpQR quantized model."), "a machine with a GPU, or give the unquantised"),
+        (OSError("You are trying to access a gated repo."), "hf auth login"),
+        (
+            ValueError("model type `odd` but Transformers does not recognize this architecture"),
+            "--upgrade transformers",
+        ),
+        (PermissionError("[Errno 13] Permission denied: 'config.json'"), "check the permissions"),
+        (OSError("We couldn't connect to the hub"), "check the spelling, or the network"),
+        (ValueError("Loading it requires you to pass trust_remote_code=True"), "--trust-remote-code"),
+        (ValueError("not in the device_map"), "correct --device-map"),
+        (ValueError("anything else"), "download damaged files again"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_transformers_cannot_do_is_cured_by_its_cause(error: Exception, fix: str) -> None:
+    with pytest.raises(ModelError) as raised, explained("that model", "a model", quantised=True):
+        raise error
+    assert fix in raised.value.fix
+    assert raised.value.problem == "that model could not be loaded"

@@ -16,13 +16,14 @@ import torch
 from peft import PeftModel
 from PIL import Image
 
+import truthheads as th
 from truthheads.data.questions import Question
 from truthheads.errors import DataError, ModelError
 from truthheads.exporting.export import export
 from truthheads.models import forward, image_inputs
 from truthheads.models.answer_logprobs import pair_logprobs
 from truthheads.models.image_inputs import model_type, placeholder
-from truthheads.models.load import Model
+from truthheads.models.load import Model, load
 from truthheads.models.prompts import encode
 from truthheads.results.gate import Gate
 from truthheads.tracing.image_patches import VIEWS, token_boxes
@@ -30,7 +31,8 @@ from truthheads.tracing.trace import trace
 from truthheads.tuning.learn import Schedule
 from truthheads.tuning.tune import tune
 from vision_zoo import ROWS, TORCHVISION, seeing
-from zoo import ZooRow
+from zoo import ROWS as TEXT_ROWS
+from zoo import ZooRow, save
 
 
 @cache
@@ -235,3 +237,56 @@ def test_a_gate_is_learned_on_image_prompts(model: Model, questions: list[Questi
     found = tune(model, questions, dev_share=0.5, guard=1.0, schedule=Schedule(epochs=1, rate=0.2), batch_tokens=2048)
     assert found.result["path"] and torch.isfinite(found.gate.gate).all()
     assert max(entry["effect"]["margin"]["value"] for entry in found.result["path"]) != 0.0
+
+
+@pytest.fixture
+def blind(tmp_path: Path) -> tuple[Path, Path]:
+    """Return a vision-language model as fine-tuning on text saves it, without a processor, and its base with one."""
+    row = next(row for row in ROWS if row.name == "llava")
+    tuned, base = save(row, tmp_path / "tuned"), save(row, tmp_path / "base")
+    seeing(row).processor.save_pretrained(base)
+    Image.new("RGB", (16, 16), "red").save(tmp_path / "red.png")
+    return tuned, base
+
+
+def test_without_a_processor_text_rows_work_and_a_row_with_an_image_names_what_is_missing(
+    blind: tuple[Path, Path], tmp_path: Path
+) -> None:
+    tuned, base = blind
+    model = load(str(tuned), device="cpu", dtype="fp32")
+    assert model.processor is None
+    text = Question("a", "The sky is green.", "What colour is the sky?", "green", "blue")
+    assert [one.row for one in encode(model, [text])] == [0]
+    shown = replace(text, id="b", image=str(tmp_path / "red.png"))
+    with pytest.raises(ModelError) as raised:
+        encode(model, [text, shown])
+    error = raised.value
+    assert f"row 'b' has an image, and {tuned} was saved without its processor" in error.problem
+    assert "processor_config.json or preprocessor_config.json beside config.json" in error.expected
+    assert "--processor BASE" in error.fix
+    # and what it advises helps: the image is prepared as the base prepares it
+    helped = th.load(tuned, device="cpu", dtype="fp32", processor=base)
+    whole = load(str(base), device="cpu", dtype="fp32")
+    assert encode(helped, [text, shown]) == encode(whole, [text, shown])
+    # of a network in memory, too: there the processor itself is given
+    with pytest.raises(ModelError) as raised:
+        encode(th.load(model.network, model.tokenizer), [shown])
+    assert "processor=AutoProcessor.from_pretrained(BASE)" in raised.value.fix
+    with pytest.raises(ModelError, match="processor cannot be changed of a network that is in memory") as raised:
+        th.load(model.network, model.tokenizer, processor=str(base))
+    assert raised.value.fix == "give AutoProcessor.from_pretrained(NAME) as the processor"
+    held = th.load(model.network, model.tokenizer, processor=whole.processor)
+    assert encode(held, [text, shown]) == encode(whole, [text, shown])
+
+
+def test_a_processor_is_borrowed_only_where_there_is_one_and_a_use_for_it(
+    blind: tuple[Path, Path], tmp_path: Path
+) -> None:
+    tuned, base = blind
+    with pytest.raises(ModelError, match=r"has no processor\n  expected: processor_config\.json or") as raised:
+        th.load(tuned, processor=tuned)
+    assert raised.value.fix == "give the model that this one was made from, as it was published"
+    text = save(next(row for row in TEXT_ROWS if row.name == "llama"), tmp_path / "text")
+    with pytest.raises(ModelError, match="takes no images, so it has no use for the processor of") as raised:
+        th.load(text, processor=base)
+    assert raised.value.fix == "leave --processor out"

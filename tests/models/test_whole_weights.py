@@ -472,7 +472,8 @@ def test_an_adapter_as_model_is_its_base_with_the_adapter(kind: str, tmp_path: P
     model, seen = load(str(adapter), device="cpu", dtype="fp32"), inspect(str(adapter))
     assert model.layout == seen.layout and model.layout.projection == "model.layers.*.self_attn.o_proj"
     assert model.adapter == seen.adapter == model.describe()["adapter"]
-    said = "the weights beside it" if kind == "beside" else str(Path(name) if kind != "relative" else "../base")
+    said = "the weights beside it" if kind == "beside" else "base" if kind == "relative" else Path(name).name
+    assert str(tmp_path) not in str(seen.adapter)  # it is written into artefacts
     assert seen.adapter is not None and "LORA adapter in" in seen.adapter and said in seen.adapter
     assert seen.exports == () and set(seen.refused) == set(EXPORTS)
     gate = Gate(torch.full((LAYERS, 4), 1.5))

@@ -225,9 +225,10 @@ def test_cached_prompts_can_be_continued(row: ZooRow) -> None:
     if row.cache_repeat:
         assert continued_error(row, "left", repeat) < TOLERANCE
     else:
-        with pytest.raises(AttributeError) as error:
+        with pytest.raises((AttributeError, RuntimeError)) as error:
             continued_error(row, "left", repeat)
-        assert row.cache_reason.startswith(f"AttributeError: {error.value}")
+        said = f"{type(error.value).__name__}: {error.value}"
+        assert row.cache_reason.startswith(said) or said.startswith(row.cache_reason)
     reordered = continued_error(row, "left", reorder)
     assert reordered < TOLERANCE if row.cache_reorder else reordered > 100 * TOLERANCE
     hole = continued_error(row, "right", reorder)

@@ -210,10 +210,10 @@ def test_the_command_makes_a_gate_and_says_what_it_clipped(tmp_path: Path) -> No
     assert result.exit_code == 0 and "2 of 8 factors were below the floor" in result.output
     assert float(Gate.load(out).gate.min()) == 0.0
     words = ("--strength", 2, "--control", "shuffled", "--seed", 4, "--json", "--plot", tmp_path / "gate.html")
-    found = json.loads(run("gate", tmp_path / "scores.safetensors", "--out", out, *words).stdout)
+    found = json.loads(run("gate", tmp_path / "scores.safetensors", "--out", out, "--force", *words).stdout)
     assert found["mean"] == pytest.approx(1.0) and Path(found["plot"]).stat().st_size > 1000
     assert Gate.load(out).meta["control"]["kind"] == "shuffled"
-    free = run("gate", tmp_path / "scores.safetensors", "--strength", 10, "--floor", "none", "--out", out)
+    free = run("gate", tmp_path / "scores.safetensors", "--strength", 10, "--floor", "none", "--out", out, "--force")
     assert "2 factors are below 0" in free.output
 
 
@@ -232,5 +232,5 @@ def test_released_formats_make_gates_too(tmp_path: Path) -> None:
     np.save(tmp_path / "scores.npy", np.array(VALUES[:2]))
     (tmp_path / "scores.csv").write_text("layer,head,accuracy\n0,0,0.5\n0,1,0.7\n", encoding="utf-8")
     for name, shape in (("scores.npy", [2, 3]), ("scores.csv", [1, 2])):
-        assert run("gate", tmp_path / name, "--out", tmp_path / "gate.safetensors").exit_code == 0
+        assert run("gate", tmp_path / name, "--out", tmp_path / "gate.safetensors", "--force").exit_code == 0
         assert list(Gate.load(tmp_path / "gate.safetensors").gate.shape) == shape

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from fuzzed import QUESTIONS, Target, targets
 from fuzzing import JUNK, survives
 from truthheads.benchmarks.halueval import read_halueval
-from truthheads.benchmarks.pope import read_pope
+from truthheads.benchmarks.pope_questions import read_pope
 from truthheads.data.readers import read_questions
 from truthheads.data.tables import read_rows
 from truthheads.errors import DataError

@@ -26,7 +26,7 @@ from simulated import simulated
 from truthheads.benchmarks.chair import chair_images
 from truthheads.benchmarks.rows import placed_image, read_value
 from truthheads.cli import app, console
-from truthheads.data import tables
+from truthheads.data import lines, tables
 from truthheads.data.images import load_image
 from truthheads.data.questions import write_questions
 from truthheads.data.readers import read_questions
@@ -230,7 +230,7 @@ def test_a_parquet_file_that_unpacks_to_gigabytes_is_refused(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("name", ["line.jsonl", "line.csv", "record.csv", "cells.csv", "whole.json"])
 def test_a_row_without_an_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr(tables, "LARGEST_ROW", 2**16)
+    monkeypatch.setattr(lines, "LARGEST_ROW", 2**16)
     monkeypatch.setattr(tables, "LARGEST_ARRAY", 2**16)
     text = {
         "line.jsonl": '{"question": "a", "truthful": "b", "untruthful": "c"}\n{"question": "' + "x" * 2**17 + '"}\n',

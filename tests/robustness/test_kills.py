@@ -33,6 +33,7 @@ KILLS = {
     "gguf": (2, 2),
     "pairs": (3, 2),
     "halueval": (3, 2),
+    "closed-book": (2, 2),
 }
 """So many kills in a row before each run that is left alone."""
 WRITING = {"score": 2, "grid": 1, "adapter": 2, "sharded": 2, "gguf": 2}
@@ -104,7 +105,7 @@ def test_killed_at_any_moment(name: str, helper: Nursery, place: Path, tmp_path:
     generator = np.random.default_rng(sum(map(ord, name)))
     hits = 0
     # One that had ended before its kill is replaced by the next.
-    force = ("--force",) if name in ("adapter", "checkpoint", "sharded", "gguf") else ()
+    force = () if runs.command.words[0] == "evaluate" else ("--force",)
     for row in KILLS[name]:
         for share in generator.uniform(0.02, 1.0, row):
             hits += runs.killed_after(float(share) * runs.seconds, *force)
@@ -130,7 +131,7 @@ def test_killed_while_it_writes(name: str, helper: Nursery, place: Path, tmp_pat
         hits += runs.killed(lambda: around.is_dir() and any(one.endswith(".tmp") for one in os.listdir(around)))
         time.sleep(float(delay))
         runs.check_whole_or_not_there()
-        runs.finish(runs.folder, *(("--force",) if name in ("adapter", "sharded", "gguf") else ()))
+        runs.finish(runs.folder, "--force")
         runs.check_finished()
         runs.again()
     assert hits or name == "grid"

@@ -25,9 +25,9 @@ from hypothesis import strategies as st
 
 from hub_server import hub
 from planted import planted_model, planted_questions, save_planted
+from truthheads.data.hub import HubData, address, parse_hub
 from truthheads.data.questions import Question, QuestionRows, RowsOnDisk, write_questions
 from truthheads.data.readers import read_questions
-from truthheads.data.tables import HubData, address, parse_hub
 from truthheads.errors import ArtifactError, DataError, NotFirstRank
 from truthheads.models.architectures import locate_heads
 from truthheads.models.load import Model

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -13,11 +13,12 @@ import torch
 from planted import PLANTED_HEAD, planted_model, planted_questions
 from truthheads.errors import DataError, GateError, ShapeError, TruthHeadsError
 from truthheads.models.answer_logprobs import pair_effects, pair_figures, pair_logprobs, right_pairs
-from truthheads.models.neutral_text import divergence, measure_harm, neutral_ids, own_text, read_neutral
+from truthheads.models.neutral_text import LENGTH, divergence, measure_harm, neutral_ids, own_text, read_neutral
 from truthheads.models.prompts import encode, prompt_of
 from truthheads.results.gate import Gate, gated
 from truthheads.results.tuning import Tuning
 from truthheads.scoring.score import score
+from truthheads.tuning import learn as learning
 from truthheads.tuning.learn import Schedule, learn
 from truthheads.tuning.tune import frontier, tune
 
@@ -25,6 +26,22 @@ if TYPE_CHECKING:
     from truthheads.models.load import Model
 
 LAYER, HEAD = PLANTED_HEAD
+
+
+class Calls:
+    """Counts the forward passes through a network."""
+
+    def __init__(self, model: "Model") -> None:
+        self.count = 0
+        self.handle = model.network.base_model.register_forward_hook(self.add)
+
+    def add(self, *_: Any) -> None:
+        self.count += 1
+
+    def take(self) -> int:
+        """Return how many there were since the last call."""
+        count, self.count = self.count, 0
+        return count
 
 
 @pytest.fixture(scope="module")
@@ -201,6 +218,42 @@ def test_learning_touches_neither_weights_nor_hooks(planted: "Model") -> None:
     assert all(parameter.grad is None for parameter in planted.network.parameters())
 
 
+@pytest.mark.parametrize("method", ["learn", "grid"])
+def test_stopped_tuning_goes_on_from_its_last_batch_to_the_same_bytes(
+    planted: "Model", tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    questions = planted_questions(24)
+    settings: dict[str, Any] = {"guard": 0.05, "batch_tokens": 300, "schedule": Schedule(epochs=2)}
+    if method == "grid":
+        scores = score(planted, questions)
+        settings = {"method": "grid", "scores": scores, "strengths": (0.5, 1.0), "norms": ("centred",), "guard": 0.05}
+    monkeypatch.setattr(learning, "SAVED_EVERY_SECONDS", 0.0)
+    passes = Calls(planted)
+    tune(planted, questions, **settings).save(tmp_path / "whole" / "gate.safetensors")
+    once = passes.take()
+    stopped = 0
+
+    def stop(done: int, total: int) -> None:
+        nonlocal stopped
+        if done > total * (stopped + 1) / 20:
+            stopped += 1
+            raise KeyboardInterrupt
+
+    while True:
+        try:
+            tuning = tune(planted, questions, **settings, work_dir=tmp_path / "w", progress=stop)
+            break
+        except KeyboardInterrupt:
+            assert stopped < 20
+    tuning.save(tmp_path / "again" / "gate.safetensors")
+    assert stopped >= 3
+    # At each stop a batch is under way, of sampled texts at most, and is made again.
+    assert passes.take() <= once + stopped * (LENGTH + 4)
+    for name in ("gate.safetensors", "tuning.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    passes.handle.remove()
+
+
 def test_the_grid_chooses_by_its_rule(planted: "Model") -> None:
     questions = planted_questions(60)
     scores = score(planted, questions)
@@ -249,7 +302,7 @@ def test_bad_input_is_one_clear_error(planted: "Model") -> None:
         (GateError, "made from scores", lambda: tune(planted, questions, method="grid")),
         (GateError, "guard", lambda: tune(planted, questions, guard=0.0)),
         (GateError, "bounds", lambda: tune(planted, questions, schedule=Schedule(low=1.5))),
-        (ShapeError, "does not fit", lambda: tune(planted, questions, target=Gate(torch.ones(3, 4)))),
+        (ShapeError, "does not fit", lambda: tune(planted, questions, base_gate=Gate(torch.ones(3, 4)))),
     ]
     for kind, words, attempt in attempts:
         with pytest.raises(kind, match=words):
@@ -262,7 +315,7 @@ def test_a_relatives_gate_is_where_learning_starts(planted: "Model") -> None:
     tuning = tune(
         planted,
         planted_questions(24),
-        target=Gate(target),
+        base_gate=Gate(target),
         guard=0.5,
         schedule=Schedule(epochs=1, rate=1e-4, pull=10.0),
     )

@@ -1,6 +1,7 @@
 """``ground`` gains where there is something to gain, claims nothing where there is not, and does no step twice."""
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from commands import contents
 from planted import ENTITIES, planted_model, planted_questions
 from shaped import misfits
 from truthheads.cli import app
@@ -20,6 +22,7 @@ from truthheads.errors import ArtifactError, DataError
 from truthheads.models.load import load
 from truthheads.results.gate import Gate
 from truthheads.results.grounding import GroundResult
+from truthheads.tuning import learn as learning
 from truthheads.workflows.ground import Settings, ground
 
 FEW = Settings(controls=1, guard=0.5, test_share=0.5)
@@ -100,7 +103,11 @@ def test_nothing_is_claimed_where_answers_are_right_already(faithful: str, tmp_p
     assert result["ungated"]["pair_accuracy"]["value"] == 1.0
     assert not result["better"] and result["exported"] is None
     assert not (tmp_path / "out" / "model").exists()
-    assert "No model was written" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "No model was written" in page and "nothing to gain" in page and "nothing to gain" in result["advice"][0]
+    summary = json.loads((tmp_path / "out" / "evaluation" / "summary.json").read_text(encoding="utf-8"))
+    assert [run["name"] for run in summary["runs"]] == ["none", "learned"] and result["controls"] == {}
+    assert any("controls of gate learned were not run" in note for note in summary["notes"])
 
 
 def test_nothing_is_claimed_where_labels_are_a_coin(stubborn: str, tmp_path: Path) -> None:
@@ -126,6 +133,48 @@ def test_missing_untruthful_answers_are_made(stubborn: str, tmp_path: Path) -> N
     assert len(pairs) > 100 and all(row.truthful and row.untruthful for row in pairs)
     given = {row.question: row.untruthful for row in rows if row.untruthful}
     assert all(given.get(row.question, row.untruthful) == row.untruthful for row in pairs)
+
+
+def test_stopped_again_and_again_every_step_goes_on_to_the_same_bytes(
+    stubborn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learning, "SAVED_EVERY_SECONDS", 0.0)
+    rows = [replace(row, untruthful=None) if at % 2 else row for at, row in enumerate(planted_questions(60))]
+    path = tmp_path / "rows.jsonl"
+    lines = (
+        json.dumps({key: getattr(row, key) for key in ("id", "context", "question", "truthful", "untruthful")})
+        for row in rows
+    )
+    path.write_text("\n".join(lines), encoding="utf-8")
+    how = replace(FEW, export_anyway=True, batch_tokens=300)
+    ground(stubborn, path, out=tmp_path / "out", settings=how, dtype="fp32")
+    (tmp_path / "out").rename(tmp_path / "whole")  # artefacts name the file that they were made from
+    step: list[str] = []
+    stopped: list[str] = []
+
+    def stop(done: int, total: int) -> None:
+        if step[-1] not in stopped and done > total / 4:
+            stopped.append(step[-1])
+            raise KeyboardInterrupt
+
+    while len(stopped) < 9:
+        try:
+            ground(
+                stubborn,
+                path,
+                out=tmp_path / "out",
+                settings=how,
+                dtype="fp32",
+                tell=lambda name, _: step.append(name),
+                progress=stop,
+            )
+            break
+        except KeyboardInterrupt:
+            continue
+    assert {"pair", "learn", "test"} <= set(stopped)
+    whole, again = contents(tmp_path / "whole"), contents(tmp_path / "out")
+    assert whole.keys() == again.keys()
+    assert [name for name in whole if whole[name] != again[name]] == []
 
 
 def test_a_relatives_gate_is_started_from(stubborn: str, tmp_path: Path) -> None:
@@ -162,3 +211,5 @@ def test_the_command_says_what_comes_next(stubborn: str, tmp_path: Path) -> None
     assert (tmp_path / "out" / "model" / "model.safetensors").is_file()
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "because --export-anyway was given" in page
+    told = [file for file in (tmp_path / "out").rglob("*") if file.is_file()]
+    assert [file for file in told if os.fsencode(tmp_path) in file.read_bytes()] == []  # where it lies is nobody's

@@ -89,7 +89,18 @@ class AnswerOptions:
     """
 
     limit: int | None = field(default=None, metadata=help_text("Rows of each file to read at most."))
-    seed: int = field(default=0, metadata=help_text("Random seed."))
+    seed: int = field(default=0, metadata=help_text("Random seed of controls, samples, intervals."))
+
+
+@dataclass(frozen=True)
+class FileOptions(AnswerOptions):
+    """Options of what is read from files of rows.
+
+    Attributes:
+        encoding: Encoding of text files; None: UTF-8.
+    """
+
+    encoding: str | None = field(default=None, metadata=help_text("Encoding of text files (default: utf-8)."))
 
 
 @dataclass(frozen=True)
@@ -109,7 +120,20 @@ class AskOptions(AnswerOptions):
 
 
 @dataclass(frozen=True)
-class QuestionOptions(AskOptions):
+class AskFileOptions(FileOptions, AskOptions):
+    """Options of benchmarks that put the rows of files before a model.
+
+    Attributes:
+        skip_bad_rows: Leave rows out that are bad, or too long for the model, and count them.
+    """
+
+    skip_bad_rows: bool = field(
+        default=False, metadata=help_text("Leave out rows with errors, or too long, and count them.")
+    )
+
+
+@dataclass(frozen=True)
+class QuestionOptions(AskFileOptions):
     """Options of benchmarks whose prompts are questions, with a context or an image.
 
     Attributes:
@@ -148,6 +172,7 @@ class Items:
         notes: Sentences for the reader.
         contexts: Questions whose contexts serve as neutral text.
         tools: What reading has set up for ``parse``, a matcher of words for example.
+        skipped: Bad rows that were left out.
     """
 
     items: list[Item]
@@ -155,6 +180,7 @@ class Items:
     notes: Sequence[str] = ()
     contexts: Sequence[Question] = ()
     tools: Any = None
+    skipped: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """CHAIR: the objects that captions name and the image does not have."""
 
+import codecs
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,10 +11,10 @@ import numpy as np
 
 from truthheads.benchmarks.base import (
     Answer,
-    AnswerOptions,
     AnswersElsewhere,
     AnswersRead,
     Benchmark,
+    FileOptions,
     Item,
     Items,
     Prediction,
@@ -22,6 +23,7 @@ from truthheads.benchmarks.base import (
     help_text,
 )
 from truthheads.benchmarks.coco_objects import (
+    OWN,
     Lemmatizer,
     Mention,
     Vocabulary,
@@ -31,7 +33,8 @@ from truthheads.benchmarks.coco_objects import (
 )
 from truthheads.benchmarks.rows import benchmark_rows, digest, placed_image, read_value, text_of
 from truthheads.data.questions import Question
-from truthheads.errors import DataError
+from truthheads.data.tables import kind_of
+from truthheads.errors import DataError, RowError
 from truthheads.stats.resampling import Measured, Metric
 from truthheads.storage.files import describe_file
 
@@ -71,7 +74,7 @@ def read_truth(paths: Sequence[Path], mentions: Callable[[str], list[Mention]]) 
     """
     truth: dict[str, set[str]] = {}
     for path in paths:
-        if path.suffix == ".jsonl":
+        if _is_scenes(path):
             for row in benchmark_rows(path):
                 objects = (row.fields or {}).get("objects")
                 if not isinstance(objects, list):
@@ -89,6 +92,15 @@ def read_truth(paths: Sequence[Path], mentions: Callable[[str], list[Mention]]) 
     if not truth:
         raise _unknown(paths[0], "no image")
     return {image: sorted(names) for image, names in truth.items()}
+
+
+def _is_scenes(path: Path) -> bool:
+    """Return whether a file holds rows, one a line or in an array, and not one of COCO's objects."""
+    if path.suffix == ".gz" or not path.is_file() or not path.stat().st_size:
+        return False
+    with path.open("rb") as opened:
+        start = b"".join(opened.read(256).removeprefix(codecs.BOM_UTF8).split())
+    return start.startswith(b"[{") or kind_of(path) in ("lines", "csv")
 
 
 def _coco(
@@ -117,17 +129,33 @@ def _unknown(path: Path, got: str) -> DataError:
     )
 
 
-def read_captions(path: Path, truth: Mapping[str, list[str]], *, limit: int | None = None) -> list[Caption]:
-    """Return the captions of a file: rows of ``image_id`` (or ``image``) and ``caption``, one for each image.
+NAMED = ("image_id", "image", "image_file", "file_name", "filename", "image_path", "question_id")
+"""Columns that name a caption's image: COCO's results and chair.py's, LLaVA's; the first that a row has is read."""
+
+SAID = ("caption", "text", "answer", "response", "output")
+"""Columns that hold a caption: chair.py's, LLaVA's and VCD's."""
+
+
+def read_captions(
+    path: Path, truth: Mapping[str, list[str]], *, limit: int | None = None, encoding: str | None = None
+) -> list[Caption]:
+    """Return the captions of a file, one for each image.
+
+    Args:
+        path: Rows of ``image_id`` and ``caption`` (COCO's results), of ``image`` and ``text`` (LLaVA's answers), or
+            what chair.py writes, whose ``sentences`` are such rows.
+        truth: The objects of each image.
+        limit: Captions, at most.
+        encoding: Encoding of text files; None: UTF-8.
 
     Raises:
         DataError: A row lacks a field, an image has two captions, or no ground truth; no row at all.
     """
     captions: dict[str, Caption] = {}
-    for row in benchmark_rows(path):
+    for row in benchmark_rows(path, encoding=encoding):
         if limit is not None and len(captions) >= limit:
             break
-        key = image_key(text_of(path, row, "image_id", "image"))
+        key = image_key(text_of(path, row, *NAMED))
         if key in captions:
             raise DataError(
                 f"{path}:{row.place}: image {key} has two captions",
@@ -137,13 +165,13 @@ def read_captions(path: Path, truth: Mapping[str, list[str]], *, limit: int | No
             )
         finished = (row.fields or {}).get("finished")
         if not isinstance(finished, bool | None):
-            raise DataError(
+            raise RowError(
                 f"{path}:{row.place}: field 'finished'",
                 expected="true, false or null",
                 got=repr(finished)[:80],
                 fix="correct the row",
             )
-        captions[key] = Caption(key, text_of(path, row, "caption"), finished)
+        captions[key] = Caption(key, text_of(path, row, *SAID), finished)
     check_images(path, list(captions), truth)
     return list(captions.values())
 
@@ -269,12 +297,23 @@ def check_vocabulary(truth: dict[str, list[str]], vocabulary: Vocabulary, path: 
         )
 
 
+def own_words_note(vocabulary: Vocabulary) -> list[str]:
+    """Return the caveat of a result that is counted with the package's own words; none with a list that was given."""
+    if vocabulary.name != OWN:
+        return []
+    return [
+        "objects are found by this package's own word list, which is not the published one of CHAIR: its CHAIRi was "
+        ".1 to .75 points lower on the same captions; give the published list by --synonyms FILE to compare with papers"
+    ]
+
+
 class ChairSettings(TypedDict):
     """The rules of a CHAIR result."""
 
     synonyms: str
     lemmatizer: str
     cut_sentence: str
+    table_note: str
 
 
 def chair_settings(vocabulary: Vocabulary, lemmatizer: str) -> ChairSettings:
@@ -282,12 +321,15 @@ def chair_settings(vocabulary: Vocabulary, lemmatizer: str) -> ChairSettings:
     return {
         "synonyms": vocabulary.name,
         "lemmatizer": lemmatizer,
+        "table_note": "own word list, not the published one"
+        if vocabulary.name == OWN
+        else f"words of {vocabulary.name}",
         "cut_sentence": "counted; figures ending in _whole leave the sentence out that the cap has cut off",
     }
 
 
 @dataclass(frozen=True)
-class ChairWords(AnswerOptions):
+class ChairWords(FileOptions):
     """How objects are found in captions.
 
     Attributes:
@@ -296,11 +338,9 @@ class ChairWords(AnswerOptions):
     """
 
     synonyms: Path | None = field(
-        default=None, metadata=help_text("File of words in the official format (default: this package's own).")
+        default=None, metadata=help_text("Word list, such as the published one (default: own words).")
     )
-    lemmatizer: Lemmatizer = field(
-        default="forms", metadata=help_text("How words are found: forms (our table) or nltk (as published).")
-    )
+    lemmatizer: Lemmatizer = field(default="forms", metadata=help_text("How words are found; as published: nltk."))
 
 
 @dataclass(frozen=True)
@@ -314,9 +354,9 @@ class ChairOptions(ChairWords, QuestionOptions):
 
     instruction: str | None = field(
         default=None,
-        metadata=help_text("File with the prompt (default: describe the image in detail).", text_file=True),
+        metadata=help_text("File with the prompt (default: describe the image).", text_file=True),
     )
-    caps: tuple[int, ...] = field(default=CAPS, metadata=help_text("New tokens at which captions are cut and scored."))
+    caps: tuple[int, ...] = field(default=CAPS, metadata=help_text("New tokens at which captions are cut."))
 
     @property
     def new_tokens(self) -> int:
@@ -343,7 +383,7 @@ def _ground_truth(
 
 def chair_images(path: Path, images: Path | None) -> list[Path]:
     """Return the images to be described: those that a file of scenes names, else all in the folder."""
-    if path.suffix == ".jsonl":
+    if _is_scenes(path):
         names = [text_of(path, row, "image", "image_id") for row in benchmark_rows(path)]
         return [Path(placed_image(name, path, images)) for name in names]
     suffixes = (".jpg", ".jpeg", ".png", ".webp")
@@ -367,13 +407,13 @@ def read_items(data: Sequence[Path], how: ChairOptions) -> Items:
         for path, key in zip(images, keys, strict=True)
     ]
     settings = {
-        "data": [{"path": str(path)} for path in data],
+        "data": [{"path": path.name} for path in data],
         "prompt": prompt,
         "caps": list(how.caps),
         "image_ids": keys,
         **chair_settings(vocabulary, how.lemmatizer),
     }
-    return Items(items, settings, tools=ChairTools(how.caps, mentions))
+    return Items(items, settings, own_words_note(vocabulary), tools=ChairTools(how.caps, mentions))
 
 
 def parse(line: Prediction, answer: Answer, tools: ChairTools) -> CaptionPrediction:
@@ -395,7 +435,7 @@ def read_captioned(answers: Sequence[Path], data: Sequence[Path], how: ChairWord
             fix="put them into one file, or score them one at a time",
         )
     vocabulary, mentions, truth = _ground_truth(data, how)
-    found = read_captions(answers[0], truth, limit=how.limit)
+    found = read_captions(answers[0], truth, limit=how.limit, encoding=how.encoding)
     lines: list[CaptionPrediction] = [
         {
             "id": caption.image,
@@ -415,7 +455,7 @@ def read_captioned(answers: Sequence[Path], data: Sequence[Path], how: ChairWord
         "caps": ["given"],
         "image_ids": [caption.image for caption in found],
     }
-    return AnswersRead(lines, settings)
+    return AnswersRead(lines, settings, own_words_note(vocabulary))
 
 
 CHAIR = Benchmark(
@@ -433,5 +473,7 @@ CHAIR = Benchmark(
     several_files=True,
     shows_images=True,
     scene_files=("captions.jsonl",),
-    elsewhere=AnswersElsewhere("Captions: rows of image_id and caption.", ChairWords, read_captioned),
+    elsewhere=AnswersElsewhere(
+        "Captions as chair.py, COCO's and LLaVA's scripts write them: `caption` or `text`.", ChairWords, read_captioned
+    ),
 )

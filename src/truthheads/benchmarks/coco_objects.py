@@ -13,6 +13,9 @@ from truthheads.errors import DataError, TruthHeadsError
 
 Lemmatizer = Literal["forms", "nltk"]
 
+OWN = "own"
+"""Name of the package's own words for objects."""
+
 ANIMALS = ("bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe", "animal", "cub")
 
 DOUBLE_WORDS = (
@@ -64,7 +67,7 @@ def own_vocabulary() -> Vocabulary:
     table = _own_table()
     forms = {tuple(tokens(form)): name for name, words in table.items() for each in words.values() for form in each}
     words = {word: name for name, entries in table.items() for word in entries if name}
-    return Vocabulary("own", frozenset(table) - {""}, words, forms, words)
+    return Vocabulary(OWN, frozenset(table) - {""}, words, forms, words)
 
 
 @cache
@@ -117,7 +120,7 @@ def read_vocabulary(path: Path) -> Vocabulary:
             forms.setdefault(tuple(tokens(form)), words.get(word, ""))
     parts = [line.strip().split(", ") for line in lines]
     verbatim = {part: row[0] for row in parts for part in row}
-    return Vocabulary(str(path), frozenset(categories), words, forms, verbatim)
+    return Vocabulary(path.name, frozenset(categories), words, forms, verbatim)
 
 
 def plural(word: str) -> str:

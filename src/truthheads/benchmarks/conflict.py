@@ -179,7 +179,9 @@ def read_items(data: Sequence[Path], how: ConflictOptions) -> Items:
     """Return the conflicts of a file as prompts."""
     from truthheads.data.answers import describe_data  # it imports torch, which --help does not wait for
 
-    questions = read_questions(data[0], limit=how.limit, images=how.images)
+    questions = read_questions(
+        data[0], limit=how.limit, images=how.images, encoding=how.encoding, skip_bad_rows=how.skip_bad_rows
+    )
     items, found = [], conflicts(questions, data[0])
     for one in found:
         key = digest(one.question.context, one.question.question)

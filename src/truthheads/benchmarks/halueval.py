@@ -1,16 +1,16 @@
 """HaluEval recognition: does the answer that is shown contain a hallucination? Yes or no."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple, TypedDict
 
-from truthheads.benchmarks.base import AskOptions, Benchmark, Item, Items, begin_line, help_text
-from truthheads.benchmarks.rows import benchmark_rows, context_of, digest, text_of
+from truthheads.benchmarks.base import AskFileOptions, Benchmark, Item, Items, begin_line, help_text
+from truthheads.benchmarks.rows import LEAVE_OUT, LeaveOut, benchmark_rows, context_of, digest, text_of
 from truthheads.benchmarks.yes_no import HALUEVAL_PARSERS, measure_yesno, parse_with
+from truthheads.data.lines import Row
 from truthheads.data.questions import normalised_text
-from truthheads.data.tables import Row
-from truthheads.errors import DataError
+from truthheads.errors import DataError, RowError
 
 ShownAnswers = Literal["both", "one"]
 
@@ -87,6 +87,8 @@ def read_halueval(
     shown: ShownAnswers = "both",
     limit: int | None = None,
     seed: int = 0,
+    encoding: str | None = None,
+    leave_out: LeaveOut | None = None,
 ) -> tuple[str, list[Judged]]:
     """Read a file of HaluEval and return which part it is and the answers to be judged.
 
@@ -97,6 +99,8 @@ def read_halueval(
         shown: ``both`` answers of every row, or ``one``, by a coin that ``seed`` and the row throw.
         limit: Rows, at most.
         seed: Random seed of the coin.
+        encoding: Encoding of text files; None: UTF-8.
+        leave_out: What becomes of bad rows; None: they are errors.
 
     Raises:
         DataError: Columns of no part, an empty text, a row twice, two answers that are the same, or an answer that is
@@ -106,46 +110,47 @@ def read_halueval(
     judged: list[Judged] = []
     seen: dict[str, str] = {}
     golds: dict[str, tuple[str, str]] = {}
-    for number, row in enumerate(benchmark_rows(path)):
+    leave_out = leave_out or LeaveOut()
+    for number, row in enumerate(benchmark_rows(path, encoding=encoding, leave_out=leave_out)):
         if limit is not None and number >= limit:
             break
-        fields = row.fields or {}
-        part = part or _recognised(path, fields)
-        said = [text_of(path, row, name) for name in (part.right, part.hallucinated)]
-        asked = (text_of if part.knowledge else context_of)(path, row, part.asked)
-        source = context_of(path, row, part.knowledge) if part.knowledge and knowledge else ""
-        if not asked.strip() or not all(text.strip() for text in said):
-            raise DataError(
-                f"{path}:{row.place}: an empty text",
-                expected=f"{part.asked}, {part.right} and {part.hallucinated} with words in them",
-                got="an empty one",
-                fix="correct the row",
-            )
-        if said[0].strip() == said[1].strip():
-            raise DataError(
-                f"{path}:{row.place}: both answers are the same",
-                expected=f"a {part.hallucinated} that differs from the {part.right}",
-                got=f"{said[0].strip()!r} as both"[:120],
-                fix="correct or remove the row: one answer cannot count as right and as hallucinated",
-            )
-        _agree(path, row, part, said, golds)
-        again = digest(asked, source, *said)
-        if again in seen:
-            raise DataError(
-                f"{path}:{row.place}: the row is there twice",
-                expected="each question with its answers once",
-                got=f"the same texts at {seen[again]}",
-                fix="remove one of the two",
-            )
-        seen[again] = row.place
-        name = row.place.rpartition(" ")[2]
-        opening = _opening(part, instruction, source, asked)
-        coin = int(digest(str(seed), again), 16) % 2
-        for side, (gold, text) in enumerate(zip(("no", "yes"), said, strict=True)):
-            if shown == "both" or side == coin:
-                word = ("right", "hallucinated")[side]
-                ending = _ending(part, instruction, text)
-                judged.append(Judged(f"{name}:{word}", normalised_text(asked) or name, opening, ending, gold))
+        part = part or _recognised(path, row)
+        with leave_out.bad_rows():
+            said = [text_of(path, row, name) for name in (part.right, part.hallucinated)]
+            asked = (text_of if part.knowledge else context_of)(path, row, part.asked)
+            source = context_of(path, row, part.knowledge) if part.knowledge and knowledge else ""
+            if not asked.strip() or not all(text.strip() for text in said):
+                raise RowError(
+                    f"{path}:{row.place}: an empty text",
+                    expected=f"{part.asked}, {part.right} and {part.hallucinated} with words in them",
+                    got="an empty one",
+                    fix=LEAVE_OUT,
+                )
+            if said[0].strip() == said[1].strip():
+                raise RowError(
+                    f"{path}:{row.place}: both answers are the same",
+                    expected=f"a {part.hallucinated} that differs from the {part.right}",
+                    got=f"{said[0].strip()!r} as both"[:120],
+                    fix="correct or remove the row: one answer cannot count as right and as hallucinated",
+                )
+            _agree(path, row, part, said, golds)
+            again = digest(asked, source, *said)
+            if again in seen:
+                raise RowError(
+                    f"{path}:{row.place}: the row is there twice",
+                    expected="each question with its answers once",
+                    got=f"the same texts at {seen[again]}",
+                    fix="remove one of the two, or pass --skip-bad-rows to leave it out",
+                )
+            seen[again] = row.place
+            name = row.place.rpartition(" ")[2]
+            opening = _opening(part, instruction, source, asked)
+            coin = int(digest(str(seed), again), 16) % 2
+            for side, (gold, text) in enumerate(zip(("no", "yes"), said, strict=True)):
+                if shown == "both" or side == coin:
+                    word = ("right", "hallucinated")[side]
+                    ending = _ending(part, instruction, text)
+                    judged.append(Judged(f"{name}:{word}", normalised_text(asked) or name, opening, ending, gold))
     if part is None or not judged:
         raise DataError(f"{path} holds no row", expected="one row or more", got="none", fix="check the file")
     return part.name, judged
@@ -175,16 +180,16 @@ def _agree(path: Path, row: Row, part: HaluEvalFormat, said: Sequence[str], gold
             )
 
 
-def _recognised(path: Path, fields: Mapping[str, object]) -> HaluEvalFormat:
+def _recognised(path: Path, row: Row) -> HaluEvalFormat:
     for part in HALUEVAL_FORMATS:
-        if {part.asked, part.right, part.hallucinated} <= fields.keys():
+        if {part.asked, part.right, part.hallucinated} <= (row.fields or {}).keys():
             return part
     raise DataError(
         f"{path} is no part of HaluEval",
         expected=" or ".join(
             f"{part.name} ({part.asked}, {part.right}, {part.hallucinated})" for part in HALUEVAL_FORMATS
         ),
-        got=f"columns {', '.join(map(str, fields))}",
+        got=f"columns {', '.join(row.columns)}",
         fix="give qa, dialogue or summarization data",
     )
 
@@ -225,7 +230,7 @@ def describe_judged(part: str, judged: Sequence[Judged]) -> JudgedSummary:
 
 
 @dataclass(frozen=True)
-class HaluEvalOptions(AskOptions):
+class HaluEvalOptions(AskFileOptions):
     """How HaluEval is asked.
 
     Attributes:
@@ -239,27 +244,34 @@ class HaluEvalOptions(AskOptions):
         default=None, metadata=help_text("File with the benchmark's own instruction.", text_file=True)
     )
     knowledge: bool = field(default=True, metadata=help_text("Show the knowledge where the data has it."))
-    shown: ShownAnswers = field(
-        default="both", metadata=help_text("Show both answers of a row, or one that the seed chooses.")
-    )
+    shown: ShownAnswers = field(default="both", metadata=help_text("Answers of a row that are shown."))
     new_tokens: int = field(default=1, metadata=help_text("Greedy tokens per answer (1: a single pass)."))
 
 
 def read_items(data: Sequence[Path], how: HaluEvalOptions) -> Items:
     """Return the answers to be judged as prompts."""
+    leave_out = LeaveOut(how.skip_bad_rows)
     part, judged = read_halueval(
-        data[0], instruction=how.instruction, knowledge=how.knowledge, shown=how.shown, limit=how.limit, seed=how.seed
+        data[0],
+        instruction=how.instruction,
+        knowledge=how.knowledge,
+        shown=how.shown,
+        limit=how.limit,
+        seed=how.seed,
+        encoding=how.encoding,
+        leave_out=leave_out,
     )
     return Items(
         [Item(one.prompt, one.opening, [begin_line(one.id, one.group, one.key, one.gold)]) for one in judged],
         {
-            "data": {"path": str(data[0]), **describe_judged(part, judged)},
+            "data": {"path": data[0].name, **describe_judged(part, judged)},
             "shown": how.shown,
             "knowledge": how.knowledge,
             "instruction": how.instruction or "our own wording",
             "new_tokens": how.new_tokens,
             "parsers": list(HALUEVAL_PARSERS),
         },
+        skipped=leave_out.count,
     )
 
 

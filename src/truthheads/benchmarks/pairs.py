@@ -41,7 +41,9 @@ def read_items(data: Sequence[Path], how: QuestionOptions) -> Items:
     """Return the questions of a file, each with its two answers."""
     from truthheads.data.answers import describe_data  # it imports torch, which --help does not wait for
 
-    questions = read_questions(data[0], limit=how.limit, images=how.images)
+    questions = read_questions(
+        data[0], limit=how.limit, images=how.images, encoding=how.encoding, skip_bad_rows=how.skip_bad_rows
+    )
     items = [
         Item(q, q.id, [begin_line(q.id, q.group, digest(q.context, q.question, Path(q.image or "").name), q.truthful)])
         for q in questions

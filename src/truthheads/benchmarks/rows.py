@@ -5,15 +5,19 @@ import hashlib
 import json
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from truthheads.data.images import image_path
+from truthheads.data.lines import Row
 from truthheads.data.passages import join_passages
 from truthheads.data.readers import IMAGE_PATH_RULE
-from truthheads.data.tables import Row, read_rows
-from truthheads.errors import DataError
+from truthheads.data.tables import read_rows
+from truthheads.errors import DataError, RowError
 from truthheads.storage.files import SURROGATE
+
+LEAVE_OUT = "correct the row, or pass --skip-bad-rows to leave it out"
 
 LARGEST = 2**30
 """Bytes of a file that is read whole; COCO's largest has 470 MB."""
@@ -22,46 +26,46 @@ UNPACKED, UNPACKED_FREELY = 100, 2**26
 """A gzip file may unpack to so many times its size, or to so many bytes: JSON shrinks to a tenth, zeros to a 1000th."""
 
 
-def benchmark_rows(path: Path) -> Iterator[Row]:
-    """Yield the rows of a file; a ``.json`` file may hold an array or, as POPE's do, one object a line.
+class LeaveOut:
+    """Bad rows are left out and counted, or raise.
+
+    Attributes:
+        skip: Whether they are left out.
+        count: How many were.
+    """
+
+    def __init__(self, skip: bool = False) -> None:
+        self.skip, self.count = skip, 0
+
+    @contextmanager
+    def bad_rows(self) -> Iterator[None]:
+        """Count a RowError that is raised in the block, where bad rows are to be left out."""
+        try:
+            yield
+        except RowError:
+            if not self.skip:
+                raise
+            self.count += 1
+
+
+def benchmark_rows(path: Path, *, encoding: str | None = None, leave_out: LeaveOut | None = None) -> Iterator[Row]:
+    """Yield the rows of a file, read as the files of every command are: what it holds decides, not its name.
+
+    Args:
+        path: The file.
+        encoding: Encoding of text files; None: UTF-8.
+        leave_out: What becomes of a row that cannot be parsed; None: it is an error.
 
     Raises:
         DataError: The file is missing or cannot be read; a bad row.
     """
-    lines = path.suffix == ".json" and path.is_file() and _is_lines(path)
-    for row in _lines(path) if lines else read_rows(path):
-        if row.fields is None:
-            raise DataError(f"{path}:{row.place}: the row", expected="one row", got=row.fault, fix="correct the row")
-        yield row
-
-
-def _is_lines(path: Path) -> bool:
-    with path.open("rb") as opened:
-        return opened.read(64).lstrip(b"\xef\xbb\xbf \r\n\t")[:1] == b"{"
-
-
-def _lines(path: Path) -> Iterator[Row]:
-    whole = _bytes(path)
-    try:
-        value = json.loads(whole)
-    except (ValueError, RecursionError):
-        pass
-    else:
-        yield from _rows_of_value(value)
-        return
-    for number, line in enumerate(whole.splitlines(), start=1):
-        if not line.strip():
+    leave_out = leave_out or LeaveOut()
+    for row in read_rows(path, encoding=encoding):
+        if row.fields is not None:
+            yield row
             continue
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            yield Row(f"line {number}", None, f"not JSON: {error}")
-        else:
-            yield Row(f"line {number}", value if isinstance(value, dict) else None, "no object")
-
-
-def _rows_of_value(value: Any) -> Iterator[Row]:
-    yield Row("row 1", value if isinstance(value, dict) else None, "no object")
+        with leave_out.bad_rows():
+            raise RowError(f"{path}:{row.place}: the row", expected="one row", got=row.fault, fix=LEAVE_OUT)
 
 
 def read_value(path: Path) -> Any:
@@ -109,11 +113,11 @@ def text_of(path: Path, row: Row, *names: str) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str) or SURROGATE.search(value):
-        raise DataError(
+        raise RowError(
             f"{path}:{row.place}: field {names[0]!r}",
             expected=f"text in valid Unicode under {' or '.join(names)}",
-            got=f"columns {', '.join(map(str, fields))}" if value is None else repr(value)[:80],
-            fix="correct the row",
+            got=f"columns {', '.join(row.columns)}" if value is None else repr(value)[:80],
+            fix=LEAVE_OUT,
         )
     return value
 
@@ -128,8 +132,8 @@ def context_of(path: Path, row: Row, name: str) -> str:
     try:
         joined = join_passages(value).text if isinstance(value, list | dict) else None
     except ValueError as error:
-        raise DataError(
-            f"{path}:{row.place}: field {name!r}", expected=str(error), got=repr(value)[:80], fix="correct the row"
+        raise RowError(
+            f"{path}:{row.place}: field {name!r}", expected=str(error), got=repr(value)[:80], fix=LEAVE_OUT
         ) from error
     return text_of(path, Row(row.place, {**(row.fields or {}), **({} if joined is None else {name: joined})}), name)
 

@@ -15,7 +15,7 @@ app = typer.Typer(
     name="truthheads",
     help="Find, compare and gate the attention heads that keep a model with its context.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Example: truthheads demo --out demo",
     pretty_exceptions_enable=False,
 )
@@ -106,6 +106,7 @@ add_command(
 def main() -> None:
     """Run the command line."""
     console.escape_unknown()
+    console.announce_loading()
     argv, note = old_form(sys.argv[1:])
     if note is not None and ranks().rank == 0:
         console.err.print(f"note: {escape(note)}")

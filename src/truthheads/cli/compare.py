@@ -9,7 +9,7 @@ from rich.markup import escape
 from truthheads.cli import console
 from truthheads.cli.console import exclusive_output, guarded
 from truthheads.cli.help import DATA, OUTPUT, RUN
-from truthheads.cli.options import Json, Seed
+from truthheads.cli.options import Json, seed_of
 
 if TYPE_CHECKING:
     from truthheads.results.comparison import ComparisonResult, PairResult
@@ -43,7 +43,7 @@ def compare(
     plot: Annotated[
         Path | None, typer.Option(rich_help_panel=OUTPUT, help="Scatter, profile and heat maps: .html, .png or .svg.")
     ] = None,
-    seed: Seed = 0,
+    seed: Annotated[int, seed_of("resamples and permutation tests")] = 0,
     json: Json = False,
 ) -> None:
     """Compare models by their Truth Scores, by their weights, or by both."""

@@ -8,16 +8,17 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_origin
 
 import typer
 from rich.markup import escape
 from typer.core import TyperCommand, TyperGroup
 
 from truthheads.cli import console
-from truthheads.cli.console import guarded, multi_process
+from truthheads.cli.console import guarded, multi_process, resumable
 from truthheads.cli.help import DATA, OUTPUT, RUN, Command, add_command
-from truthheads.cli.options import LOADING, BatchTokens, Json, ModelName
+from truthheads.cli.options import LOADING, BatchTokens, Force, Json, ModelName
+from truthheads.cli.reading import all_at_once
 from truthheads.storage.distributed import ranks
 
 if TYPE_CHECKING:
@@ -45,12 +46,17 @@ OutFolder = Annotated[
     Path, typer.Option(rich_help_panel=OUTPUT, metavar="DIR", help="Folder for predictions and summary.")
 ]
 
+Restart = Annotated[
+    bool, typer.Option("--force", rich_help_panel=OUTPUT, help="Remove an earlier evaluation from --out first.")
+]
+
 HarnessTask = Annotated[str, typer.Argument(metavar="NAME", help="The task's name in lm-evaluation-harness.")]
 
 AnswerFiles = Annotated[list[Path], typer.Argument(metavar="ANSWERS...", help="Files of answers.", show_default=False)]
 
 COMMON: dict[str, tuple[Any, Any]] = {
     "out": (OutFolder, Path("evaluation")),
+    "force": (Restart, False),
     "gate": (
         Annotated[list[Path] | None, typer.Option(rich_help_panel=RUN, metavar="FILE", help="Gate file; repeatable.")],
         None,
@@ -87,10 +93,17 @@ COMMON: dict[str, tuple[Any, Any]] = {
 }
 """The options of every benchmark that runs a model."""
 
-OF_DATA = ("chat", "images", "limit", "synonyms", "truncate")
+OF_DATA = ("chat", "encoding", "images", "limit", "skip_bad_rows", "synonyms", "truncate")
 """Options of benchmarks that say what is read, and how it is shown."""
 
-METAVARS: dict[Any, str] = {int: "N", int | None: "N", Path: "FILE", Path | None: "FILE", str: "LIST"}
+METAVARS: dict[Any, str] = {
+    str | None: "NAME",
+    int: "N",
+    int | None: "N",
+    Path: "FILE",
+    Path | None: "FILE",
+    str: "LIST",
+}
 """How the value of a benchmark's option is shown in the help, by its type."""
 
 OLD_OPTIONS = (
@@ -120,7 +133,7 @@ class EvaluateGroup(TyperGroup):
         from truthheads.benchmarks.registry import BENCHMARKS
 
         if cmd_name not in BENCHMARKS:
-            return super().get_command(ctx, cmd_name)
+            return super().get_command(ctx, cmd_name) or guarded(_unknown)(cmd_name)
         return guarded(lambda: _command(cmd_name, *_asked(_record(cmd_name))))()
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -141,10 +154,24 @@ class AnswersGroup(TyperGroup):
         """Return a sub-command, or None."""
         from truthheads.benchmarks.registry import BENCHMARKS
 
-        record = guarded(_record)(cmd_name) if cmd_name in BENCHMARKS else None
-        if record is None or record.elsewhere is None:
-            return None
-        return _command(cmd_name, *_answered(record))
+        if cmd_name not in BENCHMARKS:
+            return guarded(_unknown)(cmd_name)
+        record = guarded(_record)(cmd_name)
+        return None if record.elsewhere is None else _command(cmd_name, *_answered(record))
+
+
+def _unknown(name: str) -> None:
+    """Raise DataError for a word that is no benchmark: it names all of them, and the nearest."""
+    from truthheads.benchmarks.registry import benchmark
+    from truthheads.errors import DataError
+
+    task = benchmark(name).name
+    raise DataError(
+        f"{name!r} is not the name of a sub-command",
+        expected=f"{task} NAME",
+        got=name,
+        fix=f"write the harness's task after a blank: truthheads evaluate {name.replace(':', ' ', 1)} MODEL",
+    )
 
 
 app = typer.Typer(
@@ -176,6 +203,7 @@ def _command(name: str, run: Callable[..., None], parameters: Parameters, about:
     def command(**given: Any) -> None:
         run(**given)
 
+    command.__dict__.update(run.__dict__)  # whether it keeps what it has done
     own = [
         inspect.Parameter(one, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
         for one, (kind, default) in parameters.items()
@@ -202,7 +230,7 @@ def _own_options(options: "type[AnswerOptions]") -> Parameters:
             kind, default = str, ",".join(map(str, default))
         panel = DATA if one.name in OF_DATA else RUN
         names = [f"--{one.name.replace('_', '-')}"] if default is False else []  # without the name that changes nothing
-        shown = METAVARS.get(kind)
+        shown = "NAME" if get_origin(kind) is Literal else METAVARS.get(kind)
         option = typer.Option(*names, metavar=shown, rich_help_panel=panel, help=one.metadata["help"], **least)
         found[one.name] = (Annotated[kind, option], default)
     return found
@@ -242,14 +270,19 @@ def _asked(record: "Benchmark") -> tuple[Callable[..., None], Parameters, str, s
     }
 
     def run(*, model: str, data: list[Path] | None, out: Path, json: bool, name: str = "", **given: Any) -> None:
+        from truthheads.evaluation.ask import read_benchmark
         from truthheads.evaluation.evaluate import evaluate
         from truthheads.models.load import load
-        from truthheads.storage.files import check_target
 
-        asking = _options_given(record.options, given)
-        how = {one: given.pop(one) for one in LOADING}
-        check_target(out / "predictions.jsonl")
-        gates = read_gates(given.pop("gate") or [])
+        how, named = {one: given.pop(one) for one in LOADING}, given.pop("gate") or []
+        with all_at_once() as wrong:
+            asking = wrong.of(lambda: _options_given(record.options, given))
+            wrong.of_target(out / "predictions.jsonl")
+            gates = wrong.of(lambda: read_gates(named))
+            read = None if harness or not asking else wrong.of(lambda: read_benchmark(record, data or [], asking))
+            wrong.of_neutral(given["neutral"])
+            wrong.of_model(model, how)
+        assert asking is not None and gates is not None
         task = f"{record.name}:{name}" if harness else record.name
         loaded = load(model, **how)
         with console.progress_bar(f"{task}: tokens read") as progress:
@@ -262,10 +295,12 @@ def _asked(record: "Benchmark") -> tuple[Callable[..., None], Parameters, str, s
                 asking=asking,
                 seed=asking.seed,
                 progress=progress,
+                read=read,
                 **given,
             )
-        _tell(summary, out, json)
+        _tell(summary.result, out, json)
 
+    resumable(run)
     if harness:
         return run, parameters, record.about, f"truthheads evaluate {record.name} arc_easy smollm2 --limit 100"
     return run, parameters, record.about, f"truthheads evaluate {record.name} smollm2 --data rows.jsonl --limit 100"
@@ -279,17 +314,22 @@ def _answered(record: "Benchmark") -> tuple[Callable[..., None], Parameters, str
         "answers": (AnswerFiles, inspect.Parameter.empty),
         "data": _data(record),
         "out": (OutFolder, Path("evaluation")),
+        "force": (Force, False),
         **_own_options(elsewhere.options),
         "json": (Json, False),
     }
 
-    def run(*, answers: list[Path], data: list[Path], out: Path, json: bool, **given: Any) -> None:
+    def run(*, answers: list[Path], data: list[Path], out: Path, force: bool, json: bool, **given: Any) -> None:
+        from truthheads.data.tables import check_there
         from truthheads.evaluation.external import score_answers
-        from truthheads.storage.files import check_target
 
-        how = _options_given(elsewhere.options, given)
-        check_target(out / "predictions.jsonl")
-        _tell(score_answers(record.name, answers, data, out=out, how=how, seed=how.seed), out, json)
+        with all_at_once() as wrong:
+            how = wrong.of(lambda: _options_given(elsewhere.options, given))
+            wrong.of_target(out / "predictions.jsonl")
+            for path in (*answers, *data):
+                wrong.of(lambda path=path: check_there(path))  # type: ignore[misc]
+        assert how is not None
+        _tell(score_answers(record.name, answers, data, out=out, how=how, seed=how.seed, force=force), out, json)
 
     example = f"truthheads evaluate {ANSWERS} {record.name} answers.jsonl --data rows.jsonl"
     return run, parameters, elsewhere.about, example
@@ -439,30 +479,29 @@ def read_numbers(name: str, text: str) -> tuple[int, ...]:
 
 
 def read_gates(paths: list[Path]) -> "dict[str, Gate]":
-    """Return gates under their files' names; folders are added where two files share one.
+    """Return gates under their files' names, or those of folders where two files share one.
 
     Raises:
         ArtifactError, GateError: A file is no gate.
     """
-    from truthheads.results.gate import Gate
+    from truthheads.evaluation.evaluate import named_gates
 
-    names = [path.stem for path in paths]
-    if len(set(names)) < len(names):
-        names = ["-".join([*path.parts[-2:-1], path.stem]) for path in paths]
-    if len(set(names)) < len(names):
-        names = [f"{name}-{at}" for at, name in enumerate(names, start=1)]
-    return {name: Gate.load(path) for name, path in zip(names, paths, strict=True)}
+    return named_gates(paths)
 
 
 def show(summary: "EvaluationResult") -> None:
     """Print the ungated figures, and what each gate did."""
     from truthheads.benchmarks.registry import benchmark
 
+    data = summary["settings"].get("data")
+    if isinstance(data, dict) and data.get("read_as"):
+        console.out.print(f"read: {'; '.join(data['read_as'])}", markup=False)
     plain, *others = summary["runs"]
     primary = summary["primary"]
     names = list(plain["metrics"])
     rows = [[name, console.figure(_whole(plain["metrics"][name]))] for name in names]
-    console.out.print(console.grid(f"{summary['task']}, {summary['rows']} rows, ungated", ["", "95 %"], rows))
+    told = [f"{summary['rows']} rows", "ungated", *filter(None, [summary["settings"].get("table_note")])]
+    console.out.print(console.grid(f"{summary['task']}, {', '.join(map(str, told))}", ["", "95 %"], rows))
     gates = [run for run in others if run["kind"] == "gate"]
     if gates:
         beside = tuple(name for name in benchmark(summary["task"]).shown_beside if name in plain["metrics"])

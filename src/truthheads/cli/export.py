@@ -18,7 +18,11 @@ def export(
     gate: Annotated[Path, typer.Option(rich_help_panel=DATA, help="Gate file that fits the model.")],
     to: Annotated[
         ExportFormat,
-        typer.Option(rich_help_panel=OUTPUT, help="PEFT IA³ folder, transformers folder or GGUF file."),
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=OUTPUT,
+            help="Format: adapter (PEFT IA³), checkpoint (transformers) or gguf.",
+        ),
     ],
     out: Annotated[Path, typer.Option(rich_help_panel=OUTPUT, help="New folder; for gguf, new file.")],
     force: Annotated[
@@ -29,7 +33,7 @@ def export(
         typer.Option(metavar="NAME", rich_help_panel=OUTPUT, help="Hub repository to upload to."),
     ] = None,
     trust_remote_code: Remote = False,
-    seed: IdleSeed = 0,
+    seed: IdleSeed = None,
     json: Json = False,
 ) -> None:
     """Write the gated model in a standard format that existing servers load."""
@@ -54,7 +58,7 @@ def export(
     figures = loaded.describe()
     if json:
         result = {"model": model, "to": to, "out": str(out), "gate": figures, "files": len(files), "bytes": size}
-        typer.echo(dumps({**result, "pushed_to": push_to_hub, "seed": seed}))
+        typer.echo(dumps({**result, "pushed_to": push_to_hub}))
         return
     console.out.print(
         f"{to} of {model}: {figures['moved']} of {figures['num_layers']} x {figures['num_heads']} heads scaled "

@@ -10,7 +10,7 @@ from truthheads.choices import Control, Norm, Site
 from truthheads.cli import console
 from truthheads.cli.console import exclusive_output, guarded
 from truthheads.cli.help import MODEL, OUTPUT, RUN
-from truthheads.cli.options import Json, Remote, Seed
+from truthheads.cli.options import Json, Remote, seed_of
 
 if TYPE_CHECKING:
     from truthheads.results.gate import GateSummary
@@ -26,10 +26,19 @@ def gate(
     norm: Annotated[
         Norm,
         typer.Option(
-            rich_help_panel=RUN, help="Scores minus the layer's mean, scaled to 0 to 1 in a layer, or by magnitude."
+            metavar="NAME",
+            rich_help_panel=RUN,
+            help="Norm: centred (less the layer's mean), minmax (0 to 1 in a layer) or signed (by magnitude).",
         ),
     ] = "centred",
-    site: Annotated[Site, typer.Option(rich_help_panel=RUN, help="Scale each head's z, or output blocks.")] = "z",
+    site: Annotated[
+        Site,
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=RUN,
+            help="Site: z (the heads' own outputs) or output.",
+        ),
+    ] = "z",
     floor: Annotated[
         str,
         typer.Option(
@@ -42,7 +51,10 @@ def gate(
             "--standardise", rich_help_panel=RUN, help="Count strength in standard deviations of the scores (centred)."
         ),
     ] = False,
-    control: Annotated[Control | None, typer.Option(rich_help_panel=RUN, help="Write a control gate instead.")] = None,
+    control: Annotated[
+        Control | None,
+        typer.Option(metavar="NAME", rich_help_panel=RUN, help="Write a control gate: constant, shuffled or random."),
+    ] = None,
     target: Annotated[
         str | None,
         typer.Option("--for", metavar="MODEL", rich_help_panel=MODEL, help="Check that the gate fits this model."),
@@ -51,7 +63,7 @@ def gate(
     plot: Annotated[
         Path | None, typer.Option(rich_help_panel=OUTPUT, help="Heat map of the factors: .html, .png or .svg.")
     ] = None,
-    seed: Seed = 0,
+    seed: Annotated[int, seed_of("a control (--control)")] = 0,
     trust_remote_code: Remote = False,
     json: Json = False,
 ) -> None:
@@ -63,7 +75,7 @@ def gate(
     from truthheads.plots.charts import check_suffix, save_chart
     from truthheads.results.gate import Gate
     from truthheads.results.scores import Scores
-    from truthheads.storage.artifacts import provenance
+    from truthheads.storage.artifacts import provenance, without_folder
     from truthheads.storage.files import check_target, dumps
 
     if plot is not None:
@@ -82,7 +94,10 @@ def gate(
         check_factors(made.gate, inspect(target, trust_remote_code=trust_remote_code).layout)
     if control is not None:
         made = made.control(control, seed=seed)
-    made = replace(made, meta={**made.meta, "for": target, "seed": seed, **provenance()})
+    made = replace(
+        made,
+        meta={**made.meta, "for": None if target is None else without_folder(target), "seed": seed, **provenance()},
+    )
     made.save(out)
     result: GateSummary = {
         **made.describe(),

@@ -6,24 +6,27 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from truthheads.cli import console
-from truthheads.cli.console import guarded
+from truthheads.cli.console import guarded, resumable
 from truthheads.cli.help import DATA, OUTPUT, RUN
 from truthheads.cli.options import (
     BatchTokens,
     Chat,
     Data,
+    Encoding,
     Guard,
     How,
     Images,
     Json,
+    LabelTrue,
     Limit,
     ModelName,
     Neutral,
-    Seed,
     SkipBadRows,
     Truncate,
     loads_model,
+    seed_of,
 )
+from truthheads.cli.reading import all_at_once
 from truthheads.stats.thresholds import GATE_HARM_NATS, GROUND_TEST_SHARE
 
 if TYPE_CHECKING:
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 
 
 @guarded
+@resumable
 @loads_model
 def ground(
     model: ModelName,
@@ -61,13 +65,16 @@ def ground(
     images: Images = None,
     limit: Limit = None,
     skip_bad_rows: SkipBadRows = False,
+    encoding: Encoding = None,
+    label_true: LabelTrue = None,
     batch_tokens: BatchTokens = None,
-    seed: Seed = 0,
+    seed: Annotated[int, seed_of("split, learning, controls and intervals")] = 0,
     *,
     how: How,
     json: Json = False,
 ) -> None:
     """Learn a gate from your rows, test it on held-out rows, and export the model if it is better."""
+    from truthheads.data.readers import read_questions
     from truthheads.storage.files import dumps
     from truthheads.workflows.ground import Settings
     from truthheads.workflows.ground import ground as run
@@ -84,9 +91,28 @@ def ground(
         truncate=truncate,
         limit=limit,
         skip_bad_rows=skip_bad_rows,
+        encoding=encoding,
+        label_true=label_true,
         batch_tokens=batch_tokens,
         seed=seed,
     )
+    with all_at_once() as wrong:
+        wrong.of_target(out / "ground.json")
+        rows = wrong.of(
+            lambda: read_questions(
+                data,
+                limit=limit,
+                skip_bad_rows=skip_bad_rows,
+                images=images,
+                halves=True,
+                encoding=encoding,
+                label_true=label_true,
+            )
+        )
+        wrong.of_neutral(neutral)
+        wrong.of_model(model, how)
+    assert rows is not None
+    console.note(f"read: {rows.reading}")
     with console.stepwise(STEPS) as (tell, progress):
         result = run(
             model,
@@ -102,7 +128,7 @@ def ground(
     if json:
         typer.echo(dumps({**result, "out": str(out)}))
     else:
-        _show(result, out)
+        _show(result.result, out)
 
 
 STEPS = {
@@ -132,6 +158,8 @@ def _show(result: "GroundResult", out: Path) -> None:
             "no model was written: the test rows give no evidence that it would be better"
             + (" (--export-anyway writes it all the same)" if result["moved"] else "")
         )
+        for sentence in result["advice"]:
+            console.out.print(sentence, markup=False)
         return
     if result["anyway"]:
         console.warn("the model was written because --export-anyway was given; nothing shows that it is better")

@@ -12,14 +12,14 @@ MODEL, DATA, RUN, OUTPUT = PANELS = ("Model", "Data", "Run", "Output")
 
 
 class Command(TyperCommand):
-    """A command that shows its options panel by panel, ``--help`` among those of the output."""
+    """A command that shows its options panel by panel; ``--help`` itself, which whoever reads it has found, is not."""
 
     def get_params(self, ctx: Any) -> list[Any]:
         """List the parameters in the order of their panels; arguments come first."""
         found = super().get_params(ctx)
         for parameter in found:
             if parameter.name == "help":
-                parameter.rich_help_panel = OUTPUT  # type: ignore[attr-defined]
+                parameter.hidden = True  # type: ignore[attr-defined]
         return sorted(found, key=_place)
 
 

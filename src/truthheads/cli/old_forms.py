@@ -14,7 +14,7 @@ TUNE_ONLY = {
 
 TUNE_FLAGS = (
     "--standardise", "--chat", "--truncate", "--skip-bad-rows", "--skip-missing", "--trust-remote-code", "--json",
-    "--help",
+    "--help", "-h",
 )  # fmt: skip
 """Options of ``tune`` that take no value."""
 
@@ -76,7 +76,7 @@ def _pieces(words: Sequence[str]) -> list[list[str]]:
 
 def _name(piece: Sequence[str]) -> str:
     """Name the option of a piece; an argument has none."""
-    return piece[0].partition("=")[0] if piece[0].startswith("--") and piece[0] != "--" else ""
+    return piece[0].partition("=")[0] if piece[0].startswith("-") and piece[0] not in ("-", "--") else ""
 
 
 def _value(piece: Sequence[str]) -> str | None:

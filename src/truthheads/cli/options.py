@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -9,6 +10,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from truthheads.cli.help import DATA, MODEL, OUTPUT, RUN
+from truthheads.storage.distributed import ranks
 
 # --- the model -------------------------------------------------------------------------------------------------------
 
@@ -45,6 +47,12 @@ Remote = Annotated[
     typer.Option("--trust-remote-code", rich_help_panel=MODEL, help="Run Python code that comes with the model."),
 ]
 
+Processor = Annotated[
+    str | None,
+    typer.Option(metavar="BASE", hidden=True, help="Model whose processor prepares images (default: MODEL's own)."),
+]
+"""Not on the screen of ``--help``: the one error that it cures names it."""
+
 # --- the data --------------------------------------------------------------------------------------------------------
 
 Data = Annotated[
@@ -60,8 +68,24 @@ Images = Annotated[
 Limit = Annotated[int | None, typer.Option(metavar="N", min=1, rich_help_panel=DATA, help="Rows to read at most.")]
 
 SkipBadRows = Annotated[
-    bool, typer.Option("--skip-bad-rows", rich_help_panel=DATA, help="Leave out rows with errors and count them.")
+    bool,
+    typer.Option(
+        "--skip-bad-rows", rich_help_panel=DATA, help="Leave out rows with errors, or too long, and count them."
+    ),
 ]
+
+Encoding = Annotated[
+    str | None, typer.Option(metavar="NAME", rich_help_panel=DATA, help="Encoding of a text file (default: utf-8).")
+]
+
+LabelTrue = Annotated[
+    str | None, typer.Option(metavar="WORD", rich_help_panel=DATA, help="Label of truthful answers, in place of 1.")
+]
+
+QuietEncoding = Annotated[str | None, typer.Option(metavar="NAME", hidden=True, help="Encoding of a text file.")]
+
+QuietLabelTrue = Annotated[str | None, typer.Option(metavar="WORD", hidden=True, help="Label of truthful answers.")]
+"""For commands whose help is a whole screen; the errors that these options cure name them."""
 
 SkipMissing = Annotated[
     bool,
@@ -85,15 +109,32 @@ Neutral = Annotated[
 
 BatchTokens = Annotated[
     int | None,
-    typer.Option(metavar="N", min=1, rich_help_panel=RUN, help="Padded tokens per batch (default: by device)."),
+    typer.Option(metavar="N", min=1, rich_help_panel=RUN, help="Tokens per batch (default: by device)."),
 ]
 
-Seed = Annotated[int, typer.Option(metavar="N", min=0, rich_help_panel=RUN, help="Random seed.")]
+
+def seed_of(what: str) -> Any:
+    """Return the option ``--seed`` of a command.
+
+    Args:
+        what: What the command draws at random.
+    """
+    return typer.Option(metavar="N", min=0, rich_help_panel=RUN, help=f"Random seed of {what}.")
+
+
+def _unused(seed: int | None) -> int | None:
+    if seed is not None and ranks().rank == 0:
+        print("note: --seed has no effect here and was left out: nothing is drawn at random", file=sys.stderr)  # noqa: T201
+    return seed
+
 
 IdleSeed = Annotated[
-    int, typer.Option(metavar="N", min=0, hidden=True, help="Random seed; this command draws nothing at random.")
+    int | None,
+    typer.Option(
+        metavar="N", min=0, hidden=True, callback=_unused, help="Random seed; this command draws nothing at random."
+    ),
 ]
-"""For commands that take ``--seed`` as all do, but have no use for it."""
+"""For commands without anything random: ``--seed`` is not shown, and still accepted, with a note."""
 
 Guard = Annotated[
     float,
@@ -104,6 +145,10 @@ Guard = Annotated[
 
 Json = Annotated[
     bool, typer.Option("--json", rich_help_panel=OUTPUT, help="Print the result as one JSON object and nothing else.")
+]
+
+Force = Annotated[
+    bool, typer.Option("--force", rich_help_panel=OUTPUT, help="Replace what --out names, if it is there.")
 ]
 
 Top = Annotated[int, typer.Option(metavar="N", min=1, rich_help_panel=OUTPUT, help="Heads to list in the table.")]
@@ -126,6 +171,7 @@ LOADING: Group = {
     "offload_folder": (OffloadFolder, None),
     "load_in": (LoadIn, None),
     "trust_remote_code": (Remote, False),
+    "processor": (Processor, None),
 }
 
 Command = TypeVar("Command", bound=Callable[..., Any])

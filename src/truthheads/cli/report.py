@@ -9,7 +9,7 @@ from rich.markup import escape
 from truthheads.cli import console
 from truthheads.cli.console import guarded
 from truthheads.cli.help import OUTPUT
-from truthheads.cli.options import Json
+from truthheads.cli.options import Force, IdleSeed, Json
 
 
 @guarded
@@ -18,11 +18,15 @@ def report(
     out: Annotated[
         Path, typer.Option(rich_help_panel=OUTPUT, help="HTML page to write: one self-contained file.")
     ] = Path("report.html"),
+    force: Force = False,
+    seed: IdleSeed = None,
     json: Json = False,
 ) -> None:
     """Write one HTML page, readable offline, of all results in a folder."""
+    from truthheads.storage.files import check_new, dumps
+
+    check_new(out, force=force)
     from truthheads.reporting.report import write_report
-    from truthheads.storage.files import dumps
 
     made = write_report(folder, out)
     for warning in made.warnings:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from truthheads.cli import console
-from truthheads.cli.console import guarded
+from truthheads.cli.console import guarded, resumable
 from truthheads.cli.help import DATA, MODEL, OUTPUT, RUN
-from truthheads.cli.options import How, Json, Seed, loads_model
+from truthheads.cli.options import How, IdleSeed, Json, loads_model, seed_of
 
 if TYPE_CHECKING:
     from truthheads.models.load import Loading
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 
 @guarded
+@resumable
 def demo(
     out: Annotated[
         Path, typer.Option(rich_help_panel=OUTPUT, help="Folder to write to; run again to continue.")
@@ -24,7 +25,7 @@ def demo(
     rows: Annotated[
         int, typer.Option(metavar="N", min=60, rich_help_panel=DATA, help="Number of questions to generate.")
     ] = 180,
-    seed: Seed = 0,
+    seed: Annotated[int, seed_of("rows, folds, learning and intervals")] = 0,
     json: Json = False,
 ) -> None:
     """Run everything on SmolLM2 and two descendants: scores, lineage, evidence, gates, evaluation, report."""
@@ -63,6 +64,7 @@ def _show(scores: "ScoreSummary", made: "DemoResult") -> None:
 
 
 @guarded
+@resumable
 @loads_model
 def reproduce(
     recipe: Annotated[str | None, typer.Argument(help="Name of a shipped recipe (see --list), or a TOML file.")] = None,
@@ -83,6 +85,7 @@ def reproduce(
     out: Annotated[
         Path | None, typer.Option(rich_help_panel=OUTPUT, help="Folder to write to (default: reproduced/RECIPE).")
     ] = None,
+    seed: IdleSeed = None,
     *,
     how: How,
     json: Json = False,

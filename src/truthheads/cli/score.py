@@ -7,26 +7,30 @@ import typer
 
 from truthheads.choices import Folds, Probe, ScoreMethod
 from truthheads.cli import console
-from truthheads.cli.console import exclusive_output, guarded, multi_process
+from truthheads.cli.console import exclusive_output, guarded, multi_process, resumable
 from truthheads.cli.help import OUTPUT, RUN
 from truthheads.cli.options import (
     BatchTokens,
     Chat,
     Data,
+    Encoding,
+    Force,
     How,
     IdleSeed,
     Images,
     Json,
+    LabelTrue,
     Limit,
     ModelName,
     Remote,
-    Seed,
     SkipBadRows,
     SkipMissing,
     Top,
     Truncate,
     loads_model,
+    seed_of,
 )
+from truthheads.cli.reading import all_at_once, tell_reading, usable
 
 if TYPE_CHECKING:
     from truthheads.results.scores import DepthProfile, ScoreSummary
@@ -38,14 +42,17 @@ def inspect_model(
     out: Annotated[
         Path | None, typer.Option(rich_help_panel=OUTPUT, help="File that gets the JSON result as well.")
     ] = None,
-    seed: IdleSeed = 0,
+    force: Force = False,
+    seed: IdleSeed = None,
     json: Json = False,
     trust_remote_code: Remote = False,
 ) -> None:
     """Show where a model's heads are, from its configuration alone."""
     from truthheads.models.load import inspect
-    from truthheads.storage.files import dumps, write_json
+    from truthheads.storage.files import check_new, dumps, write_json
 
+    if out is not None:
+        check_new(out, force=force)
     found = inspect(model, trust_remote_code=trust_remote_code).json()
     if out is not None:
         write_json(out, found)
@@ -64,8 +71,9 @@ def inspect_model(
 
 
 @guarded
+@resumable
 @multi_process
-@exclusive_output()
+@exclusive_output(checks=True)
 @loads_model
 def score(
     model: ModelName,
@@ -73,9 +81,16 @@ def score(
     out: Annotated[Path, typer.Option(rich_help_panel=OUTPUT, help="Score file to write.")] = Path(
         "scores.safetensors"
     ),
-    method: Annotated[ScoreMethod, typer.Option(rich_help_panel=RUN, help="How heads are scored.")] = "probe",
-    probe: Annotated[Probe, typer.Option(rich_help_panel=RUN, help="Probe solver (paper: as released).")] = "newton",
-    folds: Annotated[Folds, typer.Option(rich_help_panel=RUN, help="Probe folds (paper: as released).")] = "grouped",
+    method: Annotated[
+        ScoreMethod,
+        typer.Option(metavar="NAME", rich_help_panel=RUN, help="Method: probe, attribution or evidence."),
+    ] = "probe",
+    probe: Annotated[
+        Probe, typer.Option(metavar="NAME", rich_help_panel=RUN, help="Solver: newton, or paper (as released).")
+    ] = "newton",
+    folds: Annotated[
+        Folds, typer.Option(metavar="NAME", rich_help_panel=RUN, help="Folds: grouped, or paper (as released).")
+    ] = "grouped",
     chat: Chat = False,
     truncate: Truncate = False,
     share_prefix: Annotated[
@@ -98,8 +113,10 @@ def score(
     skip_missing: SkipMissing = False,
     limit: Limit = None,
     skip_bad_rows: SkipBadRows = False,
+    encoding: Encoding = None,
+    label_true: LabelTrue = None,
     batch_tokens: BatchTokens = None,
-    seed: Seed = 0,
+    seed: Annotated[int, seed_of("folds, intervals and shuffled labels")] = 0,
     *,
     how: How,
     json: Json = False,
@@ -109,19 +126,24 @@ def score(
 
     from truthheads.data.readers import read_questions
     from truthheads.models.load import load
-    from truthheads.models.prompts import missing_images
-    from truthheads.plots.charts import check_suffix, save_chart
+    from truthheads.plots.charts import save_chart
     from truthheads.results.scores import summarise_scores
     from truthheads.scoring.score import score as run
-    from truthheads.storage.files import check_target, dumps
+    from truthheads.storage.files import dumps
 
-    if plot is not None:
-        check_suffix(plot)
-        check_target(plot)
-    questions = read_questions(data, limit=limit, skip_bad_rows=skip_bad_rows, images=images)
+    with all_at_once() as wrong:
+        wrong.of_plot(plot)
+        read = wrong.of(
+            lambda: read_questions(
+                data, limit=limit, skip_bad_rows=skip_bad_rows, images=images, encoding=encoding, label_true=label_true
+            )
+        )
+        wrong.of_model(model, how)
+    assert read is not None
     loaded = load(model, **how)
-    if skip_missing:
-        questions = questions.without(missing_images(loaded, questions))
+    questions = usable(
+        loaded, read, skip_bad_rows=skip_bad_rows, skip_missing=skip_missing, chat=chat, truncate=truncate
+    )
     work = out.with_name(f"{out.name}.partial")
     with console.progress_bar(f"{len(questions)} questions through {model}") as progress:
         scores = run(
@@ -141,14 +163,15 @@ def score(
             progress=progress,
         )
     scores.save(out)
-    shutil.rmtree(work, ignore_errors=True)
     result, written = summarise_scores(scores, top=top), {"out": str(out)}
     if plot is not None:
         save_chart(scores.chart(), plot)
         written["plot"] = str(plot)
+    shutil.rmtree(work, ignore_errors=True)  # last: while it is there, the same command goes on
     if json:
         typer.echo(dumps({**result, **written}))
     else:
+        tell_reading(read)
         _show_scores(result)
         for path in written.values():
             console.written(path)

@@ -1,5 +1,6 @@
 """``truthheads trace``: which heads look at the evidence, and whether they are the truthful ones."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -7,32 +8,37 @@ import typer
 
 from truthheads.choices import Position
 from truthheads.cli import console
-from truthheads.cli.console import exclusive_output, guarded, multi_process
+from truthheads.cli.console import exclusive_output, guarded, multi_process, resumable
 from truthheads.cli.help import DATA, OUTPUT, RUN
 from truthheads.cli.options import (
     BatchTokens,
     Chat,
     Data,
+    Encoding,
     How,
     Images,
     Json,
+    LabelTrue,
     Limit,
     ModelName,
-    Seed,
     SkipBadRows,
     SkipMissing,
     Top,
     Truncate,
     loads_model,
+    seed_of,
 )
+from truthheads.cli.reading import all_at_once, tell_reading, usable
 
 if TYPE_CHECKING:
+    from truthheads.data.questions import Question
     from truthheads.results.trace import ClaimResult, TraceSummary
 
 
 @guarded
+@resumable
 @multi_process
-@exclusive_output()
+@exclusive_output(checks=True)
 @loads_model
 def trace(
     model: ModelName,
@@ -43,7 +49,8 @@ def trace(
     ] = None,
     out: Annotated[Path, typer.Option(rich_help_panel=OUTPUT, help="Trace file to write.")] = Path("trace.safetensors"),
     position: Annotated[
-        Position, typer.Option(rich_help_panel=OUTPUT, help="Token to show: last of the answer or question.")
+        Position,
+        typer.Option(metavar="NAME", rich_help_panel=OUTPUT, help="Token to show: last of the answer or question."),
     ] = "answer",
     untruthful: Annotated[
         bool, typer.Option("--untruthful", rich_help_panel=RUN, help="Also trace the untruthful answer's last token.")
@@ -67,8 +74,10 @@ def trace(
     limit: Limit = None,
     skip_bad_rows: SkipBadRows = False,
     skip_missing: SkipMissing = False,
+    encoding: Encoding = None,
+    label_true: LabelTrue = None,
     batch_tokens: BatchTokens = None,
-    seed: Seed = 0,
+    seed: Annotated[int, seed_of("intervals and permutation tests")] = 0,
     *,
     how: How,
     json: Json = False,
@@ -78,24 +87,34 @@ def trace(
 
     from truthheads.data.readers import read_questions
     from truthheads.models.load import load
-    from truthheads.models.prompts import missing_images
-    from truthheads.plots.charts import check_suffix, save_chart
+    from truthheads.plots.charts import save_chart
     from truthheads.results.scores import Scores
-    from truthheads.storage.files import check_target, dumps
+    from truthheads.storage.files import dumps
     from truthheads.tracing.pictures import draw, write_pictures
     from truthheads.tracing.score_correlation import summarise_trace
     from truthheads.tracing.trace import trace as run
 
-    if plot is not None:
-        check_suffix(plot)
-        check_target(plot)
-    if pictures is not None:
-        check_target(pictures)
-    questions = read_questions(data, limit=limit, skip_bad_rows=skip_bad_rows, images=images)
-    truth = None if scores is None else Scores.load(scores)
+    with all_at_once() as wrong:
+        wrong.of_plot(plot)
+        wrong.of_target(pictures)
+        read = wrong.of(
+            lambda: read_questions(
+                data, limit=limit, skip_bad_rows=skip_bad_rows, images=images, encoding=encoding, label_true=label_true
+            )
+        )
+        truth = None if scores is None else wrong.of(lambda: Scores.load(scores))
+        wrong.of_model(model, how)
+    assert read is not None
     loaded = load(model, **how)
-    if skip_missing:
-        questions = questions.without(missing_images(loaded, questions))
+    questions = usable(
+        loaded,
+        read,
+        skip_bad_rows=skip_bad_rows,
+        skip_missing=skip_missing,
+        chat=chat,
+        truncate=truncate,
+        asked=None if untruthful else _truthful_alone,
+    )
     work = out.with_name(f"{out.name}.partial")
     with console.progress_bar(f"{len(questions)} questions through {model}") as progress:
         found = run(
@@ -113,7 +132,6 @@ def trace(
             progress=progress,
         )
     found.save(out)
-    shutil.rmtree(work, ignore_errors=True)
     result, written = summarise_trace(found, top=top), {"out": str(out)}
     if plot is not None:
         save_chart(found.chart(), plot)
@@ -122,14 +140,20 @@ def trace(
         drawn = draw(loaded, questions, found, rows=picture_rows, chat=chat, truncate=truncate)
         write_pictures(pictures, drawn)
         written["pictures"] = str(pictures)
+    shutil.rmtree(work, ignore_errors=True)  # last: while it is there, the same command goes on
     if json:
         typer.echo(dumps({**result, **written}))
     else:
+        tell_reading(read)
         _show(result)
         for path in written.values():
             console.written(path)
     for warning in result["warnings"]:
         console.warn(warning)
+
+
+def _truthful_alone(question: "Question") -> "Question":
+    return replace(question, untruthful=None) if question.truthful is not None else question
 
 
 def _show(result: "TraceSummary") -> None:

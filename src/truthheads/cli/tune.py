@@ -1,5 +1,6 @@
 """``truthheads tune``: a gate from dev questions, with the frontier that it was chosen from."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypedDict, cast
@@ -8,7 +9,7 @@ import typer
 
 from truthheads.choices import Norm, Site, TuneMethod
 from truthheads.cli import console
-from truthheads.cli.console import exclusive_output, guarded
+from truthheads.cli.console import exclusive_output, guarded, resumable
 from truthheads.cli.help import DATA, OUTPUT, RUN
 from truthheads.cli.options import (
     LOADING,
@@ -24,12 +25,15 @@ from truthheads.cli.options import (
     Limit,
     ModelName,
     Neutral,
-    Seed,
+    QuietEncoding,
+    QuietLabelTrue,
     SkipBadRows,
     SkipMissing,
     Truncate,
+    seed_of,
     takes,
 )
+from truthheads.cli.reading import all_at_once, tell_reading, usable
 from truthheads.stats.thresholds import GATE_HARM_NATS
 
 if TYPE_CHECKING:
@@ -39,7 +43,7 @@ if TYPE_CHECKING:
     from truthheads.stats.figures import FigureJson
     from truthheads.tuning.learn import Schedule
 
-Out = Annotated[Path, typer.Option(rich_help_panel=OUTPUT, help="Gate file; tuning.json is written beside it.")]
+Out = Annotated[Path, typer.Option(rich_help_panel=OUTPUT, help="Gate file, with tuning.json beside it.")]
 
 Plot = Annotated[Path | None, typer.Option(rich_help_panel=OUTPUT, help="Chart of the frontier: .html, .png or .svg.")]
 
@@ -55,8 +59,10 @@ COMMON: Group = {
     "limit": (Limit, None),
     "skip_bad_rows": (SkipBadRows, False),
     "skip_missing": (SkipMissing, False),
+    "encoding": (QuietEncoding, None),
+    "label_true": (QuietLabelTrue, None),
     "batch_tokens": (BatchTokens, None),
-    "seed": (Seed, 0),
+    "seed": (Annotated[int, seed_of("split, order, samples and intervals")], 0),
     "json": (Json, False),
 }
 """What every way of tuning takes."""
@@ -76,6 +82,8 @@ class Common(TypedDict):
     limit: int | None
     skip_bad_rows: bool
     skip_missing: bool
+    encoding: str | None
+    label_true: str | None
     batch_tokens: int | None
     seed: int
     json: bool
@@ -84,7 +92,7 @@ class Common(TypedDict):
 class Own(TypedDict, total=False):
     """What one way of tuning takes for itself; see :func:`truthheads.tune`."""
 
-    target: "Gate | None"
+    base_gate: "Gate | None"
     schedule: "Schedule"
     site: Site
     dev_share: float
@@ -96,7 +104,8 @@ class Own(TypedDict, total=False):
 
 
 @guarded
-@exclusive_output("tuning.json")
+@resumable
+@exclusive_output("tuning.json", checks=True)
 @takes(how=LOADING, common=COMMON)
 def learn(
     model: ModelName,
@@ -105,7 +114,10 @@ def learn(
     base_gate: Annotated[
         Path | None, typer.Option(rich_help_panel=RUN, help="Gate to start from and to stay close to (--pull).")
     ] = None,
-    site: Annotated[Site, typer.Option(rich_help_panel=RUN, help="Scale each head's z, or output blocks.")] = "z",
+    site: Annotated[
+        Site,
+        typer.Option(metavar="NAME", rich_help_panel=RUN, help="Site: z (the heads' own outputs) or output."),
+    ] = "z",
     epochs: Annotated[
         int, typer.Option(metavar="N", min=1, rich_help_panel=RUN, help="Passes over the questions at most.")
     ] = 5,
@@ -129,7 +141,7 @@ def learn(
         how,
         "learn",
         lambda: {
-            "target": None if base_gate is None else Gate.load(base_gate),
+            "base_gate": None if base_gate is None else Gate.load(base_gate),
             "site": site,
             "schedule": Schedule(epochs=epochs, rate=rate, pull=pull, low=low, high=high),
             "dev_share": dev_share,
@@ -139,7 +151,8 @@ def learn(
 
 
 @guarded
-@exclusive_output("tuning.json")
+@resumable
+@exclusive_output("tuning.json", checks=True)
 @takes(how=LOADING, common=COMMON)
 def grid(
     model: ModelName,
@@ -189,23 +202,39 @@ def _tune(
     """Tune and save; ``read`` gives the method's own settings, once the files to write are known to be writable."""
     from truthheads.data.readers import read_questions
     from truthheads.models.load import load
-    from truthheads.models.prompts import missing_images
-    from truthheads.plots.charts import check_suffix, save_chart
-    from truthheads.storage.files import check_target, dumps
+    from truthheads.plots.charts import save_chart
+    from truthheads.storage.files import dumps
     from truthheads.tuning.tune import tune
 
-    out, plot = common["out"], common["plot"]
-    check_target(out.with_name("tuning.json"))
-    if plot is not None:
-        check_suffix(plot)
-        check_target(plot)
-    questions = read_questions(
-        common["data"], limit=common["limit"], skip_bad_rows=common["skip_bad_rows"], images=common["images"]
-    )
-    given = read()
+    out, plot, skip_bad_rows = common["out"], common["plot"], common["skip_bad_rows"]
+    with all_at_once() as wrong:
+        if not wrong.found:  # what is wrong with --out is so of what stands beside it
+            wrong.of_target(out.with_name("tuning.json"))
+        wrong.of_plot(plot)
+        found = wrong.of(
+            lambda: read_questions(
+                common["data"],
+                limit=common["limit"],
+                skip_bad_rows=skip_bad_rows,
+                images=common["images"],
+                encoding=common["encoding"],
+                label_true=common["label_true"],
+            )
+        )
+        given = wrong.of(read)
+        wrong.of_neutral(common["neutral"])
+        wrong.of_model(model, how)
+    assert found is not None and given is not None
     loaded = load(model, **how)
-    if common["skip_missing"]:
-        questions = questions.without(missing_images(loaded, questions))
+    questions = usable(
+        loaded,
+        found,
+        skip_bad_rows=skip_bad_rows,
+        skip_missing=common["skip_missing"],
+        chat=common["chat"],
+        truncate=common["truncate"],
+    )
+    work = out.with_name(f"{out.name}.partial")
     with console.progress_bar(f"{method} on {len(questions)} questions") as progress:
         tuning = tune(
             loaded,
@@ -217,18 +246,21 @@ def _tune(
             truncate=common["truncate"],
             batch_tokens=common["batch_tokens"],
             seed=common["seed"],
+            work_dir=work,
             progress=progress,
             **given,
         )
     tuning.save(out)
     if plot is not None:
         save_chart(tuning.chart(), plot)
+    shutil.rmtree(work, ignore_errors=True)  # last: while it is there, the same command goes on
     result: TuningOutput = {**tuning.result, "gate": tuning.gate.describe(), "out": str(out)}
     for warning in result["warnings"]:
         console.warn(warning)
     if common["json"]:
         typer.echo(dumps(result))
         return
+    tell_reading(found)
     show_path(result)
     console.written(out)
     console.written(out.with_name("tuning.json"))

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int, UInt64
 from torch import Tensor
 
 from truthheads.data.questions import Question, Questions, alike_rows, answer_kind
+from truthheads.storage.artifacts import without_folder
 
 
 class Answers(NamedTuple):
@@ -121,6 +122,7 @@ class DataSummary(TypedDict):
         skipped: Bad rows that were left out.
         note: What is to be known about the layout.
         alike: Rows whose two answers are one.
+        read_as: How the file was read where that is not a matter of course, and how its rows are grouped.
     """
 
     layout: str | None
@@ -131,6 +133,7 @@ class DataSummary(TypedDict):
     skipped: int
     note: str
     alike: AlikeSummary
+    read_as: list[str]
 
 
 def describe_data(questions: Sequence[Question], *, digest: Int[np.ndarray, " questions"] | None = None) -> DataSummary:
@@ -146,13 +149,14 @@ def describe_data(questions: Sequence[Question], *, digest: Int[np.ndarray, " qu
     rows = whole.hexdigest()
     return {
         "layout": getattr(questions, "layout", None),
-        "path": getattr(questions, "path", None),
+        "path": without_folder(str(path)) if (path := getattr(questions, "path", None)) is not None else None,
         "sha256": getattr(questions, "sha256", rows),
         "rows_sha256": rows,
         "rows": len(questions),
         "skipped": getattr(questions, "skipped", 0),
         "note": getattr(questions, "note", ""),
         "alike": _alike(questions),
+        "read_as": list(getattr(questions, "read_as", ())),
     }
 
 
@@ -166,7 +170,7 @@ def same_data(one: object, other: object) -> bool:
         other: The same.
     """
     both = [each for each in (one, other) if isinstance(each, dict)]
-    told = [{key: value for key, value in each.items() if key != "alike"} for each in both]
+    told = [{key: value for key, value in each.items() if key not in ("alike", "read_as")} for each in both]
     return len(told) == 2 and told[0] == told[1]
 
 

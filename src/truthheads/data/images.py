@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 from truthheads.data.colours import in_rgb, stored, warn_once
-from truthheads.errors import DataError
+from truthheads.errors import DataError, RowError
 
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP", "AVIF")
 """What is opened; the library knows more, among them PostScript, for which it runs another program."""
@@ -76,11 +76,11 @@ def load_image(path: str | Path) -> Image.Image:
         raise
     except Exception as error:  # a damaged file makes the library's readers raise nearly anything
         missing = isinstance(error, FileNotFoundError)
-        raise DataError(
+        raise RowError(
             f"image {path} cannot be read",
             expected="a whole image file of at most 89 million pixels",
             got="no such file" if missing else f"{type(error).__name__}: {error}"[:200],
             fix="check the path (images are looked for beside the question file, or in --images)"
             if missing
-            else "replace the file, or remove its row",
+            else "replace the file, or pass --skip-bad-rows to leave its row out",
         ) from error

@@ -32,7 +32,7 @@ class Answer(NamedTuple):
     truthful: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Question:
     """One row of a question file.
 
@@ -49,6 +49,7 @@ class Question:
         kind: Where the untruthful answer comes from (``absent``, ``distractor``, ``memory`` …), or None.
         aliases: Other forms of the truthful answer, which are right, too; ``truthful`` is the one that is scored.
         untruthful_aliases: Other forms of the untruthful answer.
+        labelled: False where nothing says whether the answer is truthful; it then stands under ``truthful``.
     """
 
     id: str
@@ -63,6 +64,13 @@ class Question:
     kind: str | None = None
     aliases: tuple[str, ...] = field(default=(), compare=False)  # two rows are equal where what is scored is
     untruthful_aliases: tuple[str, ...] = field(default=(), compare=False)
+    labelled: bool = field(default=True, compare=False)
+
+    def __repr__(self) -> str:
+        told = {"question": self.question, "truthful": self.truthful, "untruthful": self.untruthful}
+        parts = [f"{name}={_shortened(text)!r}" for name, text in told.items() if text is not None]
+        about = [f"context of {len(self.context):,} characters"] if self.context else []
+        return f"Question({', '.join([repr(self.id), *parts, *about, *([] if self.image is None else ['an image'])])})"
 
     @property
     def alike(self) -> bool:
@@ -83,6 +91,10 @@ class Question:
         parts = (self.context, self.question, self.truthful or "", self.untruthful or "", Path(self.image or "").name)
         text = "\x1f".join(parts).encode()
         return int.from_bytes(hashlib.sha256(text).digest()[:8], "big", signed=True)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 class RowsOnDisk:
@@ -234,6 +246,8 @@ class Questions(QuestionRows):
         skipped: Bad rows left out.
         note: What a reader must know of such files.
         alike: Rows whose two answers are one but for its form.
+        read_as: How the file was read where that is not a matter of course, and how its rows are grouped; a few words
+            each.
     """
 
     def __init__(
@@ -246,10 +260,23 @@ class Questions(QuestionRows):
         skipped: int = 0,
         note: str = "",
         alike: Alike | None = None,
+        read_as: Sequence[str] = (),
     ) -> None:
         super().__init__(rows)
+        self.read_as = list(read_as)
         self.alike = alike_rows(self) if alike is None else alike
         self.layout, self.path, self.sha256, self.skipped, self.note = layout, path, sha256, skipped, note
+
+    def __repr__(self) -> str:
+        of = [self.layout or "questions", *([repr(Path(self.path).name)] if self.path else [])]
+        left = [f"{self.skipped} bad rows left out"] if self.skipped else []
+        return f"Questions({', '.join([f'{len(self)} rows', *of, *left])})"
+
+    @property
+    def reading(self) -> str:
+        """How many rows of which layout there are, how the file was read, and how the rows are grouped."""
+        rows = f"{len(self)} {'row' if len(self) == 1 else 'rows'}"
+        return "; ".join([f"{rows} ({self.layout})", *self.read_as])
 
     @property
     def cautions(self) -> list[str]:
@@ -267,6 +294,7 @@ class Questions(QuestionRows):
             sha256=self.sha256,
             skipped=self.skipped + len(names),
             note=self.note,
+            read_as=self.read_as,
         )
 
 
@@ -316,12 +344,14 @@ def write_questions(path: Path, questions: Iterable[Question]) -> Path:
             for side, name in (("truthful", "aliases"), ("untruthful", "untruthful_aliases")):
                 if others := row.pop(name, ()):
                     row[side] = [row[side], *others]
+            row.pop("labelled", None)
             if question.image is not None:
                 row["image"] = os.path.relpath(question.image, path.parent)
             if len(question.answers) == 1:
                 answer = question.answers[0]
                 row = {name: row[name] for name in row if name not in ("truthful", "untruthful")}
                 others = question.aliases if answer.truthful else question.untruthful_aliases
-                row |= {"answer": [answer.text, *others] if others else answer.text, "label": int(answer.truthful)}
+                row["answer"] = [answer.text, *others] if others else answer.text
+                row |= {"label": int(answer.truthful)} if question.labelled else {}
             lines.write(dumps(row) + "\n")
     return path

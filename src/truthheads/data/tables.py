@@ -1,137 +1,28 @@
-"""Rows of a JSONL, JSON, CSV or Parquet file, or of a data set on the hub, one at a time."""
+"""Rows of a JSONL, JSON, CSV or Parquet file, or of a data set on the hub, one at a time.
+
+What a file holds decides how it is read, not its name: HaluEval's and POPE's ``.json`` files hold JSON lines.
+"""
 
 import csv
-import importlib
 import json
 import math
-import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from itertools import zip_longest
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
-from urllib.parse import parse_qs
+from typing import Any, Literal
 
-import huggingface_hub
 import numpy as np
 import pyarrow.parquet
 
+from truthheads.data import lines
+from truthheads.data.delimited import csv_rows, looks_delimited
+from truthheads.data.hub import hub_rows, on_hub
+from truthheads.data.lines import Row, check_encoding, made_row, read_text, text_lines, too_large
 from truthheads.errors import DataError
-
-FORM = "hf://datasets/OWNER/NAME[@REVISION][/FILE][?split=SPLIT&config=CONFIG]"
-
-PATH = re.compile(
-    r"hf:/+datasets/(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^/?]+))?(?:/(?P<file>[^?]+))?(?:\?(?P<query>.*))?"
-)
-
-
-class HubData(NamedTuple):
-    """Where rows lie on the hub.
-
-    Attributes:
-        repo: ``owner/name``.
-        revision: Branch, tag or commit; None: the main one.
-        file: One file, or a pattern of several; None: the whole data set.
-        split: Split of the whole data set.
-        config: Configuration of the whole data set.
-    """
-
-    repo: str
-    revision: str | None
-    file: str | None
-    split: str | None
-    config: str | None
-
-
-def on_hub(path: str | Path) -> bool:
-    """Return whether a path names a data set on the hub; a Path drops one of the two slashes."""
-    return str(path).startswith("hf:/")
-
-
-def address(path: str | Path) -> str:
-    """Return a path as it was written, with both slashes."""
-    return str(path).replace("hf:/", "hf://", 1).replace("hf:///", "hf://") if on_hub(path) else str(path)
-
-
-def parse_hub(path: str | Path) -> HubData:
-    """Return the parts of ``hf://datasets/…``.
-
-    Raises:
-        DataError: It has another form.
-    """
-    found = PATH.fullmatch(str(path))
-    query = parse_qs(found["query"] or "", keep_blank_values=True) if found else {}
-    if found is None or not set(query) <= {"split", "config"}:
-        raise DataError(f"{address(path)} names no data set", expected=FORM, got=str(path), fix="correct the address")
-    return HubData(
-        found["repo"], found["revision"], found["file"], *(query.get(key, [None])[0] for key in ("split", "config"))
-    )
-
-
-def hub_rows(path: str | Path) -> Iterator[dict[str, object]]:
-    """Yield the rows of a data set on the hub in order, as they come; code that lies beside it is never run.
-
-    Raises:
-        DataError: The address has another form, the data set is not there or cannot be read, or has several splits
-            and none was named.
-    """
-    data, name = parse_hub(path), address(path)
-    try:
-        library = importlib.import_module("datasets")
-    except ImportError as error:
-        raise DataError(
-            f"{name} cannot be read",
-            expected="the package datasets",
-            got="it is not installed",
-            fix="pip install 'truthheads[hub]', or download the file and give its path",
-        ) from error
-    try:
-        with _quiet():
-            found = library.load_dataset(
-                data.repo,
-                name=data.config,
-                split="train" if data.file and not data.split else data.split,
-                revision=data.revision,
-                data_files=data.file,
-                streaming=True,
-            )
-        if isinstance(found, dict):
-            if len(found) > 1:
-                raise DataError(
-                    f"{name} has several splits",
-                    expected="one of them, by ?split=NAME",
-                    got=", ".join(map(str, found)),
-                    fix=f"give {name}?split={next(iter(found))}",
-                )
-            found = next(iter(found.values()))
-        yield from found
-    except (DataError, GeneratorExit):
-        raise
-    except Exception as error:  # no network, no such data set, a damaged file: the library has an exception for each
-        raise DataError(
-            f"{name} cannot be read",
-            expected=FORM,
-            got=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
-            fix="check the address and the network; a private data set needs `hf auth login`",
-        ) from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the library's remarks about a data set's card."""
-    logging: Any = huggingface_hub.utils.logging
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 
-LARGEST_ROW = 32 * 2**20
-"""Bytes of one row; a file without line ends, or a column that unpacks to gigabytes, is refused there."""
+TABLES = (".csv", ".tsv")
+"""Suffixes of files that are read as CSV without a look at their header."""
 
 LARGEST_ARRAY = 2**30
 """Bytes of a JSON array, which has to be read whole."""
@@ -145,42 +36,23 @@ BATCH = 1024
 
 DECODED = 2**31
 
-NOTHING = frozenset(("nan", "NaN", "NAN", "<NA>", "NaT", "#N/A"))
-"""What stands in a CSV cell in which a data frame had nothing, and never stands for a text."""
-
-NO_ANSWER = NOTHING | {"None", "null", "NULL", "NA", "N/A"}
-"""The same in a column of answers; elsewhere (a group called NA) these may be names."""
-
-ANSWERS = frozenset(
-    (
-        "truthful", "untruthful", "answer", "response", "right_answer", "hallucinated_answer", "right_response",
-        "hallucinated_response", "right_summary", "hallucinated_summary", "sub_answer", "org_answer", "Best Answer",
-        "Best Incorrect Answer", "Correct Answers", "Incorrect Answers",
-    )
-)  # fmt: skip
-"""Columns that hold answers, in any known layout."""
-
 CELL = 8
 """Bytes that an empty cell counts: a file may claim any number of rows that hold nothing."""
 
+Kind = Literal["lines", "json", "csv", "parquet"]
+"""JSON lines, one JSON value, CSV, Parquet."""
 
-class Row(NamedTuple):
-    """One row: where it stands (``line 17``, ``row 3``) and its fields; None where the line cannot be parsed.
-
-    A field is None where its cell holds nothing: JSON's null, a number that is NaN, and in a CSV file, whose cells are
-    all text, what data frames write for nothing (``NOTHING``; in columns of answers ``NO_ANSWER``).
-    """
-
-    place: str
-    fields: dict[str, Any] | None
-    fault: str = ""
+ASKED = ("question", "query", "user_input")
+"""Columns of a row that stands alone: an object with one of them is a row, not what rows are wrapped in."""
 
 
-def read_rows(path: Path) -> Iterator[Row]:
+def read_rows(path: Path, *, encoding: str | None = None, tell: Callable[[str], None] | None = None) -> Iterator[Row]:
     """Yield the rows of a table file in order, reading as they are asked for (JSON arrays are read whole).
 
     Args:
-        path: A file whose suffix is ``.jsonl``, ``.json``, ``.csv`` or ``.parquet``, or ``hf://datasets/…``.
+        path: A file of JSON lines, a JSON array, CSV or Parquet, whatever its name ends in; or ``hf://datasets/…``.
+        encoding: Encoding of text files; None: UTF-8.
+        tell: Gets in a few words what was found out about the file and is not as usual: semicolons between columns.
 
     Yields:
         Rows; a line that cannot be parsed comes with ``fields`` None and the fault, so that a caller may go on.
@@ -191,7 +63,34 @@ def read_rows(path: Path) -> Iterator[Row]:
     if on_hub(path):
         yield from (_object(f"row {number}", fields) for number, fields in enumerate(hub_rows(path), start=1))
         return
-    readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
+    told = tell or (lambda _: None)
+    check_encoding(encoding)
+    check_there(path)
+    if path.stat().st_size == 0:
+        raise DataError(f"{path} is empty", expected="at least one row", got="0 bytes", fix="write rows into it")
+    try:
+        kind = kind_of(path, encoding)
+        if encoding is not None and kind != "parquet":
+            told(f"read as {encoding}")
+        if kind == "lines":
+            yield from _jsonl(path, encoding)
+        elif kind == "json":
+            yield from _json(path, encoding)
+        elif kind == "csv":
+            yield from csv_rows(path, encoding, told)
+        else:
+            yield from _parquet(path)
+    except (OSError, csv.Error, pyarrow.ArrowException, RecursionError) as error:
+        raise DataError(
+            f"{path} cannot be read",
+            expected=f"a whole {path.suffix} file",
+            got=f"{type(error).__name__}: {error}",
+            fix="write it again, or download it again",
+        ) from error
+
+
+def check_there(path: Path) -> None:
+    """Raise DataError where a file of rows is not there."""
     if not path.is_file():
         raise DataError(
             f"{path} is not there",
@@ -199,51 +98,66 @@ def read_rows(path: Path) -> Iterator[Row]:
             got="a folder" if path.is_dir() else "no such file",
             fix="check the path",
         )
-    if path.suffix.lower() not in readers:
-        raise DataError(
-            f"{path} has an unknown type",
-            expected=f"a file ending in {', '.join(SUFFIXES)}",
-            got=path.suffix or "no suffix",
-            fix="convert it, or rename it to what it is",
-        )
-    if path.stat().st_size == 0:
-        raise DataError(f"{path} is empty", expected="at least one row", got="0 bytes", fix="write rows into it")
-    try:
-        yield from readers[path.suffix.lower()](path)
-    except (OSError, UnicodeDecodeError, csv.Error, pyarrow.ArrowException, RecursionError) as error:
-        raise DataError(
-            f"{path} cannot be read",
-            expected=f"a whole {path.suffix} file in UTF-8",
-            got=f"{type(error).__name__}: {error}",
-            fix="write it again, or download it again",
-        ) from error
 
 
-def _jsonl(path: Path) -> Iterator[Row]:
+def kind_of(path: Path, encoding: str | None = None) -> Kind:
+    """Tell what a file holds, by its first lines; its name decides where they leave it open.
+
+    Raises:
+        DataError: It holds nothing that is known, or bytes that the encoding does not have.
+    """
+    suffix = path.suffix.lower()
     with path.open("rb") as opened:
-        for number, line in enumerate(_lines(opened, path), start=1):
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-            if text:
-                yield _parsed(f"line {number}", text)
+        magic = opened.read(4)
+    if magic == b"PAR1" or (suffix == ".parquet" and magic[:1] not in (b"{", b"[")):
+        return "parquet"
+    if magic[:2] == b"PK" or (suffix and suffix not in (*SUFFIXES, *TABLES, ".txt", ".ndjson") and b"\0" in magic):
+        raise _unknown_type(path)
+    texts = (text.strip() for text in text_lines(path, encoding))
+    first = next(filter(None, texts), "")
+    if first[:1] in ("{", "["):
+        return _kind_of_json(first, next(filter(None, texts), None) is not None, suffix)
+    if suffix in TABLES:
+        return "csv"
+    if looks_delimited(first):
+        return "csv"
+    if suffix in (".jsonl", ".json", ".ndjson"):
+        return "json" if suffix == ".json" else "lines"
+    raise _unknown_type(path)
 
 
-def _lines(opened: BinaryIO, path: Path) -> Iterator[bytes]:
-    """Yield lines, none longer than a row may be."""
-    number = 1
-    while line := opened.readline(LARGEST_ROW + 1):
-        if len(line) > LARGEST_ROW:
-            raise _too_large(path, f"line {number}", "a longer line")
-        yield line
-        number += 1
-
-
-def _too_large(path: Path, place: str, got: str) -> DataError:
+def _unknown_type(path: Path) -> DataError:
     return DataError(
-        f"{path}:{place}: the row is too large",
-        expected=f"rows of at most {LARGEST_ROW // 2**20} MiB",
-        got=got,
-        fix="check what the file is; one object per line belongs into .jsonl, an array into .json",
+        f"{path} has an unknown type",
+        expected=f"a file ending in {', '.join(SUFFIXES)}",
+        got=path.suffix or "no suffix",
+        fix="save it as one of these",
     )
+
+
+def _kind_of_json(first: str, more: bool, suffix: str) -> Kind:
+    """Tell JSON lines from one value.
+
+    Args:
+        first: The first line that is not blank.
+        more: Whether there is another one.
+        suffix: End of the file's name.
+    """
+    try:
+        value = json.loads(first)
+    except RecursionError:
+        return "lines"
+    except ValueError:
+        if first[0] == "[" or first == "{":
+            return "json"
+        return "csv" if suffix in TABLES else "json" if suffix == ".json" else "lines"
+    return "lines" if more or (isinstance(value, dict) and suffix != ".json") else "json"
+
+
+def _jsonl(path: Path, encoding: str | None) -> Iterator[Row]:
+    for number, line in enumerate(text_lines(path, encoding), start=1):
+        if text := line.strip():
+            yield _parsed(f"line {number}", text)
 
 
 def _parsed(place: str, text: str) -> Row:
@@ -259,7 +173,7 @@ def _parsed(place: str, text: str) -> Row:
 def _object(place: str, fields: Any) -> Row:
     if not isinstance(fields, dict):
         return Row(place, None, f"a JSON {type(fields).__name__}, not an object")
-    return Row(place, {name: _cell(value) for name, value in fields.items()})
+    return made_row(place, {name: _cell(value) for name, value in fields.items()})
 
 
 def _cell(value: Any) -> Any:
@@ -269,7 +183,7 @@ def _cell(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def _json(path: Path) -> Iterator[Row]:
+def _json(path: Path, encoding: str | None) -> Iterator[Row]:
     if path.stat().st_size > LARGEST_ARRAY:
         raise DataError(
             f"{path} is too large to be read as one JSON value",
@@ -278,9 +192,7 @@ def _json(path: Path) -> Iterator[Row]:
             fix="write it as .jsonl, one object per line, which is read line by line",
         )
     try:
-        whole = json.loads(path.read_text(encoding="utf-8-sig"))
-    except UnicodeDecodeError:
-        raise
+        whole = json.loads(read_text(path, encoding))
     except json.JSONDecodeError as error:
         raise DataError(
             f"{path}:{error.lineno}: not JSON",
@@ -290,64 +202,28 @@ def _json(path: Path) -> Iterator[Row]:
         ) from error
     except ValueError as error:
         raise DataError(f"{path} is not JSON", expected="an array", got=str(error), fix="correct the file") from error
-    if isinstance(whole, dict):
-        arrays = [value for value in whole.values() if isinstance(value, list)]
-        whole = arrays[0] if len(arrays) == 1 else whole
-    if not isinstance(whole, list):
+    rows = rows_of_value(whole)
+    if rows is None:
         raise DataError(
             f"{path} holds no rows",
             expected="an array of objects, or an object with one array",
             got=f"a JSON {type(whole).__name__}",
             fix="wrap the rows in [ ]",
         )
-    for number, fields in enumerate(whole, start=1):
+    for number, fields in enumerate(rows, start=1):
         yield _object(f"row {number}", fields)
 
 
-def _csv(path: Path) -> Iterator[Row]:
-    previous = csv.field_size_limit(LARGEST_ROW)
-    try:
-        with path.open("rb") as opened:
-            lines = _Counted(_lines(opened, path), path)
-            reader = csv.reader(lines)
-            header = next(filter(None, reader), [])
-            start = reader.line_num + 1
-            for values in reader:
-                place, start = f"line {start}", reader.line_num + 1
-                lines.begin()
-                if len(values) > len(header):
-                    yield Row(place, None, f"{len(values) - len(header)} more fields than the header has")
-                elif values:
-                    yield Row(place, {name: _filled(name, cell) for name, cell in zip_longest(header, values)})
-    finally:
-        csv.field_size_limit(previous)
-
-
-def _filled(column: str, cell: str | None) -> str | None:
-    """Return a CSV cell, or None where it says that a data frame had nothing there."""
-    return None if cell is None or cell.strip() in (NO_ANSWER if column in ANSWERS else NOTHING) else cell
-
-
-class _Counted:
-    """Lines of a CSV file as text; those of one record together are no longer than a row may be."""
-
-    def __init__(self, lines: Iterable[bytes], path: Path) -> None:
-        self.lines, self.path = iter(lines), path
-        self.number = self.size = 0
-
-    def begin(self) -> None:
-        self.size = 0
-
-    def __iter__(self) -> "_Counted":
-        return self
-
-    def __next__(self) -> str:
-        line = next(self.lines)
-        self.number += 1
-        self.size += len(line)
-        if self.size > LARGEST_ROW:
-            raise _too_large(self.path, f"line {self.number}", "a longer record: is a closing quote missing?")
-        return line.decode("utf-8-sig" if self.number == 1 else "utf-8")
+def rows_of_value(whole: Any) -> list[Any] | None:
+    """Return the rows that a JSON value holds: an array, an object with one array of objects, or one row alone."""
+    if not isinstance(whole, dict):
+        return whole if isinstance(whole, list) else None
+    if any(plain in ASKED for plain in map(lines.plain_name, whole)):
+        return [whole]
+    arrays = [value for value in whole.values() if isinstance(value, list)]
+    of_objects = [value for value in arrays if value and isinstance(value[0], dict)]
+    found = of_objects if len(of_objects) == 1 else arrays
+    return found[0] if len(found) == 1 else None
 
 
 def _parquet(path: Path) -> Iterator[Row]:
@@ -371,8 +247,8 @@ def _parquet(path: Path) -> Iterator[Row]:
                 fields = {name: batch.column(column)[at].as_py() for column, name in enumerate(batch.schema.names)}
                 row = sum(map(_size, fields.values()))
                 unpacked += row
-                if row > LARGEST_ROW:
-                    raise _too_large(path, f"row {number}", f"{row // 2**20} MiB")
+                if row > lines.LARGEST_ROW:
+                    raise too_large(path, f"row {number}", f"{row // 2**20} MiB")
                 if unpacked > max(UNPACKED_FREELY, UNPACKED * size):
                     raise _bomb(path, f"{unpacked // 2**20} MiB up to row {number}, in a file of {size} bytes")
                 yield _object(f"row {number}", fields)

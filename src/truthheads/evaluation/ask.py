@@ -2,12 +2,13 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from truthheads.benchmarks.base import (
     Answer,
+    AskFileOptions,
     AskOptions,
     Benchmark,
     Item,
@@ -16,12 +17,13 @@ from truthheads.benchmarks.base import (
     QuestionOptions,
 )
 from truthheads.data.questions import Question
-from truthheads.errors import DataError, ModelError
+from truthheads.errors import DataError, ModelError, RowError
 from truthheads.models.answer_logprobs import check_pairs
 from truthheads.models.forward import shares_prefix
 from truthheads.models.generate import Written, can_share_prefix
 from truthheads.models.load import Model
-from truthheads.models.prompts import Encoded, encode
+from truthheads.models.prompts import Encoded, encode, shows_image
+from truthheads.models.row_lengths import refused
 
 SPELLINGS = ("yes", "no")
 
@@ -88,11 +90,11 @@ def ask_texts(model: Model, prompts: Sequence[str], *, chat: bool = False) -> li
             end -= 1
         limit = model.layout.max_positions
         if limit is not None and end >= limit:
-            raise DataError(
+            raise RowError(
                 f"prompt {number + 1} is too long for the model",
                 expected=f"fewer than {limit} tokens",
                 got=f"{end} tokens: {prompts[number][:60]!r}…",
-                fix="remove the row, or use a shorter --instruction",
+                fix="pass --skip-bad-rows to leave such rows out, or use a shorter --instruction",
             )
         found.append(tuple(ids[:end]))
     return found
@@ -220,12 +222,11 @@ class PreparedBenchmark:
     head: tuple[int, ...] = ()
 
 
-def prepare_benchmark(model: Model, record: Benchmark, data: Sequence[Path], how: AskOptions) -> PreparedBenchmark:
-    """Read a benchmark and put it into token ids.
+def read_benchmark(record: Benchmark, data: Sequence[Path], how: AskOptions) -> Items:
+    """Read the files of a benchmark; no model is needed.
 
     Raises:
-        DataError: A file cannot be used.
-        ModelError: The model cannot be asked this.
+        DataError: A file cannot be used, or there are too few or too many.
     """
     if len(data) != 1 and not (record.several_files and data):
         raise DataError(
@@ -235,10 +236,51 @@ def prepare_benchmark(model: Model, record: Benchmark, data: Sequence[Path], how
             fix="give --data" if record.several_files else "give one at a time",
         )
     assert record.read is not None
-    found = record.read(list(data), how)
+    return record.read(list(data), how)
+
+
+def prepare_benchmark(model: Model, record: Benchmark, found: Items, how: AskOptions) -> PreparedBenchmark:
+    """Put what a benchmark has read into token ids.
+
+    Raises:
+        DataError: A row cannot be used; where bad rows are to be left out, none is left.
+        ModelError: The model cannot be asked this.
+    """
+    skip = isinstance(how, AskFileOptions) and how.skip_bad_rows
+    found = _without_unusable(model, record, found, how) if skip else found
     if record.asks == "pair_logprobs":
         return _pairs(model, record, found, how)
     return _written(model, record, found, how)
+
+
+def _without_unusable(model: Model, record: Benchmark, found: Items, how: AskOptions) -> Items:
+    """Leave out the items that the model cannot be asked, with a note that counts them."""
+
+    def put(items: Sequence[Item]) -> None:
+        if record.asks == "pair_logprobs":
+            truncate = isinstance(how, QuestionOptions) and how.truncate
+            encode(
+                model,
+                [one.prompt for one in items if isinstance(one.prompt, Question)],
+                chat=how.chat,
+                truncate=truncate,
+            )
+        else:
+            _prompts(model, record, items, how)
+
+    gone = dict(refused(found.items, put))
+    if len(gone) == len(found.items):
+        raise next(iter(gone.values()))
+    kept = [item for at, item in enumerate(found.items) if at not in gone]
+    left_out = sum(len(found.items[at].lines) for at in gone)
+    notes = (
+        [f"{left_out} rows were left out: {next(iter(gone.values())).problem}{' …' if len(gone) > 1 else ''}"]
+        if gone
+        else []
+    )
+    bad = [f"{found.skipped} bad rows were left out"] if found.skipped else []
+    settings = {**found.settings, "skipped": found.skipped + left_out}
+    return replace(found, items=kept, settings=settings, notes=[*found.notes, *bad, *notes])
 
 
 def _written(model: Model, record: Benchmark, found: Items, how: AskOptions) -> PreparedBenchmark:
@@ -301,6 +343,8 @@ def _prompts(
 
 def _needs_images(model: Model, questions: Sequence[Question]) -> None:
     """Raise DataError where the model sees no images, or one of them is not there."""
+    for question in questions:
+        shows_image(model, question)
     absent = [str(question.image) for question in questions if not os.path.isfile(str(question.image))]
     if model.processor is None or absent:
         raise DataError(

@@ -12,6 +12,7 @@ from truthheads.benchmarks.base import Prediction
 from truthheads.errors import DataError, ModelError, TruthHeadsError
 from truthheads.evaluation.predictions import Journal
 from truthheads.models.load import Model
+from truthheads.models.pretrained import takes_images
 from truthheads.results.gate import Gate
 from truthheads.storage.files import dumps
 
@@ -43,11 +44,11 @@ class Harness:
     def __init__(
         self, model: Model, task: str, data: Sequence[Path], *, limit: int | None, batch: int, chat: bool
     ) -> None:
-        if model.processor is not None:
+        if takes_images(model.network.config):
             raise ModelError(
                 f"{model.name} takes images",
                 expected="a text model for lm-eval",
-                got="a model with a processor",
+                got="a vision-language model",
                 fix="export it and use lmms-eval",
             )
         try:

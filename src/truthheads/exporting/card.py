@@ -47,6 +47,10 @@ python -m sglang.launch_server --model-path {name}
 ```
 """
 
+DEQUANTISED = """It was made on the weights of the GGUF file {file}, dequantised. These are not the weights that the
+file was quantised from: on those a gate acts a little differently, so test it there before you rely on it.
+"""
+
 SITES = {
     "z": "what each head puts out, before the output projection (the projection's input columns)",
     "output": "one block of the output projection's output for each head (its rows and bias)",
@@ -57,11 +61,12 @@ class Base(NamedTuple):
     """The model that the gate was applied to.
 
     Attributes:
-        name: As people call it: a hub id, ``smollm2:reader``, or the last part of a folder's path.
-        reference: What a library loads it by: a hub id or a folder.
-        on_hub: True where the reference is a hub id.
+        name: As people call it: a hub id, ``smollm2:reader``, or the last part of the path of a folder or GGUF file.
+        reference: What a library loads it by: a hub id, or that last part.
+        on_hub: True where the reference is a hub id, and names the very weights that the gate was made on.
         image: True where it takes images.
         folder: Where its files are, if they are at hand.
+        gguf: The file whose weights were dequantised for it, or None.
     """
 
     name: str
@@ -69,6 +74,7 @@ class Base(NamedTuple):
     on_hub: bool
     image: bool
     folder: Path | None
+    gguf: str | None = None
 
 
 def write_card(folder: Path, gate: Gate, base: Base, *, to: Literal["adapter", "checkpoint"], name: str) -> None:
@@ -84,9 +90,7 @@ def write_card(folder: Path, gate: Gate, base: Base, *, to: Literal["adapter", "
     auto = "AutoModelForImageTextToText" if base.image else "AutoModelForCausalLM"
     name = as_text(name)
     # A folder on somebody's disk means nothing to a reader of the card, and may say what is not meant to be said.
-    serving = (ADAPTER if to == "adapter" else CHECKPOINT).format(
-        auto=auto, name=name, base=as_text(base.reference if base.on_hub else base.name)
-    )
+    serving = (ADAPTER if to == "adapter" else CHECKPOINT).format(auto=auto, name=name, base=as_text(base.reference))
     figures = gate.describe()
     parts = [
         f"---\n{_front(base, to).to_yaml()}\n---\n",
@@ -94,6 +98,7 @@ def write_card(folder: Path, gate: Gate, base: Base, *, to: Literal["adapter", "
         f"{plain(base.name)} with a gate on its attention heads: {figures['moved']} of its heads are made louder or "
         "softer. Such gates are meant to keep a model with the context that it is given; what was measured of this one "
         "stands under Evidence. Made with truthheads; nothing else was changed.\n",
+        *([] if base.gguf is None else [DEQUANTISED.format(file=plain(base.gguf))]),
         "## How to run it\n",
         serving,
         "## The gate\n",

@@ -19,13 +19,16 @@ from truthheads.exporting.card import Base, write_card
 from truthheads.exporting.checkpoint import check_source, check_ungated, plan, source_folder, write_checkpoint
 from truthheads.models.adapters import find_adapter
 from truthheads.models.gguf_parts import join, read_parts
+from truthheads.models.held import ModelLike, name_of
 from truthheads.models.hooks import check_factors
 from truthheads.models.load import PACKAGES, Model, inspect
+from truthheads.models.pretrained import takes_images
 from truthheads.models.sources import SMOLLM2_HUB_ID, gguf_path, resolve
 from truthheads.models.weight_files import Shards
 from truthheads.results.gate import Gate
 from truthheads.storage.artifacts import FORMAT_VERSION, provenance
 from truthheads.storage.files import (
+    as_path,
     check_around,
     check_space,
     check_target,
@@ -160,7 +163,7 @@ KIND = "gated"
 
 
 def export(
-    model: Model | str,
+    model: ModelLike,
     gate: Gate | str | Path,
     *,
     to: ExportFormat,
@@ -195,8 +198,9 @@ def export(
         ModelError: The source is missing, damaged, quantised, gated already, or of the wrong format.
         ArtifactError: ``out`` is taken or cannot be written, or the hub did not take it.
     """
-    out = Path(out)
-    name = model.name if isinstance(model, Model) else model
+    out = as_path(out)
+    name = name_of(model)
+    model = model if isinstance(model, Model) else name
     if isinstance(model, Model):
         _check_quantised(model, to)
     if push_to_hub is not None:
@@ -264,7 +268,7 @@ def _adapter(
     if folder is not None:
         check_ungated(folder)
     if isinstance(model, Model):
-        layout, config, image = model.layout, model.network.config, model.processor is not None
+        layout, config, image = model.layout, model.network.config, takes_images(model.network.config)
     else:
         seen = inspect(name, trust_remote_code=trust_remote_code)
         layout, image = seen.layout, seen.image
@@ -341,13 +345,24 @@ def _gguf(name: str, gate: Gate, out: Path, *, force: bool) -> None:
 
 
 def _base(name: str, folder: Path | None, image: bool) -> Base:
-    if name == "smollm2":  # its folder is a conversion in this machine's cache; the adapter is to travel
-        return Base(SMOLLM2_HUB_ID, SMOLLM2_HUB_ID, True, image, folder)
-    source = resolve(name)
+    """Name the model as a card does: with nothing of where it lies on this machine."""
+    source, file = resolve(name), gguf_path(name)
     if not Path(source).is_dir():
-        return Base(name, source, True, image, folder)
+        return Base(source, source, True, image, folder)
+    if file is not None:  # its folder is a conversion in this machine's cache
+        hub = SMOLLM2_HUB_ID if name == "smollm2" else file.name
+        return Base(f"{hub} ({file.name})" if name == "smollm2" else file.name, hub, False, image, folder, file.name)
     path = Path(name).expanduser()
-    return Base(path.resolve().name if path.exists() else name, str(Path(source).resolve()), False, image, folder)
+    own = path.resolve().name if path.exists() else name
+    cached = _snapshot(path.absolute())
+    return Base(cached or own, cached or own, cached is not None, image, folder)
+
+
+def _snapshot(folder: Path) -> str | None:
+    """Return the hub id of a folder in the cache of the hub, else None."""
+    parts = folder.parts
+    kept = next((part for part in parts[:-2] if part.startswith("models--")), None)
+    return kept.removeprefix("models--").replace("--", "/") if kept and parts[-2] == "snapshots" else None
 
 
 def _note(gate: Gate) -> ExportNote:

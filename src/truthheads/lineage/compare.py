@@ -13,6 +13,7 @@ from truthheads.lineage.agreement import Relation, centre, relate, score_verdict
 from truthheads.lineage.alignment import align as align_heads
 from truthheads.lineage.alignment import resampled
 from truthheads.lineage.weight_drift import middle, weight_drift
+from truthheads.models.held import ModelLike, name_of
 from truthheads.results.comparison import (
     NOTHING,
     Agreement,
@@ -23,12 +24,13 @@ from truthheads.results.comparison import (
     PairFigures,
     PairResult,
     ReferenceResult,
-    drift_file,
+    drift_files,
 )
 from truthheads.results.drift import Drift
-from truthheads.results.scores import Scores
+from truthheads.results.scores import Scores, ScoresLike, as_scores
 from truthheads.stats.figures import Figure, FigureJson, layer_bootstrap, pearson, spearman
-from truthheads.storage.artifacts import provenance
+from truthheads.storage.artifacts import provenance, without_folder
+from truthheads.storage.files import as_path, distinct_names
 
 PERMUTATIONS = 1000
 
@@ -187,10 +189,10 @@ Progress = Callable[[int, int], None]
 
 
 def compare(
-    *scores: Scores | str | Path,
-    weights: Sequence[str] = (),
+    *scores: ScoresLike,
+    weights: Sequence[ModelLike] = (),
     names: Sequence[str] | None = None,
-    reference: Scores | str | Path | None = None,
+    reference: ScoresLike | None = None,
     align: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
@@ -199,7 +201,7 @@ def compare(
 
     Args:
         scores: Truth Scores, or files of them; none where only weights are compared.
-        weights: Models as for ``load``, base first; with scores, as many and in the same order.
+        weights: Models or their names as for ``load``, base first; with scores, as many and in the same order.
         names: Names of the models; by default the files' paths, or the models' names.
         reference: Scores of one of the models on other data: how well a model agrees with itself.
         align: Bring heads of different places or shapes onto each other, too.
@@ -212,21 +214,22 @@ def compare(
         ArtifactError: A score file cannot be read.
         ModelError: Weights cannot be read.
     """
-    loaded = [one if isinstance(one, Scores) else Scores.load(one) for one in scores]
-    called = _names(scores, loaded, weights, names)
-    found, drifts = [], {}
+    loaded = [as_scores(one) for one in scores]
+    checkpoints = [name_of(one) for one in weights]
+    called = _names(scores, loaded, checkpoints, names)
+    found, drifts, files = [], {}, drift_files(called)
     for i, j in combinations(range(len(called)), 2):
         pair: PairResult = {"a": called[i], "b": called[j], **NOTHING}
         if loaded:
             pair = {**pair, **scores_side(loaded[i], loaded[j], align=align, seed=seed)}
         if weights:
-            drift = weight_drift(weights[i], weights[j], progress=progress)
+            drift = weight_drift(checkpoints[i], checkpoints[j], progress=progress)
             drifts[called[i], called[j]] = drift
             both = (loaded[i], loaded[j]) if loaded else (None, None)
             pair = {**pair, **weights_side(drift, both[0], both[1], seed)}
-            pair["drift_file"] = drift_file(called[i], called[j])
+            pair["drift_file"] = files[called[i], called[j]]
         found.append(pair)
-    known = reference if reference is None or isinstance(reference, Scores) else Scores.load(reference)
+    known = None if reference is None else as_scores(reference)
     models = [_model(name, loaded[at] if loaded else None) for at, name in enumerate(called)]
     made = provenance()
     result: ComparisonResult = {
@@ -240,7 +243,7 @@ def compare(
 
 
 def _names(
-    scores: Sequence[Scores | str | Path],
+    scores: Sequence[ScoresLike],
     loaded: Sequence[Scores],
     weights: Sequence[str],
     names: Sequence[str] | None,
@@ -252,11 +255,12 @@ def _names(
             got=f"{len(scores)} score files and {len(weights)} models",
             fix="for instance: truthheads compare base.safetensors tuned.safetensors --weights BASE TUNED",
         )
+    files = iter(distinct_names([as_path(one) for one in scores if isinstance(one, str | Path)]))
     own = [
-        Path(given).stem if not isinstance(given, Scores) else str((one.meta.get("model") or {}).get("name", "scores"))
+        str((one.meta.get("model") or {}).get("name", "scores")) if isinstance(given, Scores) else next(files)
         for given, one in zip(scores, loaded, strict=True)
     ]
-    found = list(names or own or weights)
+    found = list(names or own or _folders_named(weights))
     if len(found) != len(scores or weights):
         raise DataError(
             "names and models differ in number",
@@ -265,6 +269,12 @@ def _names(
             fix="name each",
         )
     return [name if found.count(name) == 1 else f"{name} ({at + 1})" for at, name in enumerate(found)]
+
+
+def _folders_named(weights: Sequence[str]) -> list[str]:
+    """Name models: hub ids as they are, folders by their last part, or by what tells them apart."""
+    named = iter(distinct_names([Path(one) for one in weights if without_folder(one) != one], suffixes=True))
+    return [one if without_folder(one) == one else next(named) for one in weights]
 
 
 def _model(name: str, scores: Scores | None) -> ComparedModel:

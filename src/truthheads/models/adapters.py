@@ -17,6 +17,7 @@ from truthheads.errors import ModelError
 from truthheads.models.sources import gguf_path, resolve
 from truthheads.models.weight_files import INDEX, SINGLE
 from truthheads.models.whole_weights import incomplete, left_over
+from truthheads.storage.artifacts import without_folder
 
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -44,8 +45,8 @@ class Adapter:
 
     def __str__(self) -> str:
         """Return one phrase that says what is loaded."""
-        base = "the weights beside it" if self.beside else self.base
-        return f"{self.method} adapter in {self.folder}, merged into {base}"
+        base = "the weights beside it" if self.beside else without_folder(self.base)
+        return f"{self.method} adapter in {self.folder.resolve().name}, merged into {base}"
 
     def refusal(self) -> str:
         """Return why a model with this adapter cannot be exported."""
@@ -173,8 +174,8 @@ def _base(folder: Path, settings: Mapping[str, object]) -> str:
             got=repr(base)[:80],
             fix="write the base model's name there",
         )
-    if not Path(base).expanduser().exists() and (folder / base).exists():
-        base = str(folder / base)
+    if not Path(base).expanduser().exists():  # an adapter of ours names a folder, not where it lay
+        base = next((str(place / base) for place in (folder, folder.parent) if (place / base).exists()), base)
     if Path(base).is_dir() and (Path(base) / SETTINGS).is_file():
         raise ModelError(
             f"the base of the adapter in {folder} is an adapter itself",

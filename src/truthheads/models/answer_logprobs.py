@@ -10,12 +10,14 @@ from torch import Tensor
 
 from truthheads.data.questions import Question
 from truthheads.errors import ActivationError, DataError
-from truthheads.models.forward import Progress, answer_logprobs, plan_batches, prepare_tails, run_batches
+from truthheads.models.forward import answer_logprobs, plan_batches, prepare_tails, run_batches
 from truthheads.models.hooks import Intervention
 from truthheads.models.load import Model
+from truthheads.models.progress import Progress
 from truthheads.models.prompts import Encoded
 from truthheads.stats.figures import Figure, mean_figure
 from truthheads.stats.intervals import share_figure
+from truthheads.storage.kept_results import KeptResults
 
 
 def check_pairs(questions: Sequence[Question], *, purpose: str) -> None:
@@ -37,6 +39,8 @@ def pair_logprobs(
     batch_tokens: int,
     gate: Intervention | None = None,
     progress: Progress | None = None,
+    kept: KeptResults | None = None,
+    name: str = "answers",
 ) -> Float[np.ndarray, "questions 2"]:
     """Return log P(truthful | prompt) and log P(untruthful | prompt) in nats, in the order of ``encoded``.
 
@@ -46,6 +50,8 @@ def pair_logprobs(
         batch_tokens: Padded tokens in a batch, at most.
         gate: At work during the passes; None leaves the model as it is.
         progress: Called with the unique tokens done and the total.
+        kept: Where each batch is kept as it comes, and found again; None: nowhere.
+        name: What the batches are called there.
 
     Raises:
         ActivationError: A value is not finite, or one question does not fit into memory.
@@ -60,8 +66,16 @@ def pair_logprobs(
             found[place[id(item)]] = row
 
     batches = plan_batches(encoded, batch_tokens=batch_tokens)
+    kept = kept or KeptResults(None, {})
+
+    def complete(number: int) -> None:
+        kept.result(f"{name}/{number}", lambda: found[batches[number]].tolist())
+
+    done = {number for number in range(len(batches)) if f"{name}/{number}" in kept}
+    for number in done:
+        found[batches[number]] = kept.result(f"{name}/{number}", list)
     with gate.apply(model) if gate is not None else nullcontext():
-        run_batches(model, encoded, batches, step, done=set(), complete=lambda _: None, progress=progress)
+        run_batches(model, encoded, batches, step, done=done, complete=complete, progress=progress)
     if not np.isfinite(found).all():
         raise ActivationError(
             f"row {encoded[int(np.flatnonzero(~np.isfinite(found).all(1))[0])].row}: log-probability is not finite",

@@ -10,6 +10,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from truthheads.errors import ArchitectureError
+from truthheads.plots.views import Shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +41,35 @@ ROWS = {
     "mpt": ArchitectureRow(layers="blocks", out_proj="attn.out_proj"),
     "opt": ArchitectureRow(out_proj="self_attn.out_proj"),
     "phi": ArchitectureRow(out_proj="self_attn.dense"),
+    "zamba": ArchitectureRow(out_proj="shared_transf.self_attn.o_proj"),
+    "zamba2": ArchitectureRow(out_proj="shared_transformer.self_attn.o_proj"),
 }
 """By ``model_type`` of the text decoder. A family gets a row only where the default is wrong; the layout of the
 weights (Linear or Conv1D) is read from the module."""
 
-SOFTMAX_LAYERS = {"attention", "full_attention", "sliding_attention", "chunked_attention", "global_attention"}
-"""Entries of ``config.layer_types`` that are softmax attention; any other entry names a layer that is left alone."""
+SOFTMAX_LAYERS = {
+    "attention",
+    "full_attention",
+    "sliding_attention",
+    "chunked_attention",
+    "global_attention",
+    "hybrid",
+    "hybrid_sliding",
+}
+"""Entries of ``config.layer_types`` that are softmax attention, or have it beside a state-space part or a convolution;
+any other entry names a layer that is left alone."""
+
+STATEFUL = {"hybrid", "hybrid_sliding"}
+"""Those whose layers carry a state beside the keys and values, which does not branch as they do."""
+
+NONE = "which has no softmax attention in any layer, and so no heads"
+
+OUT_OF_SCOPE = {
+    **dict.fromkeys(("falcon_mamba", "mamba", "mamba2", "rwkv", "xlstm"), NONE),
+    "hrm_text": "which runs the same layers several times for each token, so that a head has no single output",
+    "recurrent_gemma": "whose recurrent state takes in padding, so that an answer would depend on the rows beside it",
+}
+"""Families that no row of the table can make work, and why; by ``model_type`` of the text decoder."""
 
 ATTENTION_NAME = re.compile(r"(^|_)att(e)?n(tion)?(_|$)")
 
@@ -75,8 +99,8 @@ class HeadLayer:
     transposed: bool
 
 
-@dataclass(frozen=True, slots=True)
-class HeadLayout:
+@dataclass(frozen=True, slots=True, repr=False)
+class HeadLayout(Shown):
     """Where the heads of one model are.
 
     Attributes:
@@ -106,6 +130,11 @@ class HeadLayout:
         """``(num_layers, num_heads)``, the shape of scores and gates."""
         return self.num_layers, self.num_heads
 
+    def in_short(self) -> str:
+        """Return class, shape and projection."""
+        skipped = f", {len(self.skipped)} layers left alone" if self.skipped else ""
+        return f"{self.architecture}, {self.num_layers} layers x {self.num_heads} heads at {self.projection}{skipped}"
+
 
 def locate_heads(network: PreTrainedModel) -> HeadLayout:
     """Return where the heads of a network are, by the table, else by discovery.
@@ -117,8 +146,8 @@ def locate_heads(network: PreTrainedModel) -> HeadLayout:
         ArchitectureError: No list of layers or no single output projection per attention layer was found.
     """
     config = network.config.get_text_config(decoder=True)
-    if getattr(network.config, "is_encoder_decoder", False) and not hasattr(network, "thinker"):
-        raise _unknown(network, "a decoder-only text model", "an encoder-decoder")
+    if not hasattr(network, "thinker"):
+        check_in_scope(type(network).__name__, network.config)
     decoder = text_decoder(network)
     row = ROWS.get(getattr(decoder.config.get_text_config(decoder=True), "model_type", ""), DEFAULT)
     layers = _layers(network, decoder, row, config)
@@ -136,12 +165,20 @@ def locate_heads(network: PreTrainedModel) -> HeadLayout:
             skipped[index] = _describe(layer)
             continue
         found.append(_measure(network, config, index, paths[id(projection)], projection))
+    if not found and not any(kind in SOFTMAX_LAYERS for kind in types[: len(layers)] or ["attention"]):
+        raise ArchitectureError(
+            f"no layer of this {type(network).__name__} has softmax attention, so there are no heads to measure",
+            expected=f"layers of a kind among {', '.join(sorted(SOFTMAX_LAYERS))} in config.json",
+            got=f"{len(layers)} layers of the kinds {', '.join(sorted(set(types)))}",
+            fix="choose a model of this family that has attention layers, or check that config.json is the model's own",
+        )
     if not found:
         raise _unknown(
             network,
             f"in each layer {row.out_proj}, or one projection back to the model's width inside an attention module",
             f"layers of {', '.join(sorted({type(layer).__name__ for layer in layers}))} with {_children(layers[0])}",
         )
+    _check_own_weights(network, found)
     patterns = {re.sub(r"\.\d+\.", ".*.", f"{head.path}.", count=1).rstrip(".") for head in found}
     return HeadLayout(
         architecture=type(network).__name__,
@@ -154,6 +191,47 @@ def locate_heads(network: PreTrainedModel) -> HeadLayout:
         skipped=skipped,
         max_positions=_max_positions(config),
     )
+
+
+def check_in_scope(name: str, config: PretrainedConfig) -> None:
+    """Raise ArchitectureError for a class of models that has no heads of the kind that is measured here.
+
+    Args:
+        name: What the message calls the model.
+        config: The model's configuration.
+    """
+    kind = str(getattr(config.get_text_config(decoder=True), "model_type", ""))
+    if getattr(config, "is_encoder_decoder", False):
+        what = "an encoder-decoder: its context is in the encoder, which the decoder sees by cross-attention alone"
+    elif kind in OUT_OF_SCOPE:
+        what = f"{kind}, {OUT_OF_SCOPE[kind]}"
+    else:
+        return
+    raise ArchitectureError(
+        f"{name} is out of scope: truthheads measures attention heads of decoder-only models",
+        expected="a decoder whose layers have softmax self-attention (Llama, Qwen, Gemma, FalconH1 and the like)",
+        got=what,
+        fix="choose another model; no setting and no table row makes this one work",
+    )
+
+
+def _check_own_weights(network: PreTrainedModel, found: list[HeadLayer]) -> None:
+    """Raise ArchitectureError where layers share the weights of their attention."""
+    owners: dict[int, HeadLayer] = {}
+    for head in found:
+        first = owners.setdefault(id(getattr(network.get_submodule(head.path), "weight", head)), head)
+        if first is not head:
+            raise ArchitectureError(
+                f"{type(network).__name__} is out of scope: its layers share one attention block's weights",
+                expected="an output projection of its own in each layer",
+                got=f"one weight for {first.path} and {head.path}: a factor for a head of one layer changes the other",
+                fix="choose a model whose layers have attention of their own; no setting changes that of this one",
+            )
+
+
+def carries_state(network: PreTrainedModel) -> bool:
+    """Return whether layers that have heads carry a state, too, beside keys and values."""
+    return bool(STATEFUL.intersection(getattr(network.config.get_text_config(decoder=True), "layer_types", None) or ()))
 
 
 def text_decoder(network: PreTrainedModel) -> Any:
@@ -241,7 +319,7 @@ def _measure(
         num_heads=num_heads,
         head_dim=wide[0] // num_heads,
         num_kv_heads=_kv_heads(config, index, num_heads),
-        transposed=isinstance(projection, Conv1D),
+        transposed=isinstance(getattr(projection, "base_layer", projection), Conv1D),  # inside a layer of PEFT
     )
 
 

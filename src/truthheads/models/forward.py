@@ -13,8 +13,11 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from truthheads.errors import ActivationError, out_of_memory
+from truthheads.models.architectures import carries_state
 from truthheads.models.image_inputs import MIN_IMAGES_FOR_WORKERS, Pixels, beside, mapped, prepared
 from truthheads.models.load import Model
+from truthheads.models.progress import Progress as Progress
+from truthheads.models.progress import told_by_layer
 from truthheads.models.prompts import Encoded
 from truthheads.storage.distributed import my_share
 from truthheads.storage.row_store import RowShards, RowStore
@@ -36,10 +39,6 @@ def cache_of(outputs: Any) -> Any:
 def _own_name() -> str:
     """Find the name of the cache argument in the installed release of transformers."""
     return NEW if NEW in {field.name for field in fields(BaseModelOutputWithPast)} else OLD
-
-
-Progress = Callable[[int, int], None]
-"""Called with (done, total) in unique tokens."""
 
 
 class Batch(tuple[Encoded, ...]):
@@ -117,6 +116,7 @@ def run_batches(
     done: set[int],
     complete: Callable[[int], None],
     progress: Progress | None = None,
+    passes: int = 1,
 ) -> None:
     """Run ``step`` on every batch that is not done; a batch that runs out of memory is halved and tried again.
 
@@ -129,7 +129,8 @@ def run_batches(
         step: Computes one batch and keeps its result.
         done: Batches that need not run.
         complete: Called with the number of each batch when it is through.
-        progress: Called with the unique tokens done and the total.
+        progress: Called with the unique tokens done and the total: after each batch, and within one that takes long.
+        passes: Forward passes that ``step`` takes beside that over a shared prefix.
 
     Raises:
         ActivationError: A single question does not fit into memory.
@@ -140,11 +141,18 @@ def run_batches(
     if progress is not None and done:
         progress(through, total)
     for number, members in zip(left, _ready(model, [[encoded[i] for i in batches[n]] for n in left]), strict=True):
-        _halving(members, step)
+        size = sum(item.unique_tokens for item in members)
+        within = None if progress is None else partial(_within, progress, through, size, total)
+        with told_by_layer(model, within, passes=passes + bool(members[0].prefix)):
+            _halving(members, step)
         complete(number)
-        through += sum(item.unique_tokens for item in members)
+        through += size
         if progress is not None:
             progress(through, total)
+
+
+def _within(progress: Progress, through: int, size: int, total: int, share: float) -> None:
+    progress(through + int(share * size), total)
 
 
 def _ready(model: Model, batches: Sequence[Sequence[Encoded]]) -> Iterator[Batch]:
@@ -224,7 +232,7 @@ def _halving(members: Sequence[Encoded], step: Callable[[Sequence[Encoded]], Non
 
 def shares_prefix(model: Model) -> bool:
     """Return whether a prefix may be computed once: layers that carry a state instead of keys cannot branch."""
-    return not model.layout.skipped
+    return not model.layout.skipped and not carries_state(model.network)
 
 
 def prepare_tails(model: Model, batch: Sequence[Encoded]) -> Tails:

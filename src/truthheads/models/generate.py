@@ -2,7 +2,7 @@
 
 import copy
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -97,6 +97,7 @@ def answer(
     new_tokens: int = 1,
     words: dict[str, list[int]] | None = None,
     head: SharedPrefix | None = None,
+    ended: Callable[[list[int]], bool] | None = None,
 ) -> Written:
     """Answer the prompts of a batch, greedily.
 
@@ -106,6 +107,8 @@ def answer(
         new_tokens: Largest number of new tokens.
         words: Tokens that say yes and no, to be told their log-probabilities.
         head: What stands before every prompt of the batch and is not among its tokens.
+        ended: Whether an answer of so many new tokens has all that is wanted. Generation ends when each answer has;
+            one that has them sooner gets more.
 
     Raises:
         ActivationError: A logit of a first token is not finite.
@@ -121,7 +124,11 @@ def answer(
         over = torch.isin(chosen[0], ends)
         seen, place = tails.inputs["attention_mask"], tails.inputs.get("position_ids")
         place, taken = None if place is None else place[..., -1:], cache_name(model.network)
-        while len(chosen) < new_tokens and not bool(over.all()):
+        while len(chosen) < new_tokens:
+            if ended is not None:
+                over |= torch.tensor([ended(row) for row in torch.stack(chosen, 1).tolist()], device=over.device)
+            if bool(over.all()):
+                break
             seen = torch.cat([seen, seen.new_ones(len(seen), 1)], dim=1)
             inputs: dict[str, Any] = {"input_ids": chosen[-1][:, None], "attention_mask": seen, "use_cache": True}
             if place is not None:

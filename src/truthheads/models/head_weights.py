@@ -13,6 +13,7 @@ from truthheads.models.architectures import HeadLayer, HeadLayout
 from truthheads.models.load import inspect
 from truthheads.models.sources import local_folder
 from truthheads.models.weight_files import INDEX, SINGLE, Shards
+from truthheads.storage.artifacts import without_folder
 
 WEIGHT_PARTS = ("q", "k", "v", "o")
 
@@ -261,7 +262,7 @@ class Checkpoint(NamedTuple):
         """Describe the checkpoint for an artefact's metadata."""
         first = self.layers[0].parts
         return {
-            "name": self.name,
+            "name": without_folder(self.name),
             "architecture": self.layout.architecture,
             "dtype": self.shards.entries[first["o"].tensor].dtype,
             "layers": [layer.index for layer in self.layers],

@@ -6,8 +6,9 @@ put on the output projections and taken off again.
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -15,10 +16,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from truthheads.choices import Site
-from truthheads.errors import ArchitectureError, GateError, ShapeError
+from truthheads.errors import ArchitectureError, GateError, ModelError, ShapeError
 from truthheads.models.architectures import HeadLayer, HeadLayout, locate_heads, widths
+from truthheads.models.held import unwrapped
 from truthheads.models.load import Model
 from truthheads.models.offload import execution_device
+
+if TYPE_CHECKING:
+    NetworkLike: TypeAlias = Model | nn.Module
+else:  # what is no network is answered in our words, not in those of a type checker at run time
+    NetworkLike = object
 
 Visit = Callable[[int, Float[Tensor, "batch seq num_heads head_dim"]], Tensor | None]
 """Called with (layer, z) at every forward pass; returns the z to use instead, or None to leave it."""
@@ -28,7 +35,7 @@ Visit = Callable[[int, Float[Tensor, "batch seq num_heads head_dim"]], Tensor | 
 class Intervention(Protocol):
     """What changes chosen heads of a running model, such as a gate."""
 
-    def apply(self, model: Model | PreTrainedModel) -> AbstractContextManager[object]:
+    def apply(self, model: NetworkLike) -> AbstractContextManager[object]:
         """Apply the intervention to a model until the returned context ends; the model is then restored bit for bit."""
         ...
 
@@ -40,19 +47,30 @@ class Anatomy(NamedTuple):
     layout: HeadLayout
 
 
-def anatomy(model: Model | PreTrainedModel) -> Anatomy:
-    """Return the network and the heads of a Model or of a plain transformers model.
+def anatomy(model: NetworkLike) -> Anatomy:
+    """Return the network and the heads of a Model or of a plain transformers model, also inside a PEFT model.
 
     Raises:
         ArchitectureError: The heads of a plain model could not be located.
+        ModelError: It is no model, or only the name of one.
     """
     if isinstance(model, Model):
         return Anatomy(model.network, model.layout)
-    return Anatomy(model, locate_heads(model))
+    if isinstance(model, PreTrainedModel):
+        return Anatomy(model, locate_heads(model))
+    if isinstance(model, str | Path):
+        raise ModelError(
+            f"{str(model)!r} is the name of a model, and nothing is loaded",
+            expected="a model that is loaded, so that it can run while it is changed",
+            got="a name",
+            fix=f"model = truthheads.load({str(model)!r}), and give that model",
+        )
+    network, _ = unwrapped(model)
+    return Anatomy(network, locate_heads(network))
 
 
 @contextmanager
-def intercepted(model: Model | PreTrainedModel, visit: Visit, *, site: Site = "z") -> Iterator[None]:
+def intercepted(model: NetworkLike, visit: Visit, *, site: Site = "z") -> Iterator[None]:
     """Let ``visit`` read or replace z, the input of every output projection, inside the block.
 
     Hooks are removed on exit, also after an error.
@@ -133,9 +151,7 @@ class _ScaleOutput(_Scale):
         return self.scaled(output)
 
 
-def scale(
-    model: Model | PreTrainedModel, factors: Float[Tensor, "num_layers num_heads"], *, site: Site = "z"
-) -> Scaling:
+def scale(model: NetworkLike, factors: Float[Tensor, "num_layers num_heads"], *, site: Site = "z") -> Scaling:
     """Multiply every head by its factor at every position, prompt and new tokens alike, until removed.
 
     A layer whose factors are all 1 gets no hook.

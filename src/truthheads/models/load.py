@@ -3,17 +3,17 @@
 import hashlib
 import importlib.util
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NotRequired, TypedDict, get_args
+from typing import Any, Literal, NotRequired, TypedDict, Unpack, get_args
 
 import torch
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel, TorchAoConfig
 
-from truthheads.errors import ModelError
+from truthheads.errors import ModelError, TruthHeadsError
 from truthheads.models.adapters import Adapter, find_adapter, merge
 from truthheads.models.architectures import HeadLayout, locate_heads, widths
 from truthheads.models.devices import (
@@ -30,6 +30,7 @@ from truthheads.models.gguf_config import NO_ADAPTER, check_tensors, gguf_config
 from truthheads.models.gguf_parts import read_parts
 from truthheads.models.offload import execution_device, is_spread, scratch_folder, stored_tensors
 from truthheads.models.pretrained import (
+    borrowed_processor,
     check_class,
     explained,
     network_class_of,
@@ -41,6 +42,8 @@ from truthheads.models.pretrained import (
 )
 from truthheads.models.sources import converted, gguf_path, resolve
 from truthheads.models.whole_weights import check_loaded
+from truthheads.plots.views import Shown, table_html
+from truthheads.storage.artifacts import without_folder
 
 LoadIn = Literal["8bit", "4bit", "int8"]
 """``8bit`` (LLM.int8) and ``4bit`` (NF4) by bitsandbytes, ``int8`` (weights alone, rounded row by row) by torchao."""
@@ -140,7 +143,8 @@ def check_stays_quantised(network: PreTrainedModel, load_in: str) -> None:
             f"weights in {load_in} cannot be offloaded",
             expected="a model that fits its devices when it is quantised",
             got=f"layers on {', '.join(sorted(places))}",
-            fix="use --load-in 4bit, a larger --max-memory, or leave --load-in out",
+            fix=("" if load_in == "4bit" else "use --load-in 4bit, ")
+            + "give a larger --max-memory, or leave --load-in out",
         )
 
 
@@ -167,18 +171,19 @@ class ModelSummary(TypedDict):
     adapter: NotRequired[str]
 
 
-@dataclass(frozen=True)
-class Model:
+@dataclass(frozen=True, repr=False)
+class Model(Shown):
     """A network with its tokenizer, processor and heads.
 
     Attributes:
-        network: The transformers model, in eval mode, parameters frozen.
+        network: The transformers model, in eval mode; parameters are frozen, except of a network given in memory.
         tokenizer: Its tokenizer.
-        processor: Its processor where it takes images, else None.
+        processor: Its processor where it takes images and was saved with one, else None.
         layout: Where its heads are.
         name: What the user called it.
         load_in: What its weights are quantised to: as ``load`` was told, or as its checkpoint says; else None.
-        adapter: Which PEFT adapter was merged into its weights, or None.
+        adapter: Which PEFT adapter was merged into its weights, or is at work in them; or None.
+        in_memory: True where the network was given in memory: its owner may change it, and no file holds it.
     """
 
     network: PreTrainedModel
@@ -188,6 +193,7 @@ class Model:
     name: str
     load_in: str | None = None
     adapter: str | None = None
+    in_memory: bool = False
 
     def __post_init__(self) -> None:
         """See to it that every pass computes with the weights that were loaded; ModelError where it is too late."""
@@ -207,13 +213,20 @@ class Model:
         kind: torch.dtype = self.network.dtype
         return kind
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """Hexadecimal digest of the weights: names, shapes and 256 evenly spaced values of each, rounded to bf16.
 
         Rounded, so that one checkpoint loaded in bf16 and in fp32 has one fingerprint; offloaded or spread over devices
         it has the same. Quantised, it is another model and has another.
         """
+        return self._digest() if self.in_memory else self._digest_once
+
+    @cached_property
+    def _digest_once(self) -> str:
+        return self._digest()
+
+    def _digest(self) -> str:
         digest = hashlib.sha256()
         for name, value in stored_tensors(self.network):
             digest.update(f"{name}{tuple(value.shape)}".encode())
@@ -223,10 +236,21 @@ class Model:
                 digest.update(sample.to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())
         return digest.hexdigest()[:32]
 
+    def in_short(self) -> str:
+        """Return name, class, shape, type and place of the weights, and whether it sees images."""
+        kind = self.load_in or str(self.dtype).removeprefix("torch.")
+        more = [", ".join(filter(None, (self.adapter, "takes images" if self.processor is not None else None)))]
+        shape = f"{self.layout.num_layers} layers x {self.layout.num_heads} heads"
+        facts = [repr(self.name), self.layout.architecture, shape, f"{kind} on {self.device}", *filter(None, more)]
+        return ", ".join(facts)
+
+    def _repr_html_(self) -> str:
+        return table_html(self.in_short(), [])
+
     def describe(self) -> ModelSummary:
         """Describe the model for an artefact's metadata."""
         said: ModelSummary = {
-            "name": self.name,
+            "name": without_folder(self.name),
             "fingerprint": self.fingerprint,
             "architecture": self.layout.architecture,
         }
@@ -247,7 +271,7 @@ def _plain(value: Tensor) -> Iterator[Tensor]:
 
 
 class Loading(TypedDict, total=False):
-    """How a model is loaded; see :func:`load`."""
+    """How a model is loaded; see :func:`truthheads.load`."""
 
     device: str
     dtype: str
@@ -256,6 +280,7 @@ class Loading(TypedDict, total=False):
     offload_folder: str | Path | None
     load_in: str | None
     trust_remote_code: bool
+    processor: str | None
 
 
 def load(
@@ -268,29 +293,9 @@ def load(
     offload_folder: str | Path | None = None,
     load_in: str | None = None,
     trust_remote_code: bool = False,
+    processor: str | None = None,
 ) -> Model:
-    """Load a model with its tokenizer.
-
-    Args:
-        name: A transformers folder or hub id, a ``.gguf`` file (of a split model any part), ``smollm2``,
-            ``smollm2:reader`` or ``smollm2:vision``; or the folder or hub id of a PEFT adapter, which is merged into
-            its base: into the weights beside it, else into the model that it names.
-        device: ``auto`` (the first accelerator, else the CPU) or a torch device.
-        dtype: ``auto`` (bf16 where the hardware has it, else fp32), ``bf16``, ``fp16`` or ``fp32``.
-        device_map: For a model that is too large for one device: ``auto``, ``balanced`` or ``sequential``, or which
-            module goes where (see ``models.devices.read_device_map``). Layers on ``disk``, and on ``cpu``
-            beside an accelerator, are fetched whenever they are needed.
-        max_memory: What each device may hold of the model, such as ``cpu=2GiB,0=20GiB``; implies ``device_map="auto"``.
-        offload_folder: For weights on disk that cannot be read from the checkpoint as they are; None: a temporary one.
-        load_in: ``8bit`` or ``4bit`` (bitsandbytes), ``int8`` (torchao): quantise while loading.
-        trust_remote_code: Run modelling code that comes with the model. Off: such a model is refused.
-
-    Raises:
-        ModelError: The model or its tokenizer is missing, damaged, or needs code that is not allowed to run; or it
-            cannot be placed or quantised in this way. A parameter of the network is in no file, or a tensor of the
-            files belongs to no parameter.
-        ArchitectureError: Its heads could not be located.
-    """
+    """Load a model by its name; see :func:`truthheads.load`."""
     spread = None if device_map is None and max_memory is None else read_device_map(device_map or "auto")
     if spread is not None and device != "auto":
         raise ModelError(
@@ -321,17 +326,22 @@ def load(
     if isinstance(spread, dict):
         spread = spread_over(spread, skeleton(name, trust_remote_code=trust_remote_code))
     tokenizer = read_tokenizer(name, _tokenizer_source(adapter, source), trust_remote_code)
-    with quiet(source), explained(name, "whole safetensors weights that fit config.json"), scratch_folder() as scratch:
+    seen = getattr(config, "thinker_config", config)  # the thinker's class reads no more than its own
+    if processor is None:
+        sight = read_processor(source, seen, trust_remote_code)
+    else:
+        sight = borrowed_processor(name, processor, resolve(processor), seen, trust_remote_code)
+    whole = explained(name, "whole safetensors weights that fit config.json", quantised=stored is not None)
+    with quiet(source), whole, scratch_folder() as scratch:
         if load_in is not None:
             settings = {"quantization_config": quantisation(load_in, kind), "device_map": {"": place}}
         if spread is not None:
             folder = offload_folder or scratch.folder()
             settings |= {"device_map": spread, "max_memory": limits, "offload_folder": folder}
         network_class = network_class_of(config)
-        config = getattr(config, "thinker_config", config)  # the thinker's class reads no more than its own
         network, info = network_class.from_pretrained(
             source,
-            config=config,
+            config=seen,
             dtype=kind,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
@@ -348,8 +358,47 @@ def load(
     elif load_in is not None:
         check_stays_quantised(network, load_in)
     network = network.eval().requires_grad_(False)
-    processor = read_processor(source, config, trust_remote_code)
-    return Model(network, tokenizer, processor, locate_heads(network), name, load_in or stored, _said(adapter))
+    return Model(network, tokenizer, sight, locate_heads(network), name, load_in or stored, _said(adapter))
+
+
+def loading_faults(name: str, **how: Unpack[Loading]) -> list[TruthHeadsError]:
+    """List all that is wrong with what :func:`load` would be told, before a weight is read; empty where nothing is.
+
+    Args:
+        name: As for ``load``.
+        how: As for ``load``.
+    """
+    found: list[TruthHeadsError] = []
+
+    def tried(check: Callable[[], Any]) -> Any:
+        try:
+            return check()
+        except TruthHeadsError as error:
+            found.append(error)
+            return None
+
+    device, device_map, max_memory = how.get("device", "auto"), how.get("device_map"), how.get("max_memory")
+    if device_map is None and max_memory is None:
+        place = tried(lambda: pick_device(device))
+    else:
+        spread = tried(lambda: read_device_map(device_map or "auto"))
+        place = None if spread is None else tried(lambda: main_device(spread))
+    tried(lambda: pick_dtype(how.get("dtype", "auto"), place or torch.device("cpu")))
+    if max_memory is not None:
+        tried(lambda: read_max_memory(max_memory))
+    tried(lambda: _check_source(name, how.get("trust_remote_code", False)))
+    return found
+
+
+def _check_source(name: str, trust_remote_code: bool) -> None:
+    """Raise ModelError where a model is not there, or its configuration or GGUF headers cannot be used."""
+    adapter = find_adapter(name)
+    base = name if adapter is None else adapter.base
+    path = gguf_path(base)
+    if path is not None and converted(path) is None:
+        _from_header(name, path)
+    else:
+        read_config(name, resolve(base), trust_remote_code)
 
 
 def _said(adapter: Adapter | None) -> str | None:
@@ -410,8 +459,8 @@ class ModelInfo(TypedDict):
     adapter: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Inspection:
+@dataclass(frozen=True, slots=True, repr=False)
+class Inspection(Shown):
     """The facts about a model that need no weights.
 
     Attributes:
@@ -433,6 +482,15 @@ class Inspection:
     exports: tuple[str, ...]
     refused: dict[str, str]
     adapter: str | None = None
+
+    def in_short(self) -> str:
+        """Return shape, size, and what a gate may become."""
+        shape = f"{self.layout.num_layers} layers x {self.layout.num_heads} heads"
+        to = ", ".join(self.exports) or "nothing"
+        return f"{self.layout.architecture}, {shape}, {self.parameters:,} parameters, exports to {to}"
+
+    def _repr_html_(self) -> str:
+        return table_html(self.in_short(), [{"": name, "value": value} for name, value in self.json().items()])
 
     def json(self) -> ModelInfo:
         """Return the JSON result of ``truthheads inspect``."""
@@ -456,18 +514,7 @@ class Inspection:
 
 
 def inspect(name: str, *, trust_remote_code: bool = False) -> Inspection:
-    """Return the heads of a model from its configuration alone; no weight is read or allocated.
-
-    Of a GGUF model the headers of all files are read, and their tensors compared with those that the network needs.
-
-    Args:
-        name: As for :func:`load`; the folder need not hold weights or a tokenizer.
-        trust_remote_code: As for :func:`load`.
-
-    Raises:
-        ModelError: There is no usable configuration; or a GGUF model lacks a part or a tensor, or has one too many.
-        ArchitectureError: Its heads could not be located.
-    """
+    """Return the heads of a model by its name; see :func:`truthheads.inspect`."""
     adapter = find_adapter(name)
     network = skeleton(name, trust_remote_code=trust_remote_code)
     config = network.config
@@ -485,6 +532,23 @@ def inspect(name: str, *, trust_remote_code: bool = False) -> Inspection:
         exports=tuple(target for target in EXPORTS if target not in refused),
         refused=refused,
         adapter=_said(adapter),
+    )
+
+
+def inspect_network(network: PreTrainedModel) -> Inspection:
+    """Return the heads of a network in memory; it is to be saved before anything is exported."""
+    config, layout = network.config, locate_heads(network)
+    refused = dict.fromkeys(EXPORTS, "the network is in memory: save it (save_pretrained), and export the folder")
+    if "output" in (own := _refused("", config, network, layout)):
+        refused["output"] = own["output"]
+    return Inspection(
+        layout=layout,
+        parameters=sum(parameter.numel() for parameter in network.parameters()),
+        dtype=str(network.dtype).removeprefix("torch."),
+        image=takes_images(config),
+        sites=tuple(site for site in ("z", "output") if site not in refused),
+        exports=(),
+        refused=refused,
     )
 
 

@@ -4,20 +4,23 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from transformers import StoppingCriteriaList
 
 from truthheads.data.questions import Question
 from truthheads.errors import DataError
 from truthheads.models.forward import positioned
 from truthheads.models.hooks import Intervention
 from truthheads.models.load import Model
+from truthheads.models.progress import Progress
 from truthheads.stats.figures import Figure, mean_figure
 from truthheads.storage.files import SURROGATE
+from truthheads.storage.kept_results import KeptResults
 
 LENGTH = 64
 
@@ -76,7 +79,18 @@ def read_neutral(path: Path) -> list[str]:
     return texts
 
 
-def own_text(model: Model, texts: int, *, length: int = LENGTH, seed: int = 0) -> list[list[int]]:
+OWN_TEXTS_AT_ONCE = 32
+
+
+def own_text(
+    model: Model,
+    texts: int,
+    *,
+    length: int = LENGTH,
+    seed: int = 0,
+    progress: Progress | None = None,
+    kept: KeptResults | None = None,
+) -> list[list[int]]:
     """Return token ids of texts that the model writes itself, sampled at temperature 1 after common first words.
 
     Args:
@@ -84,6 +98,8 @@ def own_text(model: Model, texts: int, *, length: int = LENGTH, seed: int = 0) -
         texts: How many.
         length: New tokens of each; fewer where the model has not so many positions.
         seed: Random seed of the samples. transformers draws from torch's global generator, whose state is put back.
+        progress: Called with the tokens done and the total.
+        kept: Where each batch is kept as it comes, and found again; None: nowhere.
     """
     tokenizer = model.tokenizer
     starts = [list(tokenizer(OPENINGS[at % len(OPENINGS)])["input_ids"]) for at in range(texts)]
@@ -94,25 +110,41 @@ def own_text(model: Model, texts: int, *, length: int = LENGTH, seed: int = 0) -
     written: list[list[int]] = []
     devices = [model.device] if model.device.type == "cuda" else []
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    done = 0
+
+    def tick(*_: Any, **__: Any) -> Tensor:
+        nonlocal done
+        done += len(part)
+        if progress is not None:
+            progress(done, texts * length)
+        return torch.zeros(len(part), dtype=torch.bool, device=model.device)
+
+    def sampled() -> list[list[int]]:
+        width = max(map(len, part))
+        ids = torch.tensor([[0] * (width - len(row)) + row for row in part], device=model.device)
+        seen = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in part], device=model.device)
+        # Each batch has a seed of its own, so that it can be made without those before it.
+        torch.random.manual_seed(seed + first)
+        made = model.network.generate(
+            input_ids=ids,
+            attention_mask=seen,
+            do_sample=True,
+            top_k=0,
+            top_p=1.0,
+            temperature=1.0,
+            min_new_tokens=length,
+            max_new_tokens=length,
+            pad_token_id=pad if pad is not None else 0,
+            stopping_criteria=StoppingCriteriaList([tick]),
+        )
+        return [row[width - len(start) :] for row, start in zip(made.tolist(), part, strict=True)]
+
+    kept = kept or KeptResults(None, {})
     with torch.random.fork_rng(devices=devices), torch.inference_mode():
-        torch.random.manual_seed(seed)
-        for first in range(0, texts, 32):
-            part = starts[first : first + 32]
-            width = max(map(len, part))
-            ids = torch.tensor([[0] * (width - len(row)) + row for row in part], device=model.device)
-            seen = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in part], device=model.device)
-            made = model.network.generate(
-                input_ids=ids,
-                attention_mask=seen,
-                do_sample=True,
-                top_k=0,
-                top_p=1.0,
-                temperature=1.0,
-                min_new_tokens=length,
-                max_new_tokens=length,
-                pad_token_id=pad if pad is not None else 0,
-            )
-            written += [row[width - len(start) :] for row, start in zip(made.tolist(), part, strict=True)]
+        for first in range(0, texts, OWN_TEXTS_AT_ONCE):
+            part = starts[first : first + OWN_TEXTS_AT_ONCE]
+            written += kept.result(f"own text/{first}", sampled)
+            done = len(written) * length
     return written
 
 
@@ -124,6 +156,8 @@ def neutral_ids(
     texts: int = 96,
     length: int = LENGTH,
     seed: int = 0,
+    progress: Progress | None = None,
+    kept: KeptResults | None = None,
 ) -> list[list[int]]:
     """Return neutral text as token ids, in an order drawn by seed.
 
@@ -134,6 +168,8 @@ def neutral_ids(
         texts: How many texts, at most.
         length: Tokens of each, at most; longer ones are cut.
         seed: Random seed of order and samples.
+        progress: Called with the tokens of the model's own samples done and the total.
+        kept: Where samples are kept as they come, and found again; None: nowhere.
 
     Raises:
         DataError: The file cannot be used.
@@ -145,7 +181,7 @@ def neutral_ids(
     else:
         contexts = list(dict.fromkeys(question.context for question in questions if question.context.strip()))
         found = [contexts[at] for at in generator.permutation(len(contexts))[: texts // 2]]
-        own = own_text(model, texts - len(found), length=length, seed=seed)
+        own = own_text(model, texts - len(found), length=length, seed=seed, progress=progress, kept=kept)
     rows = [list(model.tokenizer(text)["input_ids"])[:length] for text in found] + [row[:length] for row in own]
     rows = [row for row in rows if len(row) > 1]
     return [rows[at] for at in generator.permutation(len(rows))[:texts]]
@@ -177,7 +213,16 @@ def divergence(
     return (kl * counted).sum(1) / count, (loss * counted).sum(1) / count
 
 
-def measure_harm(model: Model, rows: Sequence[Sequence[int]], gate: Intervention | None, *, batch: int = 8) -> Harm:
+def measure_harm(
+    model: Model,
+    rows: Sequence[Sequence[int]],
+    gate: Intervention | None,
+    *,
+    batch: int = 8,
+    progress: Progress | None = None,
+    kept: KeptResults | None = None,
+    name: str = "harm",
+) -> Harm:
     """Measure the effect of a gate on neutral text.
 
     Args:
@@ -185,11 +230,24 @@ def measure_harm(model: Model, rows: Sequence[Sequence[int]], gate: Intervention
         rows: Token ids of the texts.
         gate: The gate; None measures nothing but zeros.
         batch: Texts in a pass.
+        progress: Called with the texts done and the total.
+        kept: Where each batch is kept as it comes, and found again; None: nowhere.
+        name: What the batches are called there.
     """
-    kl, loss = [], []
-    for first in range(0, len(rows), batch):
+    kept = kept or KeptResults(None, {})
+    kl: list[float] = []
+    loss: list[float] = []
+
+    def measured() -> list[list[float]]:
         with torch.inference_mode():
-            parts = divergence(model, rows[first : first + batch], lambda: gate.apply(model) if gate else nullcontext())
-        kl += parts[0].tolist()
-        loss += parts[1].tolist()
+            parts = divergence(model, part, lambda: gate.apply(model) if gate else nullcontext())
+        return [value.tolist() for value in parts]
+
+    for first in range(0, len(rows), batch):
+        part = rows[first : first + batch]
+        found = kept.result(f"{name}/{first}", measured)
+        kl += found[0]
+        loss += found[1]
+        if progress is not None:
+            progress(len(kl), len(rows))
     return Harm(np.array(kl), np.array(loss))

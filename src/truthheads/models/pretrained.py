@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import re
+import shlex
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,7 @@ from transformers import AutoConfig, AutoProcessor, AutoTokenizer, PreTrainedCon
 from transformers.models.auto import modeling_auto
 
 from truthheads.errors import ModelError
+from truthheads.models.architectures import check_in_scope
 
 MOST = 65_536
 """Heads, experts, labels and the like; the largest models have some hundreds of heads, and 21,843 labels."""
@@ -129,9 +131,10 @@ def read_config(name: str, source: str, trust_remote_code: bool) -> PreTrainedCo
 
 
 def check_class(name: str, config: PreTrainedConfig) -> None:
-    """Raise ModelError where the class that a configuration names writes no text: a classifier, an encoder."""
+    """Raise ModelError where the class that a configuration names writes no text, or has no heads of a decoder."""
     if hasattr(config, "thinker_config") or getattr(config, "auto_map", None):
         return
+    check_in_scope(name, config)
     named = list(getattr(config, "architectures", None) or [])
     kind = str(getattr(config, "model_type", ""))
     if any(CLASSIFIERS.search(one) for one in named):
@@ -201,17 +204,114 @@ def takes_images(config: PreTrainedConfig) -> bool:
     return config.get_text_config(decoder=True) is not config and hasattr(config, "vision_config")
 
 
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+
+
 def read_processor(source: str, config: PreTrainedConfig, trust_remote_code: bool) -> Any:
-    """Return the processor of a model that takes images, None of another; ModelError where it cannot be read."""
-    if not takes_images(config):
+    """Return the processor of a model that takes images; None of another, and where its files are not there.
+
+    A model that was fine-tuned on text is often saved with its tokenizer alone, and text needs no more.
+
+    Raises:
+        ModelError: It cannot be read.
+    """
+    if not takes_images(config) or not any(_holds(source, file) for file in PROCESSOR_FILES):
         return None
     with quiet(source), explained(source, "a processor that transformers can read"):
         return AutoProcessor.from_pretrained(source, trust_remote_code=trust_remote_code)
 
 
+def borrowed_processor(name: str, base: str, source: str, config: PreTrainedConfig, trust_remote_code: bool) -> Any:
+    """Return the processor of another model, for ``--processor``.
+
+    Args:
+        name: The model.
+        base: The other one, and
+        source: its folder or hub id.
+        config: The model's configuration.
+        trust_remote_code: As for ``load``.
+
+    Raises:
+        ModelError: The model has no use for a processor, or the other one has none.
+    """
+    if not takes_images(config):
+        raise ModelError(
+            f"{name} takes no images, so it has no use for the processor of {base}",
+            expected="--processor with a model that takes images",
+            got=f"{getattr(config, 'model_type', 'a text model')}, which reads text alone",
+            fix="leave --processor out",
+        )
+    processor = read_processor(source, config, trust_remote_code)
+    if processor is None:
+        raise ModelError(
+            f"{base} has no processor",
+            expected=f"{' or '.join(PROCESSOR_FILES)} in the folder or hub id that --processor names",
+            got="neither",
+            fix="give the model that this one was made from, as it was published",
+        )
+    return processor
+
+
+def _holds(source: str, file: str) -> bool:
+    """Return whether a folder or hub id has a file; True where that cannot be known, so that the reader says why."""
+    if Path(source).is_dir():
+        return (Path(source) / file).is_file()
+    try:
+        huggingface_hub.hf_hub_download(source, file)
+    except huggingface_hub.errors.EntryNotFoundError as error:  # offline, that it is not in the cache says nothing
+        return isinstance(error, huggingface_hub.errors.LocalEntryNotFoundError)
+    except Exception:
+        return True
+    return True
+
+
+PIP = re.compile(r"pip install ((?:-U |--upgrade )?)['\"]?([\w.\-\[\],=<>!~]*[\w\]])")
+"""What a library says is to be installed."""
+
+PIP_NAMES = {"hqq": "hqq", "quark": "amd-quark", "sentencepiece": "sentencepiece", "tiktoken": "tiktoken"}
+"""Of those libraries whose absence is told without the command."""
+
+VISION = ("torchvision", "num2words", "pillow", "pil library")
+
+
+def cure(error: Exception, name: str, *, quantised: bool = False) -> str:
+    """Suggest what helps against an error of transformers about a model.
+
+    Args:
+        error: Its error.
+        name: The model's.
+        quantised: Its weights are stored quantised, so that there is another model without that need.
+    """
+    text = " ".join(str(error).split())
+    low = text.lower()
+    whole = ", or give the unquantised model" if quantised else ""
+    if "trust_remote_code" in text:
+        return "read that code, then pass --trust-remote-code"
+    if "couldn't connect" in text:
+        return how_to_reach(name)
+    if "gated repo" in low or "401 client error" in low or "403 client error" in low:
+        return "accept the model's terms on its page, and log in: `hf auth login`"
+    if "does not recognize this architecture" in text:
+        return "pip install --upgrade transformers; where the newest does not know it either, choose another model"
+    if "device_map" in text or "dispatched on the CPU" in text or "offload" in text:
+        return 'correct --device-map ("" stands for every module not named); give --load-in enough memory'
+    if re.search(r"\b(gpu|cuda|xpu)\b", low) and re.search(r"requires?d?\b|only supported|need|no gpu", low):
+        return f"run it on a machine with a GPU{whole}"
+    if isinstance(error, ImportError):
+        if any(word in low for word in VISION):
+            return "install what this model's processor needs: pip install 'truthheads[vision]'"
+        if found := PIP.search(text):
+            return f"pip install {found[1]}{shlex.quote(found[2])}{whole}"
+        missing = next((pip for word, pip in PIP_NAMES.items() if word in low), getattr(error, "name", None))
+        return f"pip install {missing}{whole}" if missing else f"install the package that the message names{whole}"
+    if isinstance(error, PermissionError):
+        return "check the permissions of the file"
+    return "check the folder or hub id; download damaged files again"
+
+
 @contextmanager
-def explained(name: str, expected: str) -> Iterator[None]:
-    """Turn any error of transformers about a model that it cannot read into one clear message."""
+def explained(name: str, expected: str, *, quantised: bool = False) -> Iterator[None]:
+    """Turn any error of transformers about a model that it cannot read into one clear message; see :func:`cure`."""
     try:
         yield
     except (KeyboardInterrupt, ModelError, MemoryError):
@@ -219,16 +319,11 @@ def explained(name: str, expected: str) -> Iterator[None]:
     except Exception as error:
         text = " ".join(str(error).split())
         got = f"{type(error).__name__}: {text[:300]}"
-        fix = "check the folder or hub id; download damaged files again"
         if "trust_remote_code" in text:
-            got, fix = "a model that brings its own code", "read that code, then pass --trust-remote-code"
+            got = "a model that brings its own code"
         elif "couldn't connect" in text:
             got = "no such folder, and no connection to the hub"
-            fix = how_to_reach(name)
-        elif "device_map" in text or "dispatched on the CPU" in text or "offload" in text:
-            fix = 'correct --device-map ("" stands for every module not named); give --load-in enough memory'
-        elif isinstance(error, ImportError):
-            fix = "install what this model's processor needs: pip install 'truthheads[vision]'"
+        fix = cure(error, name, quantised=quantised)
         raise ModelError(f"{name} could not be loaded", expected=expected, got=got, fix=fix) from error
 
 

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from truthheads.data.questions import Question
-from truthheads.errors import DataError, ModelError
+from truthheads.data.questions import Question, Questions
+from truthheads.errors import DataError, ModelError, RowError
 from truthheads.models.image_inputs import ImageTexts, placeholder, shares_with_image, tokens_with_images
 from truthheads.models.load import Model
+from truthheads.models.pretrained import PROCESSOR_FILES, takes_images
 
 TEXTS_AT_ONCE = 512
 """Texts in one call of the tokenizer, which keeps offsets and words of each until the call ends."""
@@ -108,7 +109,7 @@ def encode(
         limit = model.layout.max_positions
         if limit is not None and one.length > limit:
             if not truncate:
-                raise _too_long(question, one.length, limit)
+                raise _too_long(model, question, one.length, limit)
             shorter = shortened(model, question, limit, one.length, chat=chat)
             again = encode(model, [shorter], chat=chat, truncate=True, share_prefix=share_prefix)[0]
             one = replace(again, row=row)
@@ -121,11 +122,11 @@ def _encode_one(
 ) -> Encoded:
     for ids, answer in zip(answers, question.answers, strict=True):
         if len(ids) <= _common([prompt, ids]):
-            raise DataError(
+            raise RowError(
                 f"row {question.id!r}: the answer has no token of its own",
                 expected="an answer that the tokenizer turns into at least one token",
                 got=repr(answer.text)[:80],
-                fix="correct the row",
+                fix="correct the row, or pass --skip-bad-rows to leave it out",
             )
     # Never past the prompt: a token that all answers begin with still belongs to each answer's log-probability.
     shared = _common([prompt, *answers]) if len(answers) > 1 and share_prefix else 0
@@ -145,13 +146,35 @@ def _common(sequences: Sequence[Sequence[int]]) -> int:
 
 
 def shows_image(model: Model, question: Question) -> bool:
-    """Return whether a question's image is put before the model: it has one, and the model takes images."""
-    return question.image is not None and model.processor is not None
+    """Return whether a question's image is put before the model: it has one, and the model takes images.
+
+    Raises:
+        ModelError: It takes images, and was saved without the processor that prepares them.
+    """
+    if question.image is None:
+        return False
+    if model.processor is None and takes_images(model.network.config):
+        raise ModelError(
+            f"row {question.id!r} has an image, and {model.name} was saved without its processor",
+            expected=f"{' or '.join(PROCESSOR_FILES)} beside config.json; rows without images need neither",
+            got="no such file",
+            fix="give truthheads.load(network, tokenizer, processor=AutoProcessor.from_pretrained(BASE))"
+            if model.in_memory
+            else "pass --processor BASE (in Python: load(…, processor=BASE)), the model that this one was made from",
+        )
+    return model.processor is not None
 
 
 def missing_images(model: Model, questions: Sequence[Question]) -> list[Question]:
     """Return the questions whose image would be shown and is not there."""
     return [one for one in questions if shows_image(model, one) and not os.path.isfile(str(one.image))]
+
+
+def with_images(model: Model, questions: Sequence[Question]) -> Questions:
+    """Leave out the questions whose image would be shown and is not there; they count as skipped."""
+    gone = missing_images(model, questions)
+    held = questions if isinstance(questions, Questions) else Questions(questions)
+    return held.without(gone) if gone else held
 
 
 def _check_images(missing: Sequence[Question], count: int) -> None:
@@ -250,7 +273,7 @@ def shortened(model: Model, question: Question, limit: int, length: int, *, chat
     pieces = _tokens(model, [question.context], special=False)[0]
     over = length - limit
     if over >= len(pieces):
-        raise _too_long(question, length, limit)
+        raise _too_long(model, question, length, limit)
     if getattr(model.tokenizer, "is_fast", False):
         offsets = model.tokenizer(question.context, add_special_tokens=False, return_offsets_mapping=True)
         kept = question.context[offsets["offset_mapping"][over - 1][1] :]
@@ -261,10 +284,17 @@ def shortened(model: Model, question: Question, limit: int, length: int, *, chat
     return replace(question, context=kept, evidence=())
 
 
-def _too_long(question: Question, length: int, limit: int) -> DataError:
-    return DataError(
+def _too_long(model: Model, question: Question, length: int, limit: int) -> RowError:
+    """Return the error for a row that is too long; ``--truncate`` is named where dropping context would help."""
+    context = len(_tokens(model, [question.context], special=False)[0]) if question.context.strip() else 0
+    helps = length - context < limit
+    left = "pass --skip-bad-rows to leave such rows out"
+    rest = f", {length - context} of them without the context" if context and not helps else ""
+    return RowError(
         f"row {question.id!r} is too long for the model",
         expected=f"at most {limit} tokens",
-        got=f"{length} tokens",
-        fix="pass --truncate to drop the start of long contexts, or remove the row",
+        got=f"{length} tokens{rest}",
+        fix=f"pass --truncate to drop the start of long contexts, or {left}"
+        if helps
+        else f"shorten the question or the answers, or {left}; --truncate only shortens contexts",
     )

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from truthheads.errors import ArtifactError
+from truthheads.plots.page import chart_html as chart_html
 from truthheads.stats.figures import FigureJson
 from truthheads.storage.files import replaced, write_text
 
@@ -17,15 +18,22 @@ P = TypeVar("P", bound=Mapping[str, Any])
 SUFFIXES = (".html", ".png", ".svg")
 
 
+Heads = Float[np.ndarray, "num_layers num_heads"]
+
+ABSENT = "#bdbdbd"
+
+
 def heat_map(
-    values: Float[np.ndarray, "num_layers num_heads"],
+    values: Heads,
     *,
     title: str,
     unit: str,
     middle: float | None = None,
-    panels: dict[str, Float[np.ndarray, "num_layers num_heads"]] | None = None,
+    panels: dict[str, Heads] | None = None,
+    ends: tuple[Heads, Heads] | None = None,
+    notes: Sequence[str] = (),
 ) -> Any:
-    """Return an Altair chart of layers × heads; heads without a value stay grey.
+    """Return an Altair chart of layers × heads; heads without a value are grey.
 
     Args:
         values: One number per head.
@@ -33,6 +41,8 @@ def heat_map(
         unit: Unit of the numbers.
         middle: Centre of a diverging scale (chance, or no effect); None gives a sequential scale.
         panels: More arrays on the same scale, one small chart each.
+        ends: Both ends of each head's 95 % interval, for the tooltip; NaN where there is none.
+        notes: Sentences below the title: what is shown, and from what.
     """
     import altair as alt
 
@@ -44,27 +54,54 @@ def heat_map(
     else:
         reach = max(abs(low - middle), abs(high - middle), 1e-9)
         scale = alt.Scale(scheme="purpleorange", domain=[middle - reach, middle + reach], domainMid=middle)
-    charts = []
-    for name, array in arrays.items():
-        rows = [
-            {"layer": layer, "head": head, "id": f"L{layer}H{head}", "value": float(array[layer, head])}
-            for layer, head in np.ndindex(array.shape)
-            if np.isfinite(array[layer, head])
-        ]
-        step = 18 if max(array.shape) <= 40 else 9
-        charts.append(
-            alt.Chart(alt.Data(values=rows), title=alt.TitleParams(name or title, anchor="start"))
-            .mark_rect()
-            .encode(
-                x=alt.X("head:O", title="head", axis=alt.Axis(labelAngle=0)),
-                y=alt.Y("layer:O", title="layer", sort="descending"),
-                color=alt.Color("value:Q", title=unit, scale=scale),
-                tooltip=[alt.Tooltip("id:N", title="head"), alt.Tooltip("value:Q", title=unit, format=".3f")],
-            )
-            .properties(width=step * array.shape[1], height=step * array.shape[0])
-        )
-    chart = charts[0] if len(charts) == 1 else alt.hconcat(*charts, title=title)
-    return chart.configure_view(fill="#d9d9d9", stroke=None).configure_axis(grid=False)
+    heading = alt.TitleParams(title, subtitle=[*notes, *_grey(values)], anchor="start")
+    charts = [_squares(array, name, unit, scale, ends if array is values else None) for name, array in arrays.items()]
+    chart = charts[0].properties(title=heading) if len(charts) == 1 else alt.hconcat(*charts, title=heading)
+    return chart.configure_view(stroke=None).configure_axis(grid=False)
+
+
+def _grey(values: Heads) -> list[str]:
+    """Return the sentence that says what grey squares are, where there are any."""
+    count = int((~np.isfinite(values)).sum())
+    what = "layers without softmax attention, or heads that a layer lacks"
+    return [f"Grey: {count} of {values.size} places have no value ({what})."] if count else []
+
+
+def _squares(array: Heads, name: str, unit: str, scale: Any, ends: tuple[Heads, Heads] | None) -> Any:
+    """Return one square per head, without any configuration."""
+    import altair as alt
+
+    rows: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
+    for layer, head in np.ndindex(array.shape):
+        row: dict[str, Any] = {"layer": layer, "head": head, "id": f"L{layer}H{head}"}
+        if known := bool(np.isfinite(array[layer, head])):
+            row["value"] = float(array[layer, head])
+        if ends is not None and known:
+            row["interval"] = _interval(float(ends[0][layer, head]), float(ends[1][layer, head]))
+        rows[known].append(row)
+    step = 18 if max(array.shape) <= 40 else 9
+    layers, heads = array.shape
+    places = {
+        "x": alt.X("head:O", title="head", axis=alt.Axis(labelAngle=0), scale=alt.Scale(domain=[*range(heads)])),
+        "y": alt.Y("layer:O", title="layer", scale=alt.Scale(domain=[*range(layers)][::-1])),
+    }
+    told = [alt.Tooltip("id:N", title="head"), alt.Tooltip("value:Q", title=unit, format=".3f")]
+    if ends is not None:
+        told.append(alt.Tooltip("interval:N", title="95 % interval"))
+    coloured = alt.Color("value:Q", title=unit, scale=scale)
+    drawn = [alt.Chart(alt.Data(values=rows[True])).mark_rect().encode(**places, color=coloured, tooltip=told)]
+    if rows[False]:
+        missing = alt.Chart(alt.Data(values=[{**row, "why": "no value"} for row in rows[False]]))
+        said = [alt.Tooltip("id:N", title="head"), alt.Tooltip("why:N", title=unit)]
+        drawn.append(missing.mark_rect(color=ABSENT).encode(**places, tooltip=said))
+    chart = drawn[0] if len(drawn) == 1 else alt.layer(*drawn)
+    chart = chart.properties(width=step * heads, height=step * layers)
+    return chart.properties(title=alt.TitleParams(name, anchor="start")) if name else chart
+
+
+def _interval(low: float, high: float, digits: int = 3) -> str:
+    """Return both ends of an interval in words; "unknown" where it was not measured."""
+    return f"[{low:.{digits}f}, {high:.{digits}f}]" if np.isfinite([low, high]).all() else "unknown"
 
 
 STATES = {"chosen": "chosen", "within": "within the guard", "beyond": "beyond the guard"}
@@ -83,13 +120,16 @@ def candidate_state(at: int, harm: Mapping[str, Any], *, guard: float, chosen: i
     return "chosen" if at == chosen else "within" if harm["high"] <= guard else "beyond"
 
 
-def frontier_chart(path: Sequence[Mapping[str, Any]], *, guard: float, chosen: int | None) -> Any:
+def frontier_chart(
+    path: Sequence[Mapping[str, Any]], *, guard: float, chosen: int | None, notes: Sequence[str] = ()
+) -> Any:
     """Return an Altair chart of margin gained against nats lost, with both intervals, one point per candidate.
 
     Args:
         path: Candidates as in ``tuning.json``.
         guard: Largest harm allowed, in nats per token; drawn as a line.
         chosen: Which candidate was chosen, or None.
+        notes: Sentences below the title.
     """
     import altair as alt
 
@@ -101,6 +141,8 @@ def frontier_chart(path: Sequence[Mapping[str, Any]], *, guard: float, chosen: i
             {
                 "name": point.name,
                 "state": STATES[point.state],
+                "harm_interval": _interval(harm["low"], harm["high"], 4),
+                "gain_interval": _interval(gain["low"], gain["high"]),
                 **{f"harm_{end}": max(float(harm[end]), 1e-5) for end in ("value", "low", "high")},
                 **{f"gain_{end}": float(gain[end]) for end in ("value", "low", "high")},
             }
@@ -108,20 +150,26 @@ def frontier_chart(path: Sequence[Mapping[str, Any]], *, guard: float, chosen: i
     x = alt.X("harm_value:Q", title="KL on neutral text (nats a token)", scale=alt.Scale(type="log"))
     y = alt.Y("gain_value:Q", title="margin gained (nats)")
     colour = alt.Color(
-        "state:N", title=None, scale=alt.Scale(domain=list(STATES.values()), range=["#d55e00", "#0072b2", "#8c8c8c"])
+        "state:N",
+        title=None,
+        scale=alt.Scale(domain=list(STATES.values()), range=["#d55e00", "#0072b2", "#8c8c8c"]),
+        legend=alt.Legend(orient="bottom", columns=1, labelLimit=300),
     )
     base = alt.Chart(alt.Data(values=rows))
     tooltip = [
-        alt.Tooltip("name:N"),
-        alt.Tooltip("harm_value:Q", title="harm", format=".4f"),
-        alt.Tooltip("gain_value:Q", title="margin gained", format=".2f"),
+        alt.Tooltip("name:N", title="candidate"),
+        alt.Tooltip("harm_value:Q", title="KL on neutral text", format=".4f"),
+        alt.Tooltip("harm_interval:N", title="95 % interval"),
+        alt.Tooltip("gain_value:Q", title="margin gained", format=".3f"),
+        alt.Tooltip("gain_interval:N", title="95 % interval "),
     ]
     points = base.mark_circle(size=90, opacity=1).encode(x=x, y=y, color=colour, tooltip=tooltip)
     up = base.mark_rule(opacity=0.5).encode(x="harm_value:Q", y="gain_low:Q", y2="gain_high:Q", color=colour)
     across = base.mark_rule(opacity=0.5).encode(x="harm_low:Q", x2="harm_high:Q", y="gain_value:Q", color=colour)
     line = alt.Chart(alt.Data(values=[{"guard": guard}])).mark_rule(strokeDash=[4, 4], color="#555").encode(x="guard:Q")
     chart = alt.layer(line, up, across, points)
-    return chart.properties(width=460, height=300, title="What a gate gains and what it costs (95 % intervals)")
+    heading = alt.TitleParams("What each candidate gains and what it costs (95 % intervals)", subtitle=[*notes])
+    return chart.properties(width=460, height=300, title=heading)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,37 +204,6 @@ def candidate_points(path: Sequence[Mapping[str, Any]], *, guard: float, chosen:
     return points
 
 
-def chart_html(chart: Any) -> str:
-    """Return a chart as a page of HTML that needs no network.
-
-    Altair writes the chart's JSON into a script as it is, so that a title with ``</script>`` would end it and begin
-    one of its own; here ``<`` stands in it as an escape.
-    """
-    import altair as alt
-
-    page = alt.utils.spec_to_html(
-        _held(chart.to_dict()),
-        mode="vega-lite",
-        vega_version=alt.VEGA_VERSION,
-        vegalite_version=alt.VEGALITE_VERSION,
-        vegaembed_version=alt.VEGAEMBED_VERSION,
-        template="inline",
-    )
-    return str(page).replace(HELD.encode("unicode_escape").decode(), "\\u003c").replace(HELD, "&lt;")
-
-
-HELD = "\ue03c"
-"""Stands for ``<`` from the chart to the page: a private character, which titles do not hold."""
-
-
-def _held(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {_held(key): _held(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_held(one) for one in value]
-    return value.replace("<", HELD) if isinstance(value, str) else value
-
-
 def save_chart(chart: Any, path: Path) -> None:
     """Write a chart as one self-contained ``.html``, ``.png`` or ``.svg``.
 
@@ -214,12 +231,10 @@ def check_suffix(path: Path) -> None:
         )
 
 
-Heads = Float[np.ndarray, "num_layers num_heads"]
-
 SIDE = 320
 
 
-def pair_chart(pair: Mapping[str, Any], a: Heads, b: Heads, *, unit: str) -> Any:
+def pair_chart(pair: Mapping[str, Any], a: Heads, b: Heads, *, unit: str, notes: Sequence[str] = ()) -> Any:
     """Return scatter, depth profile, both heat maps and their difference, as one Altair chart.
 
     Args:
@@ -227,6 +242,7 @@ def pair_chart(pair: Mapping[str, Any], a: Heads, b: Heads, *, unit: str) -> Any
         a: Scores of its first model.
         b: Scores of its second.
         unit: Unit of the scores.
+        notes: Sentences below the title.
     """
     import altair as alt
 
@@ -240,13 +256,12 @@ def pair_chart(pair: Mapping[str, Any], a: Heads, b: Heads, *, unit: str) -> Any
     ]
     for one in maps:
         one.config = alt.Undefined  # only the outermost chart may carry a configuration
+        one.title = one.title.text  # what is grey is said once
     top = alt.hconcat(_scatter(pair, a, b, unit), _profile(pair, a, b, unit))
     rows = alt.hconcat(*maps).resolve_scale(color="independent")
-    return (
-        alt.vconcat(top, rows, title=alt.TitleParams(f"{pair['a']} and {pair['b']}: {pair['verdict']}", anchor="start"))
-        .configure_view(fill="#f4f4f4", stroke=None)
-        .configure_axis(grid=False)
-    )
+    said = [*notes, *_grey(b - a)]
+    heading = alt.TitleParams(f"{pair['a']} and {pair['b']}: {pair['verdict']}", subtitle=said, anchor="start")
+    return alt.vconcat(top, rows, title=heading).configure_view(stroke=None).configure_axis(grid=False)
 
 
 def scored_pairs(pairs: Sequence[P]) -> list[tuple[P, FigureJson]]:
@@ -258,12 +273,13 @@ def scored_pairs(pairs: Sequence[P]) -> list[tuple[P, FigureJson]]:
     return [(pair, within) for pair in pairs if (within := pair.get("pearson_within_layer"))]
 
 
-def matrix_chart(pairs: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Any:
+def matrix_chart(pairs: Sequence[Mapping[str, Any]], names: Sequence[str], *, notes: Sequence[str] = ()) -> Any:
     """Return the within-layer correlation of every two models as a coloured matrix with figures.
 
     Args:
         pairs: ``pairs`` of ``comparison.json``.
         names: Names of all models, in order.
+        notes: Sentences below the title.
     """
     import altair as alt
 
@@ -273,16 +289,19 @@ def matrix_chart(pairs: Sequence[Mapping[str, Any]], names: Sequence[str]) -> An
         for one, other in ((pair["a"], pair["b"]), (pair["b"], pair["a"])):
             rows.append({"a": one, "b": other, "r": found["value"], "words": words, "verdict": pair["verdict"]})
     order = list(names)
-    base = alt.Chart(alt.Data(values=rows), title="Within-layer correlation of scores (95 % interval)").encode(
+    said = [*notes, "Pairs without a square have scores of different shapes, which are not compared."]
+    heading = alt.TitleParams("Within-layer correlation of scores (95 % interval)", subtitle=said, anchor="start")
+    base = alt.Chart(alt.Data(values=rows)).encode(
         x=alt.X("a:N", sort=order, title=None, axis=alt.Axis(labelAngle=-30)), y=alt.Y("b:N", sort=order, title=None)
     )
     colour = alt.Color("r:Q", title="r", scale=alt.Scale(scheme="purpleorange", domain=[-1, 1], domainMid=0))
     tooltip = [alt.Tooltip(f"{name}:N") for name in ("a", "b", "words", "verdict")]
     cells = base.mark_rect().encode(color=colour, tooltip=tooltip)
-    text = base.mark_text(fontSize=11).encode(text="words:N")
-    verdicts = base.mark_text(fontSize=11, dy=15, fontStyle="italic").encode(text="verdict:N")
-    chart = alt.layer(cells, text, verdicts).properties(width=140 * len(order), height=70 * len(order))
-    return chart.configure_view(fill="#f4f4f4", stroke=None).configure_axis(grid=False)
+    ink = alt.condition("abs(datum.r) > 0.6", alt.value("white"), alt.value("black"))  # on cells of either depth
+    text = base.mark_text(fontSize=11).encode(text="words:N", color=ink)
+    verdicts = base.mark_text(fontSize=11, dy=15, fontStyle="italic").encode(text="verdict:N", color=ink)
+    chart = alt.layer(cells, text, verdicts).properties(width=alt.Step(140), height=alt.Step(70), title=heading)
+    return chart.configure_view(stroke=None).configure_axis(grid=False)
 
 
 def _scatter(pair: Mapping[str, Any], a: Heads, b: Heads, unit: str) -> Any:

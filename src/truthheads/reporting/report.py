@@ -14,7 +14,7 @@ from truthheads.reporting.artifacts import Artefacts, find, nothing_found
 from truthheads.reporting.sections import sections
 from truthheads.reporting.sentences import grounded, summary
 from truthheads.reporting.wording import counted, short_name
-from truthheads.storage.files import check_target, dumps, write_text
+from truthheads.storage.files import as_path, check_target, dumps, write_text
 
 
 class Report(NamedTuple):
@@ -54,13 +54,14 @@ def report(folder: str | Path, out: str | Path = "report.html") -> Path:
 
 def write_report(folder: str | Path, out: str | Path) -> Report:
     """Write the page as :func:`report` does, and return what is in it."""
-    check_target(Path(out))
-    found = usable(find(Path(folder)))
+    folder, out = as_path(folder), as_path(out)
+    check_target(out)
+    found = usable(find(folder))
     page, sentences, warnings = render(found)
-    write_text(Path(out), page)
+    write_text(out, page)
     kinds = [kind for kind, _ in found.every]
     counts = {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}
-    return Report(Path(out), sentences, warnings, counts, len(page.encode()))
+    return Report(out, sentences, warnings, counts, len(page.encode()))
 
 
 def render(found: Artefacts) -> tuple[str, list[str], list[str]]:

@@ -265,4 +265,4 @@ def grounded(one: Named[GroundResult]) -> str:
             f"The gated model was written to {told['exported']} because --export-anyway was given; nothing shows that "
             f"it is better: {tested}."
         )
-    return f"No model was written: {tested}."
+    return " ".join([f"No model was written: {tested}.", *told.get("advice", [])])

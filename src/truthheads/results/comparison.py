@@ -1,7 +1,9 @@
 """The comparison artefact: what scores and weights say of each pair of models."""
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
 
@@ -10,9 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from truthheads.errors import ArtifactError, DataError
 from truthheads.plots.charts import chart_html, matrix_chart, pair_chart
+from truthheads.plots.views import Shown, data_frame, table_html
 from truthheads.results.drift import Drift
 from truthheads.stats.figures import FigureJson
-from truthheads.storage.files import dumps, read_json, replaced
+from truthheads.storage.files import as_path, distinct_names, dumps, read_json, replaced
 
 
 class OverlapResult(TypedDict):
@@ -204,8 +207,8 @@ class _Told(_Part):
     meta: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Comparison:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Comparison(Shown):
     """Models side by side.
 
     Attributes:
@@ -227,11 +230,13 @@ class Comparison:
         Raises:
             ArtifactError: A file could not be written.
         """
-        path = Path(path)
+        path = as_path(path)
+        files = drift_files([model["name"] for model in self.result["models"]])
+        files |= {(pair["a"], pair["b"]): pair["drift_file"] for pair in self.pairs if "drift_file" in pair}
         with replaced(path) as told, ExitStack() as beside:  # there is room for all, or none changes
             told.write_text(dumps(self.result, indent=2) + "\n", encoding="utf-8")
             for (a, b), drift in self.drifts.items():
-                drift.save(beside.enter_context(replaced(path.with_name(drift_file(a, b)))))
+                drift.save(beside.enter_context(replaced(path.with_name(files[a, b]))))
             path.unlink(missing_ok=True)  # it must not stand beside drifts that it does not tell of, after a kill
 
     @classmethod
@@ -241,7 +246,7 @@ class Comparison:
         Raises:
             ArtifactError: The file is missing or is not a comparison.
         """
-        path = Path(path)
+        path = as_path(path)
         result = read_json(path)
         if not isinstance(result, dict) or not {"pairs", "models", "meta"} <= set(result):
             raise ArtifactError(
@@ -279,6 +284,19 @@ class Comparison:
             for pair in self.pairs
         ]
 
+    def to_pandas(self) -> Any:
+        """Return one row per pair as a pandas DataFrame; a figure has the columns ``x``, ``x_low`` and ``x_high``.
+
+        Raises:
+            TruthHeadsError: pandas is not installed.
+        """
+        return data_frame(cast("list[dict[str, object]]", self.table()))
+
+    def in_short(self) -> str:
+        """Return the first pairs with their verdicts."""
+        told = [f"{pair['a']} and {pair['b']}: {pair.get('verdict')}" for pair in self.pairs]
+        return "; ".join(told[:3]) + (f"; {len(told) - 3} more pairs" if len(told) > 3 else "")
+
     def chart(self) -> Any:
         """Return the pair as scatter, profile, heat maps and difference, or several models as a matrix (Altair).
 
@@ -306,16 +324,28 @@ class Comparison:
                 got="a comparison without scores" if not values else "scores of different shape",
                 fix="give score files, or leave --plot out",
             )
+        models = self.result["models"]
+        rows = [f"{model['name']}: {count} rows" for model in models if (count := model.get("rows"))]
+        notes = [f"From the scores of {'; '.join(rows)}." if rows else "From score files that do not tell their rows."]
         if len(scored) == 1:
-            pair = scored[0]
-            return pair_chart(pair, values[pair["a"]], values[pair["b"]], unit=self.result["models"][0]["unit"])
-        return matrix_chart(self.pairs, [model["name"] for model in self.result["models"]])
+            pair, unit = scored[0], str(models[0]["unit"])
+            return pair_chart(pair, values[pair["a"]], values[pair["b"]], unit=unit, notes=notes)
+        return matrix_chart(self.pairs, [model["name"] for model in models], notes=notes)
 
     def _repr_html_(self) -> str:
-        return chart_html(self.chart())
+        if any(pair.get("pearson") is not None for pair in self.pairs):
+            return chart_html(self.chart())
+        rows = [
+            {"a": pair["a"], "b": pair["b"], "verdict": pair.get("verdict"), **pair.get("drift", {})}
+            for pair in self.pairs
+        ]
+        return table_html("Models compared by their weights: relative drift", rows)
 
 
-def drift_file(a: str, b: str) -> str:
-    """Return the name of the file of a pair's drift."""
-    plain = ["".join(c if c.isalnum() or c in "._" else "_" for c in Path(name).name) for name in (a, b)]
-    return f"drift-{plain[0]}-{plain[1]}.safetensors"
+def drift_files(names: Sequence[str]) -> dict[tuple[str, str], str]:
+    """Name the files of the drift of each pair of models: by the last parts of their names while these differ."""
+    told = distinct_names([Path(name) for name in names], join="_", suffixes=True)
+    plain = ["".join(c if c.isalnum() or c in "._" else "_" for c in name) for name in told]
+    return {
+        (names[i], names[j]): f"drift-{plain[i]}-{plain[j]}.safetensors" for i, j in combinations(range(len(names)), 2)
+    }

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from truthheads.errors import ArtifactError
 from truthheads.models.head_weights import WEIGHT_PARTS
+from truthheads.plots.views import Shown, data_frame, head_place, table_html
 from truthheads.stats.figures import Figure, FigureJson, mean_figure
 from truthheads.stats.thresholds import (
     HEAD_MATCH_LEAD,
@@ -20,7 +21,8 @@ from truthheads.stats.thresholds import (
     WEIGHT_COSINE_INHERITED,
     WEIGHT_COSINE_UNRELATED,
 )
-from truthheads.storage.artifacts import check_tensors, load_artifact, save_artifact
+from truthheads.storage.artifacts import check_tensors, load_artifact, save_artifact, without_folder
+from truthheads.storage.files import as_path
 
 KIND = "drift"
 
@@ -40,8 +42,8 @@ class HeadMatching(TypedDict):
     drift: NotRequired[dict[str, FigureJson]]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Drift:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Drift(Shown):
     """How far the q, k, v and o slices of every head have moved between two checkpoints.
 
     A slice is what belongs to one head: rows of the projections to queries, keys and values, columns of the output
@@ -63,6 +65,29 @@ class Drift:
     meta: Mapping[str, Any] = field(default_factory=dict)
     cosines: dict[str, Float[Tensor, "num_layers num_heads"]] = field(default_factory=dict)
     chance: Float[Tensor, "num_layers 4"] = field(default_factory=lambda: torch.zeros(0, 4))
+
+    def in_short(self) -> str:
+        """Return the two models, the shape, and the drift of each part."""
+        layers, heads = next(iter(self.parts.values())).shape
+        means = ", ".join(f"{part} {float(values.nanmean()):.3g}" for part, values in self.parts.items())
+        return f"{self.base!r} to {self.descendant!r}, {layers} layers x {heads} heads, relative drift {means}"
+
+    def to_pandas(self) -> Any:
+        """Return the relative drift of all heads, part by part, as a pandas DataFrame.
+
+        Raises:
+            TruthHeadsError: pandas is not installed.
+        """
+        layers, heads = next(iter(self.parts.values())).shape
+        return data_frame(
+            {**head_place(layer, head), **{part: float(values[layer, head]) for part, values in self.parts.items()}}
+            for layer in range(layers)
+            for head in range(heads)
+        )
+
+    def _repr_html_(self) -> str:
+        rows = [{"part": part, "relative_drift": figure.json()} for part, figure in self.figures().items()]
+        return table_html(f"{self.base} and {self.descendant}: {self.verdict()[0]}", rows)
 
     def figures(self, *, seed: int = 0) -> dict[str, Figure]:
         """Return for each part the mean drift over heads, with layers resampled for its 95 % interval.
@@ -145,8 +170,13 @@ class Drift:
             ArtifactError: The file could not be written.
         """
         tensors = {**self.parts, **{f"cosine_{part}": self.cosines[part] for part in self.cosines}}
-        meta = {**self.meta, "kind": KIND, "base_name": self.base, "descendant_name": self.descendant}
-        save_artifact(Path(path), {**tensors, "chance": self.chance}, meta)
+        meta = {
+            **self.meta,
+            "kind": KIND,
+            "base_name": without_folder(self.base),
+            "descendant_name": without_folder(self.descendant),
+        }
+        save_artifact(as_path(path), {**tensors, "chance": self.chance}, meta)
 
     @classmethod
     def load(cls, path: str | Path) -> "Drift":
@@ -155,12 +185,12 @@ class Drift:
         Raises:
             ArtifactError: The file is missing, damaged, of another kind, or not whole.
         """
-        tensors, meta = artifact = load_artifact(Path(path), kind=KIND)
+        tensors, meta = artifact = load_artifact(as_path(path), kind=KIND)
         axes = dict.fromkeys(
             (*WEIGHT_PARTS, *(f"cosine_{part}" for part in WEIGHT_PARTS)), "float num_layers num_heads"
         )
         axes["chance"] = "float num_layers parts"
-        check_tensors(Path(path), artifact, axes, {"weights": dict, "matching": dict}, command="compare --weights")
+        check_tensors(as_path(path), artifact, axes, {"weights": dict, "matching": dict}, command="compare --weights")
         own = {key: value for key, value in meta.items() if key not in ("kind", "format_version")}
         made = cls(
             base=str(own.pop("base_name", "")),

@@ -1,7 +1,8 @@
 """What ``evaluate`` writes and ``report`` reads: names of the files, and what ``summary.json`` holds."""
 
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict, cast
 
+from truthheads.plots.views import Shown, data_frame, table_html
 from truthheads.stats.figures import FigureJson
 from truthheads.stats.resampling import ControlRank
 
@@ -103,3 +104,47 @@ class EvaluationResult(TypedDict):
     runs: list[RunResult]
     settings: dict[str, Any]
     notes: list[str]
+
+
+class Evaluation(Shown, dict[str, Any]):
+    """What ``truthheads.evaluate`` returns: the dictionary of ``summary.json`` (:class:`EvaluationResult`)."""
+
+    __repr__ = Shown.__repr__
+
+    @property
+    def result(self) -> EvaluationResult:
+        """The same dictionary, with the types of its entries."""
+        return cast(EvaluationResult, self)
+
+    def in_short(self) -> str:
+        """Return the benchmark, the primary figure of the unchanged model, and the verdict on each gate."""
+        primary, (plain, *others) = self.result["primary"], self.result["runs"]
+        figure = plain["metrics"][primary]
+        told = [f"{run['name']}: {run['verdict']}" for run in others if run["kind"] != "control"]
+        value = f"{primary.replace('_', ' ')} {figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
+        return "; ".join([f"{self.result['task']}, {self.result['rows']} rows, {value}", *told])
+
+    def table(self) -> list[dict[str, object]]:
+        """Return one row per run and figure: its value, and its change against the unchanged model."""
+        return [
+            {
+                "run": run["name"],
+                "kind": run["kind"],
+                "metric": metric,
+                "value": figure["value"],
+                "low": figure["low"],
+                "high": figure["high"],
+                "effect": run["effect"].get(metric),
+                "verdict": run["verdict"],
+            }
+            for run in self.result["runs"]
+            for metric, figure in run["metrics"].items()
+        ]
+
+    def to_pandas(self) -> Any:
+        """Return the table as a pandas DataFrame; TruthHeadsError where pandas is not installed."""
+        return data_frame(self.table())
+
+    def _repr_html_(self) -> str:
+        primary = [row for row in self.table() if row["metric"] == self.result["primary"]]
+        return table_html(f"{self.result['task']}, {self.result['rows']} rows", primary)

@@ -5,22 +5,22 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from truthheads.choices import Control as Control
 from truthheads.choices import Norm, Site
 from truthheads.errors import ArtifactError, GateError
-from truthheads.models.hooks import Scaling, scale
-from truthheads.models.load import Model
+from truthheads.models.hooks import NetworkLike, Scaling, scale
 from truthheads.plots.charts import chart_html, heat_map
-from truthheads.results.scores import Scores
+from truthheads.plots.views import Shown, data_frame, head_place
+from truthheads.results.scores import ScoresLike, as_scores, of_model, told_rows
 from truthheads.storage.artifacts import load_artifact, save_artifact
+from truthheads.storage.files import as_path
 
 MINMAX_EPSILON = 1e-6
 
@@ -95,8 +95,8 @@ class GateSummary(GateInfo):
     warnings: list[str]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Gate:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Gate(Shown):
     """One factor per head; 1 leaves a head as it is.
 
     Attributes:
@@ -141,7 +141,7 @@ class Gate:
     @classmethod
     def from_scores(
         cls,
-        scores: Scores,
+        scores: ScoresLike,
         *,
         strength: float = 4.5,
         norm: Norm = "centred",
@@ -152,7 +152,7 @@ class Gate:
         """Return the gate ``1 + strength · norm(score)``.
 
         Args:
-            scores: Scores of the model or of a relative of the same shape; a head without a score keeps 1.
+            scores: Scores, or their file, of the model or of a relative of the same shape; a head without one keeps 1.
             strength: λ of the paper. With ``standardise`` in standard deviations of the scores.
             norm: ``centred``: score − mean of its layer. ``minmax``: (score − least) / (largest − least + 1e-6) in
                 its layer. ``signed``: score ÷ the largest magnitude of all scores, for scores with a sign.
@@ -168,6 +168,7 @@ class Gate:
             The paper's equations 1 and 2; ``minmax`` with the released code's 1e-6.
         """
         check_settings(strength, norm, floor)
+        scores = as_scores(scores)
         values = scores.values.double()
         known = torch.isfinite(values)
         if not bool(known.any()):
@@ -243,7 +244,7 @@ class Gate:
         meta = {**self.meta, "share": share * float(self.meta.get("share", 1.0))}
         return Gate(1 + share * (self.gate - 1), self.site, self.absent, 0, meta)
 
-    def apply(self, model: Model | PreTrainedModel) -> Scaling:
+    def apply(self, model: NetworkLike) -> Scaling:
         """Put the gate to work on a model until ``remove()`` of what is returned is called.
 
         Raises:
@@ -269,7 +270,7 @@ class Gate:
             ArtifactError: The file could not be written.
         """
         meta = {**self.meta, "kind": KIND, "site": self.site, "absent": self.absent, "clipped": self.clipped}
-        save_artifact(Path(path), {"gate": self.gate}, meta)
+        save_artifact(as_path(path), {"gate": self.gate}, meta)
 
     @classmethod
     def load(cls, path: str | Path) -> "Gate":
@@ -279,7 +280,7 @@ class Gate:
             ArtifactError: The file is missing, damaged or no gate.
             GateError: Its factors cannot be used.
         """
-        artifact = load_artifact(Path(path), kind=KIND)
+        artifact = load_artifact(as_path(path), kind=KIND)
         own = ("kind", "format_version", "site", "absent", "clipped")
         meta = {key: value for key, value in artifact.meta.items() if key not in own}
         try:
@@ -312,6 +313,25 @@ class Gate:
         heads = [divmod(int(i), self.gate.shape[1]) for i in order if distance[i] > 0]
         return [{"head": f"L{layer}H{head}", "factor": float(self.gate[layer, head])} for layer, head in heads]
 
+    def to_pandas(self) -> Any:
+        """Return the factors of all heads, layer by layer, as a pandas DataFrame.
+
+        Raises:
+            TruthHeadsError: pandas is not installed.
+        """
+        layers, heads = self.gate.shape
+        return data_frame(
+            {**head_place(layer, head), "factor": float(self.gate[layer, head])}
+            for layer in range(layers)
+            for head in range(heads)
+        )
+
+    def in_short(self) -> str:
+        """Return shape, site, and how far the factors reach."""
+        layers, heads = self.gate.shape
+        low, high = float(self.gate.min()), float(self.gate.max())
+        return f"{layers} layers x {heads} heads at {self.site}, factors {low:.3f} to {high:.3f}, {self.moved} not 1"
+
     def describe(self) -> GateInfo:
         """Summarise a gate in figures: shape, site, range, spread, number of factors that are not 1 or were clipped."""
         there = self.gate[~self._absent_mask()]
@@ -332,7 +352,15 @@ class Gate:
     def chart(self) -> Any:
         """Return the heat map of layers × heads as an Altair chart."""
         shown = torch.where(self._absent_mask(), float("nan"), self.gate)
-        return heat_map(shown.numpy(), title=f"gate per head, site {self.site}", unit="factor", middle=1.0)
+        source = self.meta.get("scores") or self.meta
+        name = of_model(source)
+        notes = [
+            f"Each square is a head and its factor: 1 leaves it as it is, 0 mutes it, below 0 flips its sign. "
+            f"{self.moved} of {int(shown.isfinite().sum())} heads have another factor than 1.",
+            *told_rows(source, source.get("questions")),
+        ]
+        title = f"gate per head, site {self.site}{f': {name}' if name else ''}"
+        return heat_map(shown.numpy(), title=title, unit="factor", middle=1.0, notes=notes)
 
     def _repr_html_(self) -> str:
         return chart_html(self.chart())  # a notebook may have no network
@@ -344,8 +372,33 @@ class Gate:
         return mask
 
 
+if TYPE_CHECKING:
+    GateLike: TypeAlias = Gate | str | Path
+else:  # what is no gate is answered in our words, not in those of a type checker at run time
+    GateLike = object
+
+
+def as_gate(gate: GateLike) -> Gate:
+    """Return the gate that a person means: one, or the file of one.
+
+    Raises:
+        GateError: It is neither.
+        ArtifactError: The file cannot be read.
+    """
+    if isinstance(gate, str | Path):
+        return Gate.load(gate)
+    if isinstance(gate, Gate):
+        return gate
+    raise GateError(
+        "what was given is not a gate",
+        expected="a Gate, or the path of a gate file",
+        got=f"{type(gate).__module__}.{type(gate).__name__}".removeprefix("builtins."),
+        fix="make one: Gate.from_scores(scores), or Gate(gate=factors) with one factor for each layer and head",
+    )
+
+
 @contextmanager
-def gated(model: Model | PreTrainedModel, gate: Gate) -> Iterator[Scaling]:
+def gated(model: NetworkLike, gate: GateLike) -> Iterator[Scaling]:
     """Put a gate to work inside the block; on exit, also after an error, the model is bit for bit itself.
 
     Generation, batches, caches, multimodal wrappers and ``torch.compile`` work inside; compiled models are compiled
@@ -353,9 +406,10 @@ def gated(model: Model | PreTrainedModel, gate: Gate) -> Iterator[Scaling]:
 
     Raises:
         ShapeError: The gate is of another shape.
-        GateError: The model is at work under a gate already.
+        GateError: The model is at work under a gate already; or what was given is no gate.
+        ModelError: What was given is no model that is loaded.
     """
-    with gate.apply(model) as scaling:
+    with as_gate(gate).apply(model) as scaling:
         yield scaling
 
 

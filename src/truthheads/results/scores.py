@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from tokenize import TokenError
-from typing import Any, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypeAlias, TypedDict
 
 import numpy as np
 import torch
@@ -16,11 +16,13 @@ from torch import Tensor
 from truthheads.data.cautions import cannot_rank, data_cautions
 from truthheads.errors import ArtifactError
 from truthheads.plots.charts import chart_html, heat_map
+from truthheads.plots.views import Shown, data_frame, head_place
 from truthheads.stats.figures import Figure, FigureJson
 from truthheads.stats.intervals import auroc_spread, layer_ends, mean_ends, probed_ends, spread_of
 from truthheads.stats.overlap import UNKNOWN
 from truthheads.stats.thresholds import CHANCE_SCORE
-from truthheads.storage.artifacts import check_tensors, load_artifact, save_artifact
+from truthheads.storage.artifacts import check_tensors, load_artifact, save_artifact, without_folder
+from truthheads.storage.files import as_path
 
 KIND = "scores"
 
@@ -186,8 +188,8 @@ class ScoreSummary(DepthProfile):
     warnings: list[str]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Scores:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Scores(Shown):
     """Truth Scores of every head of one model on one data set.
 
     Attributes:
@@ -277,7 +279,7 @@ class Scores:
             ArtifactError: The file could not be written.
         """
         tensors = {name: getattr(self, name) for name in (*TENSORS, *LATER)}
-        save_artifact(Path(path), tensors, {**self.meta, "kind": KIND, "method": self.method})
+        save_artifact(as_path(path), tensors, {**self.meta, "kind": KIND, "method": self.method})
 
     @classmethod
     def load(cls, path: str | Path) -> "Scores":
@@ -286,7 +288,7 @@ class Scores:
         Raises:
             ArtifactError: The file is missing, damaged, or not scores.
         """
-        path = Path(path)
+        path = as_path(path)
         if path.suffix in (".npy", ".csv"):
             values = torch.from_numpy(_foreign(path))
             return cls.of("probe", values, accuracy=values.float(), meta={"source": path.name})
@@ -418,8 +420,28 @@ class Scores:
 
         Where the questions are too few to rank heads (:attr:`caution`), every row has ``ranked``, which is False.
         """
+        return self._rows(self.top(count))
+
+    def to_pandas(self) -> Any:
+        """Return all heads, layer by layer, as a pandas DataFrame: ``layer``, ``head_index`` and the table's columns.
+
+        Raises:
+            TruthHeadsError: pandas is not installed.
+        """
+        heads = [(layer, head) for layer in range(self.shape[0]) for head in range(self.shape[1])]
+        return data_frame({**head_place(*place), **row} for place, row in zip(heads, self._rows(heads), strict=True))
+
+    def in_short(self) -> str:
+        """Return method, shape, best head, questions and model."""
+        layers, heads = self.shape
+        best = [f"highest L{layer}H{head} {float(self.values[layer, head]):.3f}" for layer, head in self.top(1)]
+        asked = [] if self.questions is None else [f"{self.questions} questions"]
+        model = (self.meta.get("model") or {}).get("name")
+        named = [] if model is None else [f"model {model!r}"]
+        return ", ".join([self.method, f"{layers} layers x {heads} heads", *best, *asked, *named])
+
+    def _rows(self, heads: list[tuple[int, int]]) -> list[HeadScore]:
         low, high = self.intervals()
-        heads = self.top(count)
         ranks = self.rank_intervals(heads)
         rows: list[HeadScore] = [
             {
@@ -443,18 +465,74 @@ class Scores:
 
     def chart(self) -> Any:
         """Return the heat map of layers × heads as an Altair chart, one more for each kind of row."""
-        model = (self.meta.get("model") or {}).get("name", "")
         kinds = {kind: self.kind_values[i].numpy() for i, kind in enumerate(self.meta.get("kinds", []))}
         return heat_map(
             self.values.numpy(),
-            title=f"{self.unit} per head {model}".strip(),
+            title=f"{self.unit} per head {of_model(self.meta)}".strip(),
             unit=self.unit,
             middle=self.chance,
             panels=kinds if len(kinds) > 1 else None,
+            ends=self.intervals(),
+            notes=[one for one in (SHOWN.get(self.method), *told_rows(self.meta, self.questions), self.caution) if one],
         )
 
     def _repr_html_(self) -> str:
         return chart_html(self.chart())  # a notebook may have no network
+
+
+if TYPE_CHECKING:
+    ScoresLike: TypeAlias = Scores | str | Path
+else:  # what holds no scores is answered in our words, not in those of a type checker at run time
+    ScoresLike = object
+
+
+def as_scores(scores: ScoresLike) -> Scores:
+    """Return the scores that a person means: some, or the file of some.
+
+    Raises:
+        ArtifactError: It is neither, or the file cannot be read.
+    """
+    if isinstance(scores, Scores):
+        return scores
+    if isinstance(scores, str | Path):
+        return Scores.load(scores)
+    raise ArtifactError(
+        "what was given holds no scores",
+        expected="Scores, or the path of a score file",
+        got=f"{type(scores).__module__}.{type(scores).__name__}".removeprefix("builtins."),
+        fix="give what truthheads.score returned, or Scores.load(path)",
+    )
+
+
+SHOWN = {
+    "probe": "Each square is a head: how often a linear probe on its output tells truthful answers from others, on "
+    "questions that it was not fitted on. 0.5 is chance.",
+    "attribution": "Each square is a head: how much the margin between the truthful and the untruthful answer grows, "
+    "in nats, where its output is scaled up. Below 0 it speaks against the context.",
+    "evidence": "Each square is a head: how well its attention finds the evidence in the context.",
+}
+"""What a chart of scores shows, by their method."""
+
+
+def of_model(meta: Mapping[str, Any]) -> str:
+    """Return the name of the model that an artefact was made on, without the folder that it lay in; else nothing."""
+    name = str((meta.get("model") or {}).get("name") or meta.get("source") or "")
+    return without_folder(name)
+
+
+def told_rows(meta: Mapping[str, Any], questions: int | None) -> list[str]:
+    """Return the sentence that says how many rows of which file an artefact rests on; none where it does not tell.
+
+    Args:
+        meta: The artefact's metadata.
+        questions: Its independent questions.
+    """
+    data = meta.get("data") or {}
+    if not data.get("rows"):
+        return []
+    groups = "" if questions is None else f" ({questions} independent questions)"
+    file = f" of {Path(str(data['path'])).name}" if data.get("path") else ""
+    return [f"From {data['rows']} rows{groups}{file}; point at a square for its value and its 95 % interval."]
 
 
 def told_groups(meta: Mapping[str, Any], sample_group: Int[Tensor, " samples"]) -> int | None:

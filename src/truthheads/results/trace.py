@@ -13,10 +13,12 @@ from torch import Tensor
 from truthheads.data.cautions import cannot_rank
 from truthheads.errors import ArtifactError, DataError
 from truthheads.plots.charts import chart_html, heat_map
-from truthheads.results.scores import Scores, told_groups
+from truthheads.plots.views import Shown, data_frame, head_place
+from truthheads.results.scores import Scores, of_model, told_groups, told_rows
 from truthheads.stats.figures import FigureJson
 from truthheads.stats.intervals import mean_ends
 from truthheads.storage.artifacts import check_tensors, load_artifact, save_artifact
+from truthheads.storage.files import as_path
 
 MEASURES = ("auroc", "lift", "pointing", "sink", "distractor_auroc", "distractor_lift", "distractor_pointing")
 
@@ -31,6 +33,14 @@ UNITS = {
     "distractor_lift": "lift of the distractor",
     "distractor_pointing": "pointing rate, distractor",
 }
+
+SHOWN = {
+    "auroc": "the chance that a token of the evidence gets more of its attention than another token. 0.5 is chance.",
+    "lift": "how many times its even share of the attention the evidence gets. 1 is chance.",
+    "pointing": "how often the token that it attends to most belongs to the evidence.",
+    "sink": "the share of its attention that goes to tokens that are looked at whatever they say.",
+}
+"""What a chart shows, by measure."""
 
 MIDDLES = {"auroc": 0.5, "lift": 1.0}
 
@@ -101,8 +111,8 @@ class TraceSummary(TraceCounts):
     warnings: list[str]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Trace:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Trace(Shown):
     """How well each head's attention finds the evidence, for one model on one data set.
 
     Attributes:
@@ -220,6 +230,29 @@ class Trace:
 
         Where the questions are too few to rank heads (:attr:`caution`), every row has ``ranked``, which is False.
         """
+        return self._rows(self.top(count))
+
+    def to_pandas(self) -> Any:
+        """Return all heads, layer by layer, as a pandas DataFrame: ``layer``, ``head_index`` and the table's columns.
+
+        Raises:
+            TruthHeadsError: pandas is not installed.
+        """
+        layers, width = self.truth.shape
+        heads = [(layer, head) for layer in range(layers) for head in range(width)]
+        return data_frame({**head_place(*place), **row} for place, row in zip(heads, self._rows(heads), strict=True))
+
+    def in_short(self) -> str:
+        """Return shape, position, best head, questions and model."""
+        layers, heads = self.truth.shape
+        best = [f"highest AUROC L{layer}H{head} {float(self.auroc[layer, head]):.3f}" for layer, head in self.top(1)]
+        asked = [] if self.questions is None else [f"{self.questions} questions"]
+        model = (self.meta.get("model") or {}).get("name")
+        named = [] if model is None else [f"model {model!r}"]
+        where = f"last token of the {self.position}"
+        return ", ".join([f"{layers} layers x {heads} heads", where, *best, *asked, *named])
+
+    def _rows(self, heads: list[tuple[int, int]]) -> list[TracedHead]:
         low, high = self.intervals("auroc")
         rows: list[TracedHead] = [
             {
@@ -235,7 +268,7 @@ class Trace:
                 "distractor_pointing": float(self.array("distractor_pointing")[layer, head]),
                 "truth_score": float(self.truth[layer, head]),
             }
-            for layer, head in self.top(count)
+            for layer, head in heads
         ]
         if self.caution is not None:
             for row in rows:
@@ -244,12 +277,14 @@ class Trace:
 
     def chart(self, measure: str = "auroc", position: str | None = None) -> Any:
         """Return the heat map of layers × heads as an Altair chart."""
-        model = (self.meta.get("model") or {}).get("name", "")
+        where, shown = position or self.position, SHOWN[measure.removeprefix("distractor_")]
         return heat_map(
             self.array(measure, position).numpy(),
-            title=f"Attention of the {position or self.position}'s last token: {UNITS[measure]} {model}".strip(),
+            title=f"Attention of the {where}'s last token: {UNITS[measure]} {of_model(self.meta)}".strip(),
             unit=UNITS[measure],
             middle=MIDDLES.get(measure.removeprefix("distractor_")),
+            ends=self.intervals(measure, position),
+            notes=[f"Each square is a head: {shown}", *told_rows(self.meta, self.questions)],
         )
 
     def _repr_html_(self) -> str:
@@ -263,7 +298,7 @@ class Trace:
         """
         named = {f"{p}.{m}": self.array(m, p) for p in self.positions for m in MEASURES}
         kept = {name: getattr(self, name) for name in _KEPT}
-        save_artifact(Path(path), {**named, **kept}, {**self.meta, "kind": KIND})
+        save_artifact(as_path(path), {**named, **kept}, {**self.meta, "kind": KIND})
 
     @classmethod
     def load(cls, path: str | Path) -> "Trace":
@@ -272,7 +307,7 @@ class Trace:
         Raises:
             ArtifactError: The file is missing, damaged, or not a trace.
         """
-        artifact = load_artifact(Path(path), kind=KIND)
+        artifact = load_artifact(as_path(path), kind=KIND)
         positions = artifact.meta.get("positions")
         if not isinstance(positions, list) or artifact.meta.get("position") not in positions:
             raise ArtifactError(
@@ -282,7 +317,7 @@ class Trace:
                 fix="write it again with `truthheads trace`",
             )
         wanted = [f"{position}.{measure}" for position in positions for measure in MEASURES]
-        check_tensors(Path(path), artifact, {**dict.fromkeys(wanted, HEADS), **_KEPT}, TOLD, command="trace")
+        check_tensors(as_path(path), artifact, {**dict.fromkeys(wanted, HEADS), **_KEPT}, TOLD, command="trace")
         shape = artifact.tensors["sample"].shape[1:3]
         if shape != (len(positions), len(MEASURES)):
             raise ArtifactError(

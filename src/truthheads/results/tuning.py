@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from truthheads.choices import Norm, Site
-from truthheads.plots.charts import frontier_chart
+from truthheads.plots.charts import chart_html, frontier_chart
+from truthheads.plots.views import Shown, data_frame
 from truthheads.results.gate import Gate, GateInfo
+from truthheads.results.scores import of_model
 from truthheads.stats.figures import FigureJson
-from truthheads.storage.files import dumps, replaced
+from truthheads.storage.files import as_path, dumps, replaced
 
 
 class CandidateNotes(TypedDict, total=False):
@@ -86,8 +88,8 @@ class TuningOutput(TuningResult):
     out: str
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Tuning:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Tuning(Shown):
     """A gate and the path that led to it.
 
     Attributes:
@@ -105,12 +107,38 @@ class Tuning:
         Raises:
             ArtifactError: A file could not be written.
         """
-        beside = Path(path).with_name("tuning.json")
-        with replaced(beside) as told, replaced(Path(path)) as gate:  # there is room for both, or neither changes
+        beside = as_path(path).with_name("tuning.json")
+        with replaced(beside) as told, replaced(as_path(path)) as gate:  # there is room for both, or neither changes
             told.write_text(dumps(self.result, indent=2) + "\n", encoding="utf-8")
             self.gate.save(gate)
             beside.unlink(missing_ok=True)  # it must not stand beside a gate that it does not tell of, after a kill
 
+    def in_short(self) -> str:
+        """Return the method, and the candidate that was chosen."""
+        at, path = self.result["chosen"], self.result["path"]
+        found = "no candidate helps within the guard" if at is None else f"chose {path[at]['name']!r}"
+        return f"{self.result['method']}, {found}, of {len(path)}; {self.gate!r}"
+
+    def to_pandas(self) -> Any:
+        """Return the candidates as a pandas DataFrame: what each gains and costs, and whether it was chosen.
+
+        Raises:
+            TruthHeadsError: pandas is not installed.
+        """
+        return data_frame(
+            {"name": one["name"], "chosen": at == self.result["chosen"], **one["effect"], **one["harm"]}
+            for at, one in enumerate(self.result["path"])
+        )
+
+    def _repr_html_(self) -> str:
+        return chart_html(self.chart())
+
     def chart(self) -> Any:
         """Return margin gained against nats lost, one point per candidate, as an Altair chart."""
-        return frontier_chart(self.result["path"], guard=self.result["guard"], chosen=self.result["chosen"])
+        found, rows, held = self.result, self.result["rows"], self.result["neutral"]["held out"]
+        notes = [
+            f"Each point is a candidate, judged on {rows['dev']} questions that it was not learned from and {held} "
+            f"neutral texts. Right of the dashed line ({found['guard']:g}) it harms more than the guard allows.",
+            f"{of_model(found)}: {found['why']}".removeprefix(": "),
+        ]
+        return frontier_chart(found["path"], guard=found["guard"], chosen=found["chosen"], notes=notes)

@@ -97,7 +97,7 @@ def dealt_folds(
             "too few groups for cross-validation",
             expected=f"at least {num_folds} groups of rows (one for each fold)",
             got=f"{len(order)} in {len(group)} answers",
-            fix="give more rows; rows with one question (or one `group`) count once",
+            fix="give more rows; rows of one `group`, one question or, where all ask the same, one context count once",
         )
     sizes = np.bincount(group, minlength=len(order))
     fold_of = np.empty(len(order), dtype=np.int64)

@@ -11,12 +11,15 @@ from jaxtyping import Float, Int
 
 from truthheads.choices import Folds, Probe, ScoreMethod
 from truthheads.data.answers import Answers, answers_by_kind, describe_data, digests, kept_samples, list_answers
+from truthheads.data.held import QuestionsLike
 from truthheads.data.questions import Question, answer_kind
+from truthheads.data.readers import as_questions
 from truthheads.errors import DataError
 from truthheads.models.devices import pick_batch_tokens
 from truthheads.models.forward import Progress, shares_prefix
+from truthheads.models.held import ModelLike, as_model
 from truthheads.models.load import Model
-from truthheads.models.prompts import Encoded, encode, token_digest
+from truthheads.models.prompts import Encoded, encode, token_digest, with_images
 from truthheads.results.scores import FormResult, ScoreMeta, Scores, ScoreSettings, SplitHalf, StoredSummary
 from truthheads.scoring.activations import Activations, gather
 from truthheads.scoring.attribution import attribute
@@ -126,8 +129,8 @@ MAX_SAMPLES = 20_000
 
 
 def score(
-    model: Model,
-    questions: Sequence[Question],
+    model: ModelLike,
+    questions: QuestionsLike,
     *,
     method: ScoreMethod = "probe",
     probe: Probe = "newton",
@@ -136,6 +139,7 @@ def score(
     seed: int = 0,
     chat: bool = False,
     truncate: bool = False,
+    skip_missing: bool = False,
     share_prefix: bool = True,
     batch_tokens: int | None = None,
     shuffle_labels: bool = False,
@@ -146,8 +150,9 @@ def score(
     """Measure how context-truthful every head is.
 
     Args:
-        model: From :func:`truthheads.load`.
-        questions: From :func:`truthheads.read_questions` or :func:`truthheads.make_text`.
+        model: From :func:`truthheads.load`, or a name that it takes.
+        questions: From :func:`truthheads.read_questions` or :func:`truthheads.make_text`, or what the former reads: a
+            file, a DataFrame, a ``datasets.Dataset``, a list of dictionaries.
         method: ``probe`` (accuracy of a linear probe on the head's z at the answer's last token), ``attribution``
             (mean gradient of the margin with respect to the head's gate at 1; pairs only) or ``evidence`` (AUROC of the
             head's attention for the evidence, from the truthful answer's last token; see :func:`truthheads.trace`).
@@ -157,6 +162,7 @@ def score(
         seed: Random seed of folds, splits and bootstraps.
         chat: Wrap the prompt in the tokenizer's chat template.
         truncate: Drop the start of contexts that are too long.
+        skip_missing: Leave out rows whose image is not there, and count them.
         share_prefix: Compute what two answers share once. Layers that carry a state instead of keys switch it off.
         batch_tokens: Padded tokens in a batch, at most; None chooses by device.
         shuffle_labels: Control: swap truthful and untruthful by a coin per question; scores must fall to chance.
@@ -168,6 +174,9 @@ def score(
         DataError: No question, fewer groups than folds, only one label, or singles with ``attribution``.
         ActivationError: A forward pass gave NaN or infinity, or memory ran out on a single question.
     """
+    questions, model = as_questions(questions), as_model(model)
+    if skip_missing:
+        questions = with_images(model, questions)
     batch_tokens = batch_tokens or pick_batch_tokens(model.device)
     if not questions:
         raise DataError("no questions", expected="at least one", got="0", fix="check --limit and the file")

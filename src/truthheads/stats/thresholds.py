@@ -53,3 +53,6 @@ GROUND_TEST_SHARE = 0.6
 """Of the groups. Few rows are enough to learn from (160 gave as much as 640, docs/log.md), not for an honest test."""
 
 GROUND_MIN_TEST_GROUPS = 20
+
+GROUND_LEARN_FROM = 400
+"""Rows to learn and choose from, at most; the rest is left to the test."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import sys
 from collections.abc import Mapping
 from importlib import metadata
@@ -138,11 +139,31 @@ class Provenance(TypedDict):
     command: str | None
 
 
+def without_folder(text: str) -> str:
+    """Return the last part of a path that starts at a root, at home or at a dot; other text, hub ids too, unchanged.
+
+    Artefacts are given away: where a file lay on somebody's disk means nothing to a reader, and may say what is not
+    meant to be said.
+    """
+    rooted = text.startswith(("/", "~", "./", "../", "\\\\")) or re.match(r"[A-Za-z]:[\\/]", text)
+    return [part for part in re.split(r"[\\/]", text) if part][-1] if rooted and text.strip("/\\") else text
+
+
+def named_alone(value: Any) -> Any:
+    """Return JSON with every path in it without its folder."""
+    if isinstance(value, dict):
+        return {key: named_alone(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [named_alone(one) for one in value]
+    return without_folder(value) if isinstance(value, str) else value
+
+
 def provenance() -> Provenance:
     """Record how an artefact was made: package versions and the command line.
 
-    The command is None outside the ``truthheads`` program. ``--out`` and its value are left out, since where a file
-    lies is no part of what it is: the same command with two names gives the same bytes.
+    The command is None outside the ``truthheads`` program. ``--out`` with its value and ``--force`` are left out, since
+    where a file lies, and what lay there before, is no part of what it is: the same command with two names gives the
+    same bytes. Of other paths the folders are left out (:func:`without_folder`).
     """
     versions = {}
     for package in PACKAGES:
@@ -157,10 +178,11 @@ def _command(argv: list[str]) -> str | None:
         return None
     words, skip = ["truthheads"], False
     for word in argv[1:]:
-        if skip or word.startswith("--out="):
+        if skip or word.startswith("--out=") or word == "--force":
             skip = False
         elif word == "--out":
             skip = True
         else:
-            words.append(word)
+            option, equals, value = word.rpartition("=") if word.startswith("--") else ("", "", word)
+            words.append(option + equals + ",".join(map(without_folder, value.split(","))))
     return " ".join(words)

@@ -243,6 +243,55 @@ def replaced(path: Path) -> Iterator[Path]:
         raise unwritable(path, error) from error
 
 
+def as_path(name: str | Path) -> Path:
+    """Return a path as it was meant: ``~`` at its beginning is the home folder, also where no shell has replaced it."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:  # ~somebody who is not there: a file may be called so
+        return Path(name)
+
+
+def distinct_names(paths: Sequence[Path], *, join: str | None = None, suffixes: bool = False) -> list[str]:
+    """Name files by their stems; where stems are alike, by the folder that tells them apart.
+
+    Where all stems are alike, that folder is the whole name; else it stands before the stem (``base/probe``). A file
+    that is given twice is numbered.
+
+    Args:
+        paths: The files.
+        join: What stands between folder and stem; given, the stem is always there.
+        suffixes: Keep what stands behind the last point of a name, as in the name of a model.
+    """
+    stems = [path.name if suffixes else path.stem for path in paths]
+    named = list(stems)
+    for stem in set(stems):
+        alike = [at for at, one in enumerate(stems) if one == stem]
+        if len(alike) > 1:
+            folders = _folders([paths[at] for at in alike])
+            for at, folder in zip(alike, folders, strict=True):
+                named[at] = _joined(folder, stem, alone=len(alike) == len(stems), join=join)
+    return [name if named.count(name) == 1 else f"{name} ({at})" for at, name in enumerate(named, start=1)]
+
+
+def _joined(folder: str, stem: str, *, alone: bool, join: str | None) -> str:
+    if not folder:
+        return stem
+    if join is not None:
+        return f"{folder.replace('/', join)}{join}{stem}"
+    return folder if alone else f"{folder}/{stem}"
+
+
+def _folders(paths: Sequence[Path]) -> list[str]:
+    """Return for each path the lowest folder that no other has in its place; several, where none does alone."""
+    parts = [path.absolute().parts[-2::-1] for path in paths]
+    depth = min(map(len, parts))
+    levels = [level for level in range(depth) if len({one[level] for one in parts}) > 1]
+    for level in levels:
+        if len({one[level] for one in parts}) == len(parts):
+            return [one[level] for one in parts]
+    return ["/".join(one[level] for level in reversed(levels)) for one in parts]
+
+
 def check_target(path: Path) -> None:
     """Raise ArtifactError where a file cannot be written under this name, before any work is done for it."""
     if path.is_dir():
@@ -250,6 +299,24 @@ def check_target(path: Path) -> None:
             f"{path} is a folder", expected="the name of a file", got="a folder", fix="choose another --out"
         )
     check_around(path)
+
+
+def check_new(path: Path, *, force: bool, unfinished: Path | None = None) -> None:
+    """Raise ArtifactError where something has this name already, so that no result is replaced unasked.
+
+    Args:
+        path: The final name.
+        force: Replace it.
+        unfinished: Where it is there, a run that was to replace the result was killed, and may go on.
+    """
+    if force or not os.path.lexists(path) or (unfinished is not None and unfinished.exists()):
+        return
+    raise ArtifactError(
+        f"{path} exists already",
+        expected="a name that is not taken",
+        got="a folder" if path.is_dir() else "a file",
+        fix="choose another --out, or pass --force to replace it",
+    )
 
 
 def check_around(path: Path) -> None:
@@ -393,4 +460,4 @@ class FileSummary(TypedDict):
 
 def describe_file(path: Path) -> FileSummary:
     """Describe a file for a result's settings."""
-    return {"path": str(path), "sha256": file_sha256(path)}
+    return {"path": path.name, "sha256": file_sha256(path)}

@@ -9,7 +9,7 @@ from typing import ParamSpec, TypeVar
 
 from truthheads.errors import ArtifactError
 from truthheads.storage.distributed import ranks
-from truthheads.storage.files import check_around, recover, take, unwritable
+from truthheads.storage.files import as_path, check_around, recover, take, unwritable
 
 
 def in_use(name: Path) -> ArtifactError:
@@ -69,7 +69,7 @@ def lock_output(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
         @functools.wraps(function)
         def run(*args: P.args, **kwargs: P.kwargs) -> R:
-            with locked_folder(Path(signature.bind(*args, **kwargs).arguments[name])):
+            with locked_folder(as_path(signature.bind(*args, **kwargs).arguments[name])):
                 return function(*args, **kwargs)
 
         return run

@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from PIL import Image
 
+from truthheads.storage.files import as_path
 from truthheads.synthetic.drawing import (
     BACKGROUNDS,
     CATEGORIES,
@@ -234,7 +235,7 @@ def make_scenes(
         raise SceneError(
             "cooccurrence must be a probability", expected="0 to 1", got=str(together), fix="choose it in range"
         )
-    folder = Path(out)
+    folder = as_path(out)
     (folder / "images").mkdir(parents=True, exist_ok=True)
     lines: dict[str, list[dict[str, object]]] = {name: [] for name in ("questions", "captions", *POPE_SPLITS)}
     for index, scene, rng in scenes_of(split, rows, seed=seed, cooccurrence=together):

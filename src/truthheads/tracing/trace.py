@@ -13,13 +13,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from truthheads.data.answers import describe_data, digests, kept_samples
+from truthheads.data.held import QuestionsLike
 from truthheads.data.questions import Question
+from truthheads.data.readers import as_questions
 from truthheads.errors import ActivationError, DataError
 from truthheads.models.devices import pick_batch_tokens
 from truthheads.models.forward import Progress, filled
+from truthheads.models.held import ModelLike, as_model
 from truthheads.models.load import Model
-from truthheads.models.prompts import Encoded
-from truthheads.results.scores import LARGEST, Scores
+from truthheads.models.prompts import Encoded, with_images
+from truthheads.results.scores import LARGEST, ScoresLike, as_scores
 from truthheads.results.trace import MEASURES, Trace, TraceCounts
 from truthheads.stats.figures import FigureJson, mean_figure
 from truthheads.storage.artifacts import provenance
@@ -47,15 +50,16 @@ class Attention(NamedTuple):
 
 
 def trace(
-    model: Model,
-    questions: Sequence[Question],
+    model: ModelLike,
+    questions: QuestionsLike,
     *,
-    scores: Scores | None = None,
+    scores: ScoresLike | None = None,
     position: str = "answer",
     untruthful: bool = False,
     seed: int = 0,
     chat: bool = False,
     truncate: bool = False,
+    skip_missing: bool = False,
     batch_tokens: int | None = None,
     max_samples: int = MAX_SAMPLES,
     work_dir: str | Path | None = None,
@@ -67,16 +71,17 @@ def trace(
     the one that the answer is predicted from. No language-model head is run.
 
     Args:
-        model: From :func:`truthheads.load`.
-        questions: Questions with ``evidence`` spans or ``boxes``. In a row without them the evidence is where the
-            truthful answer stands in the context; a row in which it does not, or without a truthful answer, is
-            counted and left out.
+        model: From :func:`truthheads.load`, or a name that it takes.
+        questions: Questions, or what :func:`truthheads.read_questions` reads, with ``evidence`` spans or ``boxes``. In
+            a row without them the evidence is where the truthful answer stands in the context; a row in which it does
+            not, or without a truthful answer, is counted and left out.
         scores: Truth Scores of the same heads, to test the claim that such heads look at the evidence.
         position: ``answer`` or ``question``: the main one, which tables and charts show.
         untruthful: Read the untruthful answer's last token, too.
         seed: Random seed of bootstraps and permutations.
         chat: Wrap the prompt in the tokenizer's chat template.
         truncate: Drop the start of contexts that are too long, with the evidence in it.
+        skip_missing: Leave out rows whose image is not there, and count them.
         batch_tokens: Padded tokens in a batch, at most; None chooses by device.
         max_samples: Questions whose measures are kept in the artefact.
         work_dir: Folder for measures; a run that was killed goes on from it. None: a temporary one.
@@ -97,6 +102,10 @@ def trace(
             got=repr(position),
             fix="choose one of them",
         )
+    scores = None if scores is None else as_scores(scores)
+    questions, model = as_questions(questions), as_model(model)
+    if skip_missing:
+        questions = with_images(model, questions)
     batch_tokens = batch_tokens or pick_batch_tokens(model.device)
     if scores is not None:
         check_shape(model.layout.shape, scores)

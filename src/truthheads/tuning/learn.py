@@ -1,9 +1,11 @@
 """Learn one factor per head by gradient: a larger margin, and little change of neutral text."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -19,7 +21,13 @@ from truthheads.models.hooks import intercepted
 from truthheads.models.load import Model
 from truthheads.models.neutral_text import divergence
 from truthheads.models.offload import fetched_again
+from truthheads.models.progress import Progress, told_by_layer
 from truthheads.models.prompts import Encoded
+from truthheads.storage.kept_results import KeptResults, LoopState
+
+STATE = "learned"
+
+SAVED_EVERY_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +62,16 @@ class Schedule:
     stops: int = 1
 
 
+class Steps(TypedDict, total=False):
+    """The parts of a schedule that the command line knows by name."""
+
+    epochs: int
+    rate: float
+    pull: float
+    low: float
+    high: float
+
+
 class Point(NamedTuple):
     """One point of the path.
 
@@ -81,7 +99,8 @@ def learn(
     schedule: Schedule,
     batch_tokens: int,
     seed: int,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
+    kept: KeptResults | None = None,
 ) -> Iterator[Point]:
     """Yield the path of a gate that is learned by projected Adam.
 
@@ -98,7 +117,9 @@ def learn(
         schedule: See the class.
         batch_tokens: Padded tokens in a batch, at most.
         seed: Random seed of the order of questions and texts.
-        progress: Called with the steps done and the total.
+        progress: Called with the steps done and the total, in a hundredth of a step.
+        kept: Where the state is kept every few seconds; a run that was killed goes on from it, through the same steps.
+            None: nowhere.
 
     Raises:
         ActivationError: A loss is not finite.
@@ -124,38 +145,82 @@ def learn(
     batches = plan_batches(encoded, batch_tokens=batch_tokens)
     total = schedule.epochs * len(batches)
     marks = {len(batches) * (stop + 1) // schedule.stops for stop in range(schedule.stops)}
-    kept: list[tuple[float, float]] = []
+    losses: list[tuple[float, float]] = []
+    kept = kept or KeptResults(None, {})
+    through = step = 0
+    if (saved := kept.load_state(STATE)) is not None:
+        tensors, through, losses = dict(saved.tensors), saved.steps, list(saved.losses)
+        with torch.no_grad():
+            gate.copy_(tensors.pop("gate"))
+            mean.copy_(tensors.pop("mean"))
+        optimiser.load_state_dict({"state": {0: tensors}, "param_groups": optimiser.state_dict()["param_groups"]})
+    last_saved = time.monotonic()
     for epoch in range(schedule.epochs):
         weight = _falling(schedule, epoch / max(1, schedule.epochs - 1))
         for turn, number in enumerate(generator.permutation(len(batches)), start=1):
             batch = [encoded[i] for i in batches[number]]
             texts = [neutral[i] for i in generator.choice(len(neutral), min(schedule.texts, len(neutral)), False)]
-            with torch.enable_grad(), fetched_again(model.network), whole_gradients(model.network):
-                with under():
-                    logprob = learning_margins(model, batch)
-                margin = (logprob[:, 0] - logprob[:, 1]) / temperature
-                loss = temperature * torch.nn.functional.softplus(-margin).mean()
-                kl = divergence(model, texts, under)[0].mean()
-                pull = schedule.pull * (gate - goal).square().sum()
-                (gate.grad,) = torch.autograd.grad(loss + weight * kl + pull, gate)
-            if not bool(torch.isfinite(gate.grad).all()):
-                raise ActivationError(
-                    "the gradient of the gate is not finite",
-                    expected="finite gradients",
-                    got="NaN or infinity",
-                    fix="try --dtype fp32; if that does not help, the weights or a row are damaged",
-                )
-            optimiser.step()
-            with torch.no_grad():
-                gate.clamp_(schedule.low, schedule.high)
-                mean += (gate - mean) / max(1.0, len(batches) * schedule.memory)
-            kept.append((float(loss.detach()), float(kl.detach())))
+            step += 1
+            if step > through:
+                with told_by_layer(model, partial(_within, progress, step, total) if progress else None, passes=4):
+                    losses.append(_gradient(model, batch, texts, gate, goal, under, temperature, schedule.pull, weight))
+                optimiser.step()
+                with torch.no_grad():
+                    gate.clamp_(schedule.low, schedule.high)
+                    mean += (gate - mean) / max(1.0, len(batches) * schedule.memory)
             if progress is not None:
-                progress(epoch * len(batches) + turn, total)
-            if turn in marks:
-                means = np.mean(kept, axis=0)
-                kept = []
-                yield Point(mean.cpu().clone(), epoch + turn / len(batches), float(means[0]), float(means[1]))
+                progress(100 * step, 100 * total)
+            name, marked = f"point {step}", turn in marks
+            if marked and step > through:
+                means = np.mean(losses, axis=0)
+                losses = []
+                kept.result(name, partial(_told, mean, float(means[0]), float(means[1])))
+            if step > through and (marked or time.monotonic() - last_saved > SAVED_EVERY_SECONDS):
+                state = optimiser.state_dict()["state"][0]
+                kept.save_state(STATE, LoopState({**state, "gate": gate, "mean": mean}, step, losses))
+                last_saved = time.monotonic()
+            if marked:
+                factors, loss, kl = kept.result(name, partial(_told, mean, float("nan"), float("nan")))
+                yield Point(torch.tensor(factors), epoch + turn / len(batches), loss, kl)
+
+
+def _gradient(
+    model: Model,
+    batch: Sequence[Encoded],
+    texts: Sequence[Sequence[int]],
+    gate: Tensor,
+    goal: Tensor,
+    under: Callable[[], AbstractContextManager[None]],
+    temperature: float,
+    pull: float,
+    weight: float,
+) -> tuple[float, float]:
+    """Set the gate's gradient on one batch; return the loss of its margins and the KL on neutral texts."""
+    with torch.enable_grad(), fetched_again(model.network), whole_gradients(model.network):
+        with under():
+            logprob = learning_margins(model, batch)
+        margin = (logprob[:, 0] - logprob[:, 1]) / temperature
+        loss = temperature * torch.nn.functional.softplus(-margin).mean()
+        kl = divergence(model, texts, under)[0].mean()
+        distance = pull * (gate - goal).square().sum()
+        (gate.grad,) = torch.autograd.grad(loss + weight * kl + distance, gate)
+    if not bool(torch.isfinite(gate.grad).all()):
+        raise ActivationError(
+            "the gradient of the gate is not finite",
+            expected="finite gradients",
+            got="NaN or infinity",
+            fix="try --dtype fp32; if that does not help, the weights or a row are damaged",
+        )
+    return float(loss.detach()), float(kl.detach())
+
+
+def _told(mean: Tensor, loss: float, kl: float) -> list[Any]:
+    """Return a point of the path as JSON; its numbers come back as the same numbers."""
+    return [mean.tolist(), loss, kl]
+
+
+def _within(progress: Progress, step: int, total: int, share: float) -> None:
+    progress(100 * (step - 1) + int(100 * share), 100 * total)
 
 
 def _falling(schedule: Schedule, share: float) -> float:

@@ -1,32 +1,39 @@
 """The stage behind ``truthheads tune``: judge candidates on held-out rows and on neutral text, choose one."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from truthheads.choices import Norm, Site, TuneMethod
+from truthheads.choices import Norm, Site, TuneMethod, renamed
 from truthheads.data.answers import describe_data
 from truthheads.data.cautions import cannot_choose, data_cautions
+from truthheads.data.held import QuestionsLike
 from truthheads.data.questions import Question
+from truthheads.data.readers import as_questions
 from truthheads.errors import DataError, GateError
 from truthheads.models.answer_logprobs import check_pairs, group_numbers, pair_effects, pair_figures, pair_logprobs
 from truthheads.models.devices import pick_batch_tokens
-from truthheads.models.forward import Progress, shares_prefix
+from truthheads.models.forward import shares_prefix
+from truthheads.models.held import ModelLike, as_model
 from truthheads.models.hooks import check_factors
 from truthheads.models.load import Model
-from truthheads.models.neutral_text import measure_harm, neutral_ids
-from truthheads.models.prompts import Encoded, encode
+from truthheads.models.neutral_text import LENGTH, measure_harm, neutral_ids
+from truthheads.models.progress import Progress, WorkParts
+from truthheads.models.prompts import Encoded, encode, with_images
 from truthheads.results.gate import Gate
-from truthheads.results.scores import Scores
+from truthheads.results.scores import Scores, ScoresLike, as_scores
 from truthheads.results.tuning import CandidateNotes, CandidateResult, FrontierRow, TuneMeta, Tuning, TuningResult
 from truthheads.stats.figures import Figure, FigureJson, half_of, mean_figure
 from truthheads.stats.thresholds import GATE_HARM_NATS
 from truthheads.storage.artifacts import provenance
-from truthheads.tuning.learn import Schedule, learn
+from truthheads.storage.files import as_path, file_sha256
+from truthheads.storage.kept_results import KeptResults
+from truthheads.tuning.learn import Schedule, Steps, learn
 
 LEVELS = (0.003, 0.01, 0.03, 0.1)
 """Harm in nats a token at which a frontier is read."""
@@ -52,20 +59,34 @@ class Candidate(NamedTuple):
 class CandidateEvaluator:
     """Measures candidates on dev questions and on neutral text that nothing is learned from."""
 
-    def __init__(self, model: Model, questions: Sequence[Question], settings: RunSettings, neutral: list[list[int]]):
+    def __init__(
+        self,
+        model: Model,
+        questions: Sequence[Question],
+        settings: RunSettings,
+        neutral: list[list[int]],
+        kept: KeptResults,
+        parts: WorkParts,
+        candidates: int,
+    ):
         self.model, self.neutral, self.seed = model, neutral, settings["seed"]
+        self.kept, self.parts, self.candidates = kept, parts, candidates
         self.batch_tokens = settings["batch_tokens"]
         self.groups = group_numbers(questions)
         self.encoded = encode_questions(model, questions, settings)
-        self.plain = pair_logprobs(model, self.encoded, batch_tokens=self.batch_tokens)
+        self.plain = self._logprobs("ungated", None, parts.part("ungated"))
         self.path: list[CandidateResult] = []
         self.gates: list[Gate] = []
         self.gains: list[Float[np.ndarray, " questions"]] = []
 
     def measure(self, candidate: Candidate) -> CandidateResult:
         """Return a candidate's effect and harm as JSON, and keep both it and its gate."""
-        harm = measure_harm(self.model, self.neutral, candidate.gate).figures(seed=self.seed)
-        after = pair_logprobs(self.model, self.encoded, batch_tokens=self.batch_tokens, gate=candidate.gate)
+        turn, name = len(self.path), candidate.name
+        told = self.parts.part("harm", turn=turn, turns=self.candidates)
+        harm = measure_harm(
+            self.model, self.neutral, candidate.gate, progress=told, kept=self.kept, name=f"harm of {name}"
+        ).figures(seed=self.seed)
+        after = self._logprobs(name, candidate.gate, self.parts.part("judging", turn=turn, turns=self.candidates))
         effect = pair_effects(self.plain, after, self.groups, seed=self.seed)
         entry: CandidateResult = {
             "name": candidate.name,
@@ -78,6 +99,19 @@ class CandidateEvaluator:
         self.gates.append(candidate.gate)
         self.gains.append((after[:, 0] - after[:, 1]) - (self.plain[:, 0] - self.plain[:, 1]))
         return entry
+
+    def _logprobs(
+        self, name: str, gate: Gate | None, progress: Progress | None
+    ) -> Float[np.ndarray, "questions answers"]:
+        return pair_logprobs(
+            self.model,
+            self.encoded,
+            batch_tokens=self.batch_tokens,
+            gate=gate,
+            progress=progress,
+            kept=self.kept,
+            name=f"answers under {name}",
+        )
 
 
 def encode_questions(model: Model, questions: Sequence[Question], settings: RunSettings) -> list[Encoded]:
@@ -166,14 +200,18 @@ PATIENCE = 3
 FAR = 5.0
 """Learning ends where the harm is so many guards."""
 
+TOKENS_PER_SAMPLED = 4.0
+"""Tokens of a forward pass that take as long as one sampled token does, in a batch of 32 texts."""
 
+
+@renamed(target="base_gate")
 def tune(
-    model: Model,
-    questions: Sequence[Question],
+    model: ModelLike,
+    questions: QuestionsLike,
     *,
     method: TuneMethod = "learn",
-    scores: Scores | None = None,
-    target: Gate | None = None,
+    scores: ScoresLike | None = None,
+    base_gate: Gate | str | Path | None = None,
     neutral: str | Path | None = None,
     guard: float = GATE_HARM_NATS,
     site: Site = "z",
@@ -185,9 +223,12 @@ def tune(
     dev_share: float = 0.25,
     chat: bool = False,
     truncate: bool = False,
+    skip_missing: bool = False,
     batch_tokens: int | None = None,
     seed: int = 0,
+    work_dir: str | Path | None = None,
     progress: Progress | None = None,
+    **steps: Unpack[Steps],
 ) -> Tuning:
     """Find a gate that makes truthful answers more likely and changes neutral text little.
 
@@ -196,12 +237,13 @@ def tune(
     paired interval is above 0; else a gate of ones.
 
     Args:
-        model: From :func:`truthheads.load`.
-        questions: Pairs. ``grid`` judges on all of them; ``learn`` keeps ``dev_share`` of the groups to judge on.
+        model: From :func:`truthheads.load`, or a name that it takes.
+        questions: Pairs, or what :func:`truthheads.read_questions` reads. ``grid`` judges on all of them; ``learn``
+            keeps ``dev_share`` of the groups to judge on.
         method: ``grid``: gates from ``scores``, every strength, norm and site. ``learn``: one factor per head by
             gradient (:mod:`truthheads.tuning.learn`), points of the path and weaker versions of the last.
         scores: For ``grid``: of this model or of a relative of the same shape.
-        target: For ``learn``: the gate to start from and to be pulled towards; None: all ones.
+        base_gate: For ``learn``: the gate, or its file, to start from and to be pulled towards; None: all ones.
         neutral: File of neutral text; None: the questions' contexts and the model's own samples. Half of it is
             learned from, the other half only judged on.
         guard: Largest harm allowed, in nats per token.
@@ -210,13 +252,16 @@ def tune(
         norms: For ``grid``.
         sites: For ``grid``.
         standardise: For ``grid``; see :meth:`Gate.from_scores`.
-        schedule: For ``learn``; None: the defaults.
+        schedule: For ``learn``: how factors are learned; None: the defaults.
         dev_share: For ``learn``: share of the groups that is judged on.
         chat: Put the prompt into the chat template.
         truncate: Drop the start of contexts that are too long.
+        skip_missing: Leave out rows whose image is not there, and count them.
         batch_tokens: Padded tokens in a batch, at most; None chooses by device.
         seed: Random seed of split, order, neutral samples and bootstraps.
-        progress: Called with the steps done and the total.
+        work_dir: Folder of what is done; a run that was killed goes on from it. None: keeps nothing.
+        progress: Called with the work done and the total, in tokens of a forward pass, roughly.
+        steps: For ``learn``: ``epochs``, ``rate``, ``pull``, ``low``, ``high``, which change the schedule.
 
     Raises:
         DataError: Rows without both answers, or fewer than two groups.
@@ -224,8 +269,14 @@ def tune(
         ShapeError: Scores or target of another shape than the model.
         ActivationError: A forward pass or gradient is not finite.
     """
+    scores = None if scores is None else as_scores(scores)
+    questions = as_questions(questions)
     check_pairs(questions, purpose="tuning")
-    schedule = schedule or Schedule()
+    model = as_model(model)
+    if skip_missing:
+        questions = with_images(model, questions)
+    schedule = replace(schedule or Schedule(), **steps)
+    target = base_gate if base_gate is None or isinstance(base_gate, Gate) else Gate.load(base_gate)
     start = target or Gate(torch.ones(model.layout.shape), site)
     _check(model, method, scores, start, guard, schedule)
     settings: RunSettings = {
@@ -237,18 +288,42 @@ def tune(
     dev, train = list(questions), list(questions)
     if method == "learn":
         dev, train = _split(questions, dev_share, seed)
-    texts = neutral_ids(model, questions, path=Path(neutral) if neutral else None, texts=TEXTS, seed=seed)
+    candidates = list(_grid(scores, strengths, norms, sites, standardise)) if method == "grid" and scores else []
+    judged = len(candidates) or schedule.epochs * schedule.stops + sum(level < guard for level in LEVELS) + 1
+    parts = WorkParts(progress, _sizes(dev, [] if candidates else train, schedule, judged, settings["batch_tokens"]))
+    text = as_path(neutral) if neutral else None
+    kept = KeptResults(
+        as_path(work_dir) if work_dir else None,
+        {
+            "model": model.describe(),
+            "dtype": str(model.dtype),
+            "data": describe_data(questions),
+            "settings": settings,
+            "method": method,
+            "start": start.digest,
+            "schedule": {name: getattr(schedule, name) for name in Schedule.__slots__},
+            "dev_share": dev_share,
+            "guard": guard,
+            "neutral": file_sha256(text) if text is not None and text.is_file() else None,
+            "candidates": [candidate.gate.digest for candidate in candidates],
+            "packages": provenance()["packages"],
+        },
+    )
+    texts = neutral_ids(
+        model,
+        questions,
+        path=text,
+        texts=TEXTS,
+        seed=seed,
+        progress=parts.part("neutral"),
+        kept=kept,
+    )
     held, taught = texts[: len(texts) // 2], texts[len(texts) // 2 :]
-    judge = CandidateEvaluator(model, dev, settings, held)
-    if method == "grid":
-        assert scores is not None
-        candidates = list(_grid(scores, strengths, norms, sites, standardise))
-        for done, candidate in enumerate(candidates, start=1):
-            judge.measure(candidate)
-            if progress is not None:
-                progress(done, len(candidates))
-    else:
-        _learn(model, train, taught, start, judge, settings, schedule, guard, progress)
+    judge = CandidateEvaluator(model, dev, settings, held, kept, parts, judged)
+    for candidate in candidates:
+        judge.measure(candidate)
+    if not candidates:
+        _learn(model, train, taught, start, judge, settings, schedule, guard)
     chosen = choose(judge.path, guard)
     made = provenance()
     meta: TuneMeta = {
@@ -296,6 +371,21 @@ def tune(
     return Tuning(gate, result)
 
 
+def _sizes(
+    dev: Sequence[Question], train: Sequence[Question], schedule: Schedule, judged: int, batch_tokens: int
+) -> dict[str, float]:
+    """Estimate what each part of tuning costs, in tokens of a forward pass, before anything is put into tokens."""
+    of_dev, of_train = (sum(len(one.context) + len(one.question) for one in rows) / 4 for rows in (dev, train))
+    steps = schedule.epochs * max(1.0, of_train / batch_tokens)
+    return {
+        "neutral": TEXTS / 2 * LENGTH * TOKENS_PER_SAMPLED,
+        "ungated": of_dev,
+        "learning": 3 * schedule.epochs * of_train + 4 * steps * schedule.texts * LENGTH if train else 0.0,
+        "harm": judged * TEXTS * LENGTH,
+        "judging": judged * of_dev,
+    }
+
+
 def _grid(
     scores: Scores, strengths: Sequence[float], norms: Sequence[Norm], sites: Sequence[Site], standardise: bool
 ) -> Iterator[Candidate]:
@@ -316,7 +406,6 @@ def _learn(
     settings: RunSettings,
     schedule: Schedule,
     guard: float,
-    progress: Progress | None,
 ) -> None:
     """Judge the points of the learned path, then weaker versions of the last, for the guard and each lower level."""
     margin = judge.plain[:, 0] - judge.plain[:, 1]
@@ -330,7 +419,8 @@ def _learn(
         schedule=schedule,
         batch_tokens=settings["batch_tokens"],
         seed=settings["seed"],
-        progress=progress,
+        progress=judge.parts.part("learning"),
+        kept=judge.kept,
     )
     best, waited = -np.inf, 0
     for point in points:

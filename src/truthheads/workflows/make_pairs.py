@@ -3,23 +3,31 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from pathlib import Path
 
 import numpy as np
-import torch
 
 from truthheads.choices import PairStrategy
 from truthheads.data.answers import describe_data, list_answers
 from truthheads.data.cautions import data_cautions
+from truthheads.data.held import QuestionsLike
 from truthheads.data.numerals import in_digits, is_number
 from truthheads.data.questions import Question, normalised_text, occurrences
+from truthheads.data.readers import as_questions
 from truthheads.data.same_answers import same_answer
 from truthheads.errors import DataError
-from truthheads.models.forward import Progress
+from truthheads.models.forward import run_batches, shares_prefix
+from truthheads.models.generate import answer
+from truthheads.models.held import ModelLike, as_model
 from truthheads.models.load import Model
-from truthheads.models.prompts import prompt_of
+from truthheads.models.progress import Progress
+from truthheads.models.prompts import Encoded, prompt_of, token_digest
+from truthheads.plots.views import Shown
 from truthheads.scoring.form_probe import FormProbe, form_features, probe_form
 from truthheads.scoring.probes import NUM_FOLDS, dealt_folds
+from truthheads.storage.artifacts import provenance
+from truthheads.storage.files import as_path
+from truthheads.storage.kept_results import KeptResults
 
 NEW_TOKENS = 16
 
@@ -44,9 +52,18 @@ NAME = re.compile(r"[A-Z][\w'’-]*\.?(?:(?: (?:of|the|de|van|von))* [A-Z][\w'�
 
 NUMBER = re.compile(r"(?<![\w.])\$?\d[\d,.]*\d%?|(?<![\w.])\d%?")
 
+DAY = r"\d{1,2}(?:st|nd|rd|th)?"
 
-@dataclass(frozen=True, slots=True)
-class Pairs:
+_MONTH = "|".join(sorted(month.capitalize() for month in MONTHS))
+
+DATE = re.compile(rf"(?:{DAY} )?\b(?:{_MONTH})\b(?: {DAY})?(?:,? \d{{4}})?")
+
+SAYS = re.compile(r"\b(?:is|are|was|were|called|named|by|in|on|at|of|to|from|for|as|has|have|had)\b", re.IGNORECASE)
+"""Words behind which a sentence that repeats its question gives the answer."""
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Pairs(Shown):
     """Questions with both answers, and how the untruthful ones came to be.
 
     Attributes:
@@ -61,35 +78,44 @@ class Pairs:
     form: FormProbe | None
     cautions: list[str] = field(default_factory=list)
 
+    def in_short(self) -> str:
+        """Return how many questions have both answers now, and how the untruthful ones were found."""
+        counts = ", ".join(f"{count} {kind}" for kind, count in self.counts.items() if count)
+        return f"{len(self.questions)} questions: {counts}"
+
 
 def make_pairs(
-    questions: Sequence[Question],
-    model: Model | None = None,
+    questions: QuestionsLike,
+    model: ModelLike | None = None,
     *,
     strategy: PairStrategy = "both",
     seed: int = 0,
     batch: int = 16,
     progress: Progress | None = None,
+    work_dir: str | Path | None = None,
 ) -> Pairs:
     """Give every question an untruthful answer that its context does not support.
 
     ``closed-book`` asks the model without the context (and without the image), greedily, and cuts at the answer's end.
-    Its answer is taken where it disagrees with the truthful one (neither contains the other), does not stand in the
-    context, and has the truthful answer's form: type (yes or no, number, date, name, phrase), as many words to within
-    one, at most twice as long or half as long. ``swap`` takes one of the five answers nearest in form from other rows
-    and from the same context.
+    Of its answer, often a sentence, the first span is taken that disagrees with the truthful answer (neither contains
+    the other), stands neither in the context nor in the question, and has the truthful answer's form: type (yes or no,
+    number, date, name, phrase), as many words to within one, at most twice as long or half as long. ``swap`` takes one
+    of the five answers nearest in form from other rows and from the same context.
 
     Args:
-        questions: With truthful answers; untruthful ones are dropped and made anew.
-        model: For ``closed-book`` and ``both``.
+        questions: With truthful answers; untruthful ones are dropped and made anew. Questions, or what
+            :func:`truthheads.read_questions` reads.
+        model: For ``closed-book`` and ``both``: from :func:`truthheads.load`, or a name that it takes.
         strategy: ``both``: closed-book where it can be used, else swap.
         seed: Random seed of the choice among near answers and of the form probe's folds.
         batch: Questions that the model answers at once.
-        progress: Called with the questions done and the total.
+        progress: Called with the tokens of the questions done and the total.
+        work_dir: Folder of the model's answers as they come; a run that was killed goes on from it. None: keeps none.
 
     Raises:
         DataError: No question has a truthful answer, a model is missing, or no untruthful answer was found at all.
     """
+    questions = as_questions(questions, halves=True)
     usable = [question for question in questions if question.truthful is not None and question.truthful.strip()]
     if not usable:
         raise DataError(
@@ -105,22 +131,20 @@ def make_pairs(
     generator = np.random.default_rng(seed)
     remembered: list[str | None] = [None] * len(usable)
     if strategy != "swap" and model is not None:
-        remembered = [
-            answer if fits(answer, question) else None
-            for answer, question in zip(closed_book(model, usable, batch, progress), usable, strict=True)
-        ]
+        answers = closed_book(as_model(model), usable, batch, progress, None if work_dir is None else as_path(work_dir))
+        remembered = [short_span(said, question) for said, question in zip(answers, usable, strict=True)]
     pool = sorted({str(question.truthful).strip() for question in usable})
     made: list[Question] = []
     counts = {"closed-book": 0, "swap-row": 0, "swap-context": 0, "left out": len(questions) - len(usable)}
-    for question, answer in zip(usable, remembered, strict=True):
+    for question, span in zip(usable, remembered, strict=True):
         kind = "closed-book"
-        if answer is None and strategy != "closed-book":
-            kind, answer = _swapped(question, pool, generator)
-        if answer is None:
+        if span is None and strategy != "closed-book":
+            kind, span = _swapped(question, pool, generator)
+        if span is None:
             counts["left out"] += 1
             continue
         counts[kind] += 1
-        made.append(replace(question, untruthful=answer, untruthful_aliases=(), kind=kind))
+        made.append(replace(question, untruthful=span, untruthful_aliases=(), kind=kind))
     if not made:
         raise DataError(
             "no untruthful answer was found",
@@ -131,35 +155,117 @@ def make_pairs(
     return Pairs(made, counts, _form(made, seed), data_cautions(describe_data(questions)))
 
 
-def closed_book(model: Model, questions: Sequence[Question], batch: int, progress: Progress | None) -> list[str]:
-    """Return the model's greedy answers to the questions alone, cut at the end of the answer."""
-    prompts = [prompt_of(replace(question, context="", evidence=())) for question in questions]
-    order = sorted(range(len(prompts)), key=lambda at: len(prompts[at]))
-    said = [""] * len(prompts)
-    tokenizer: Any = model.tokenizer
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
-    for first in range(0, len(order), batch):
-        part = order[first : first + batch]
-        rows = [list(tokenizer(prompts[at])["input_ids"]) for at in part]
-        width = max(map(len, rows))
-        ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=model.device)
-        seen = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=model.device)
-        with torch.inference_mode():
-            made = model.network.generate(
-                input_ids=ids, attention_mask=seen, do_sample=False, max_new_tokens=NEW_TOKENS, pad_token_id=pad
-            )
-        for at, row in zip(part, made[:, width:].tolist(), strict=True):
-            said[at] = cut(str(tokenizer.decode(row, skip_special_tokens=True)))
-        if progress is not None:
-            progress(min(first + batch, len(order)), len(order))
-    return said
+def closed_book(
+    model: Model,
+    questions: Sequence[Question],
+    batch: int,
+    progress: Progress | None = None,
+    work_dir: Path | None = None,
+) -> list[str]:
+    """Return the model's greedy answers to the questions alone, cut at the end of the answer.
+
+    A question that is asked of several contexts is put to the model once. Each batch is on disk before the next begins.
+
+    Args:
+        model: The model.
+        questions: The questions.
+        batch: Questions that the model answers at once.
+        progress: Called with the prompts' tokens done and the total.
+        work_dir: Folder of the answers that are there; a run that was killed goes on from it. None: keeps none.
+    """
+    bare = [replace(question, context="", evidence=(), image=None) for question in questions]
+    prompts = [prompt_of(question) for question in bare]
+    rows = [list(model.tokenizer(prompt)["input_ids"]) for prompt in dict.fromkeys(prompts)]
+    shared = shares_prefix(model)  # else layers carry a state, which cannot skip padding: each prompt alone and whole
+    encoded = [
+        Encoded(number, tuple(ids[:-1]) if shared else (), (tuple(ids[-1:] if shared else ids),), (1,))
+        for number, ids in enumerate(rows)
+    ]
+    order = sorted(encoded, key=lambda one: (one.length, one.row), reverse=True)
+    size = batch if shared else 1
+    batches = [[one.row for one in order[first : first + size]] for first in range(0, len(order), size)]
+    kept = KeptResults(
+        work_dir,
+        {
+            "model": model.describe(),
+            "dtype": str(model.dtype),
+            "tokens": token_digest(encoded),
+            "batch": size,
+            "new tokens": NEW_TOKENS,
+            "packages": provenance()["packages"],
+        },
+    )
+    said: dict[int, str] = {}
+
+    def text(tokens: list[int]) -> str:
+        return str(model.tokenizer.decode(tokens, skip_special_tokens=True))
+
+    def step(part: Sequence[Encoded]) -> None:
+        written = answer(model, part, new_tokens=NEW_TOKENS, ended=lambda tokens: is_whole(text(tokens)))
+        for one, tokens, over in zip(part, written.tokens, written.finished, strict=True):
+            whole = over or is_whole(text(tokens))
+            said[one.row] = cut(text(tokens)) if whole else cut(without_last_word(text(tokens)))
+
+    def complete(number: int) -> None:
+        kept.result(str(number), lambda: [said[row] for row in batches[number]])
+
+    done = {number for number in range(len(batches)) if str(number) in kept}
+    run_batches(model, encoded, batches, step, done=done, complete=complete, progress=progress, passes=NEW_TOKENS)
+    for number, members in enumerate(batches):
+        said.update(zip(members, kept.result(str(number), list), strict=True))
+    place = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
+    return [said[place[prompt]] for prompt in prompts]
+
+
+def is_whole(text: str) -> bool:
+    """Return whether an answer has come to its end, so that :func:`cut` will not change with what follows."""
+    return len(_parts(text)) > 1
 
 
 def cut(text: str) -> str:
     """Return an answer up to its end: the first line, the first sentence, without marks around it."""
-    line = text.strip().split("\n")[0]
-    sentence = re.split(r"(?<=[a-z\d]{2}[.!?;])\s|\s\(", line)[0]
-    return sentence.strip().strip("\"'“”‘’").rstrip(".,;:!? ").strip()
+    return _parts(text)[0].strip().strip("\"'“”‘’").rstrip(".,;:!? ").strip()
+
+
+def without_last_word(text: str) -> str:
+    """Drop the last word of an answer that reached the limit: what ends "in 200" may have been "in 2008"."""
+    words = text.rsplit(maxsplit=1)
+    return words[0] if len(words) > 1 else text
+
+
+def _parts(text: str) -> list[str]:
+    """Return the first answer of a text, and what follows it."""
+    return re.split(r"\n|(?<=[a-z\d]{2}[.!?;])\s|\s\(", text.lstrip(), maxsplit=1)
+
+
+def short_span(said: str, question: Question) -> str | None:
+    """Return the part of a closed-book answer that may be the untruthful one; None where there is none.
+
+    The whole answer comes first, then its spans from left to right. What the question says itself is no answer.
+    """
+    spans = [one for one in _spans_in_order(said) if not occurrences(question.question.casefold(), one.casefold())]
+    return next((one for one in (said, *spans) if fits(one, question)), None)
+
+
+def _spans_in_order(said: str) -> list[str]:
+    """List the names, numbers and dates of a sentence, and what it says behind each of its verbs and prepositions."""
+    said = _ends_apart(said)
+    found = [(match.start(), match.group()) for pattern in (DATE, NAME, NUMBER) for match in pattern.finditer(said)]
+    found += [
+        (match.start(), match.group()) for match in re.finditer(r"\w+(?:-\w+)*", said) if is_number(match.group())
+    ]
+    found += [(match.end(), said[match.end() :]) for match in SAYS.finditer(said)]
+    # At one place the longer one counts: a date before its month, a name before its first word.
+    ordered = sorted(found, key=lambda one: (one[0], -len(one[1])))
+    return [span for _, text in ordered if (span := _without_openers(text))]
+
+
+def _without_openers(text: str) -> str:
+    """Return a span without marks around it, and without words that are capital only at the start of a sentence."""
+    words = text.strip(" .,'’-").split()
+    while words and words[0].casefold() in OPENERS:
+        words = words[1:]
+    return " ".join(words)
 
 
 def fits(answer: str, question: Question) -> bool:
@@ -170,6 +276,7 @@ def fits(answer: str, question: Question) -> bool:
     words = len(answer.split()), len(truthful.split())
     return (
         answer_type(answer) == answer_type(truthful)
+        and any(map(str.isdigit, answer)) == any(map(str.isdigit, truthful))
         and abs(words[0] - words[1]) <= 1
         and 0.5 <= len(answer) / len(truthful) <= 2
     )
@@ -200,19 +307,16 @@ def answer_type(text: str) -> str:
     return "name" if words and all(word[:1].isupper() or word in ("of", "the", "de") for word in words) else "phrase"
 
 
+def _ends_apart(text: str) -> str:
+    """Mark where sentences end, so that no name goes on behind: a period after two letters is no initial's."""
+    return re.sub(r"(?<=[a-z\d]{2})\.(?=\s)", " |", text)
+
+
 def spans_of(context: str) -> list[str]:
     """List the names and numbers of a context, which could be answers."""
-    # A name ends with its sentence: a period after a word of three letters or more is the sentence's, not an initial's.
-    apart = re.sub(r"(?<=[a-z\d]{2})\.(?=\s)", " |", context)
-    found = [match.group().strip(" .,'’-") for pattern in (NAME, NUMBER) for match in pattern.finditer(apart)]
-    kept = []
-    for text in found:
-        words = text.split()
-        while words and words[0].casefold() in OPENERS:
-            words = words[1:]
-        if words:
-            kept.append(" ".join(words))
-    return sorted(set(kept))
+    apart = _ends_apart(context)
+    found = (_without_openers(match.group()) for pattern in (NAME, NUMBER) for match in pattern.finditer(apart))
+    return sorted({text for text in found if text})
 
 
 def _swapped(question: Question, pool: Sequence[str], generator: np.random.Generator) -> tuple[str, str | None]:

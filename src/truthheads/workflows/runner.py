@@ -285,10 +285,19 @@ class RecipeRunner:
 
     def _tune(self, one: TuningPart) -> Job:
         source, out, limit = self._source(one.data), self.artefact(one), self._limit(one)
+        partial_folder = out.with_name(f"{out.name}.partial")
 
         def work() -> None:
             rows = read_questions(source, limit=limit, images=self._images(one.data))
-            tune(self._model(one.model), rows, chat=one.chat, seed=one.seed, progress=self.progress).save(out)
+            tune(
+                self._model(one.model),
+                rows,
+                chat=one.chat,
+                seed=one.seed,
+                work_dir=partial_folder,
+                progress=self.progress,
+            ).save(out)
+            shutil.rmtree(partial_folder, ignore_errors=True)
 
         return Job({**one.settings(), "model": self._name(one.model), "data": source, "limit": limit}, work)
 
