@@ -527,8 +527,8 @@ def told_rows(meta: Mapping[str, Any], questions: int | None) -> list[str]:
         meta: The artefact's metadata.
         questions: Its independent questions.
     """
-    data = meta.get("data") or {}
-    if not data.get("rows"):
+    data = meta.get("data")
+    if not isinstance(data, Mapping) or not data.get("rows"):
         return []
     groups = "" if questions is None else f" ({questions} independent questions)"
     file = f" of {Path(str(data['path'])).name}" if data.get("path") else ""
