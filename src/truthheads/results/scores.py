@@ -516,8 +516,9 @@ SHOWN = {
 
 def of_model(meta: Mapping[str, Any]) -> str:
     """Return the name of the model that an artefact was made on, without the folder that it lay in; else nothing."""
-    name = str((meta.get("model") or {}).get("name") or meta.get("source") or "")
-    return without_folder(name)
+    model = meta.get("model")
+    named = model.get("name") if isinstance(model, Mapping) else None
+    return without_folder(str(named or meta.get("source") or ""))
 
 
 def told_rows(meta: Mapping[str, Any], questions: int | None) -> list[str]:
