@@ -8,6 +8,7 @@ FILE`` lists what is not in it; several runs of parts add up where ``TRUTHHEADS_
 
 import ast
 import contextlib
+import functools
 import os
 import sys
 import tempfile
@@ -85,6 +86,7 @@ def recorded() -> Iterator[None]:
     before, seen = TruthHeadsError.__init__, set[str]()
     record = os.environ.get(RECORD, os.devnull)
 
+    @functools.wraps(before)
     def noted(self: TruthHeadsError, *args: Any, **words: Any) -> None:
         frame = sys._getframe(1)
         file = Path(frame.f_code.co_filename)

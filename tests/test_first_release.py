@@ -26,17 +26,27 @@ def parameters(found: Any) -> list[str]:
         inspect.Parameter.VAR_POSITIONAL: "@",
         inspect.Parameter.VAR_KEYWORD: "**",
     }
-    return [
+    own = [
         f"{marks.get(one.kind, '')}{one.name}{'' if one.default is one.empty else '='}"
         for one in inspect.signature(found).parameters.values()
     ]
+    return own + [f"*{old}=" for old in getattr(found, "renamed", ())]  # taken for one release, with a warning
 
 
 def broken(first: list[str], now: list[str]) -> list[str]:
     """Return why calls of the first release no longer work: a parameter is gone, moved, or newly required."""
     by_place = [name for name in first if not name.startswith("*")]
-    moved = [] if now[: len(by_place)] == by_place else [f"{by_place} by place are {now[: len(by_place)]}"]
-    gone = [name for name in first if name.startswith("*") and name not in now and name.lstrip("*") not in now]
+    places = [name if old.endswith("=") else name.removesuffix("=") for name, old in zip(now, by_place, strict=False)]
+    moved = [] if places == by_place else [f"{by_place} by place are {now[: len(by_place)]}"]
+    anything = any(name.startswith("**") for name in now)
+    gone = [
+        name
+        for name in first
+        if name.startswith("*")
+        and name not in now
+        and name.lstrip("*") not in now
+        and not (anything and name.startswith("**"))
+    ]
     needed = [
         name for name in now if not name.endswith("=") and name[:1] != "@" and name[:2] != "**" and name not in first
     ]
@@ -57,6 +67,8 @@ def test_what_would_break_a_call_is_seen() -> None:
     assert broken(["a", "*b="], ["a", "*b=", "*c=", "**d"]) == []
     assert broken(["a", "b="], ["b=", "a"]) == ["['a', 'b='] by place are ['b=', 'a']"]
     assert broken(["a", "*b="], ["a", "*c"]) == ["*b= is gone", "*c is needed"]
+    assert broken(["a", "**b"], ["a=", "**c"]) == []
+    assert broken(["a="], ["a"]) == ["['a='] by place are ['a']", "a is needed"]
 
 
 def options(command: Any) -> Iterator[str]:

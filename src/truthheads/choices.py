@@ -80,6 +80,7 @@ def renamed(**names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
                 kwargs[new] = kwargs.pop(old)
             return function(*args, **kwargs)
 
+        run.__dict__["renamed"] = names
         return run
 
     return decorate

@@ -135,7 +135,7 @@ def test_tune_says_on_how_few_it_chooses(folder: Path, tmp_path: Path) -> None:
     grid = ("--strengths", "1", "--norms", "centred", "--sites", "z")
     scored = ("--scores", folder / "five.safetensors")
     tried = json.loads(
-        run("tune", "grid", folder / "model", "--data", folder / "many.jsonl", *grid, *scored, *words).stdout
+        run("tune", "grid", folder / "model", "--data", folder / "many.jsonl", *grid, *scored, *words, "--force").stdout
     )
     assert len(tried["warnings"]) == 1 and "Of the scores that the gates are made from: Heads" in tried["warnings"][0]
 

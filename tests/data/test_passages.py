@@ -1,6 +1,7 @@
 """Lists in question files: passages are joined, every other list has a meaning or is refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from planted import PLANTED_HEAD, planted_questions, save_planted
 from truthheads.benchmarks.conflict import conflicts
 from truthheads.benchmarks.halueval import read_halueval
 from truthheads.data.passages import PASSAGE_SEPARATOR, join_passages
-from truthheads.data.questions import write_questions
+from truthheads.data.questions import Question, write_questions
 from truthheads.data.readers import read_questions
 from truthheads.errors import DataError
 from truthheads.models.load import load
@@ -202,3 +203,13 @@ def test_scores_and_traces_are_those_of_the_joined_text(tmp_path: Path) -> None:
     assert torch.equal(traced.sample.nan_to_num(-1), plain.sample.nan_to_num(-1))
     assert traced.meta["summary"]["sources"] == {"spans": 24}
     assert float(traced.auroc[PLANTED_HEAD]) > 0.9
+
+
+def test_several_untruthful_answers_are_written_so_that_they_are_read_again(tmp_path: Path) -> None:
+    """NQ-Swap gives several original answers to one question; only the first is scored."""
+    question = Question("a", "In Rome.", "Where?", "Rome", "Paris", untruthful_aliases=("London", "Oslo"))
+    single = replace(question, id="b", truthful=None, question="Where then?")
+    again = read_questions(write_questions(tmp_path / "rows.jsonl", [question, single]))
+    assert [(one.answers, one.untruthful_aliases) for one in again] == [
+        (one.answers, one.untruthful_aliases) for one in (question, single)
+    ]

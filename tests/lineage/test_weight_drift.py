@@ -494,7 +494,8 @@ def test_saved_and_loaded_it_says_the_same(tmp_path: Path) -> None:
     drift.save(path)
     first = path.read_bytes()
     again = Drift.load(path)
-    assert (again.base, again.descendant) == (drift.base, drift.descendant) == (str(base), str(tmp_path / "other"))
+    assert (drift.base, drift.descendant) == (str(base), str(tmp_path / "other"))
+    assert (again.base, again.descendant) == ("base", "other")  # where they lay is no reader's business
     assert again.verdict() == drift.verdict() and again.figures() == drift.figures()
     assert all(torch.equal(again.parts[part], drift.parts[part]) for part in WEIGHT_PARTS)
     again.save(path)

@@ -369,7 +369,7 @@ def test_the_command_prints_five_sentences_and_json_alone(folder: Path, tmp_path
     plain = CliRunner().invoke(app, ["report", str(folder), "--out", str(out)])
     assert plain.exit_code == 0 and re.findall(r"^(\d)\. ", plain.stdout, re.MULTILINE) == list("12345")
     assert "tuning.json" in plain.stderr
-    told = CliRunner().invoke(app, ["report", str(folder), "--out", str(out), "--json"])
+    told = CliRunner().invoke(app, ["report", str(folder), "--out", str(out), "--json", "--force"])
     result = json.loads(told.stdout)
     assert result["out"] == str(out) and len(result["summary"]) == 5 and result["size"] == out.stat().st_size
     failed = CliRunner().invoke(app, ["report", str(tmp_path / "none"), "--out", str(out)])

@@ -57,6 +57,10 @@ class Forms(NamedTuple):
     aliases: tuple[str, ...]
 
 
+ALSO_UNTRUTHFUL = "untruthful_aliases"
+"""Column of other untruthful answers, which are not scored: what the world says in several forms."""
+
+
 def forms_of(row: Mapping[str, object], field: str) -> Forms:
     """Return an answer of which a list holds several forms: the first that is not blank is scored, the others match."""
     values = list(dict.fromkeys(string_of(value, field) for value in listed(row, field)))
@@ -71,7 +75,8 @@ def untruthful_of(row: Mapping[str, object], field: str) -> Forms:
     found = forms_of(row, field)
     if not all(same_answer(found.text, other) for other in found.aliases):
         raise BadField(field, "one untruthful answer (write a row for each of several, with one `group`)", row[field])
-    return found
+    others = (string_of(value, ALSO_UNTRUTHFUL) for value in listed(row, ALSO_UNTRUTHFUL))
+    return Forms(found.text, tuple(dict.fromkeys((*found.aliases, *(one for one in others if one.strip())))))
 
 
 def context_of(row: Mapping[str, object], field: str) -> Joined:

@@ -341,17 +341,17 @@ def write_questions(path: Path, questions: Iterable[Question]) -> Path:
         for question in questions:
             row = {name: value for name, value in asdict(question).items() if value not in (None, "", ())}
             row["question"] = question.question
-            for side, name in (("truthful", "aliases"), ("untruthful", "untruthful_aliases")):
-                if others := row.pop(name, ()):
-                    row[side] = [row[side], *others]
+            if others := row.pop("aliases", ()):
+                row["truthful"] = [row["truthful"], *others]
             row.pop("labelled", None)
             if question.image is not None:
                 row["image"] = os.path.relpath(question.image, path.parent)
             if len(question.answers) == 1:
                 answer = question.answers[0]
                 row = {name: row[name] for name in row if name not in ("truthful", "untruthful")}
-                others = question.aliases if answer.truthful else question.untruthful_aliases
-                row["answer"] = [answer.text, *others] if others else answer.text
+                row["answer"] = (
+                    [answer.text, *question.aliases] if answer.truthful and question.aliases else answer.text
+                )
                 row |= {"label": int(answer.truthful)} if question.labelled else {}
             lines.write(dumps(row) + "\n")
     return path

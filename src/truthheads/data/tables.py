@@ -80,7 +80,7 @@ def read_rows(path: Path, *, encoding: str | None = None, tell: Callable[[str], 
             yield from csv_rows(path, encoding, told)
         else:
             yield from _parquet(path)
-    except (OSError, csv.Error, pyarrow.ArrowException, RecursionError) as error:
+    except (OSError, UnicodeDecodeError, csv.Error, pyarrow.ArrowException, RecursionError) as error:
         raise DataError(
             f"{path} cannot be read",
             expected=f"a whole {path.suffix} file",

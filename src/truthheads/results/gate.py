@@ -352,12 +352,13 @@ class Gate(Shown):
     def chart(self) -> Any:
         """Return the heat map of layers × heads as an Altair chart."""
         shown = torch.where(self._absent_mask(), float("nan"), self.gate)
-        source = self.meta.get("scores") or self.meta
-        name = of_model(source)
+        made_from = self.meta.get("scores")
+        source = made_from if isinstance(made_from, Mapping) and made_from else self.meta
+        name, questions = of_model(source), source.get("questions")
         notes = [
             f"Each square is a head and its factor: 1 leaves it as it is, 0 mutes it, below 0 flips its sign. "
             f"{self.moved} of {int(shown.isfinite().sum())} heads have another factor than 1.",
-            *told_rows(source, source.get("questions")),
+            *told_rows(source, questions if isinstance(questions, int) else None),
         ]
         title = f"gate per head, site {self.site}{f': {name}' if name else ''}"
         return heat_map(shown.numpy(), title=title, unit="factor", middle=1.0, notes=notes)

@@ -516,8 +516,9 @@ SHOWN = {
 
 def of_model(meta: Mapping[str, Any]) -> str:
     """Return the name of the model that an artefact was made on, without the folder that it lay in; else nothing."""
-    name = str((meta.get("model") or {}).get("name") or meta.get("source") or "")
-    return without_folder(name)
+    model = meta.get("model")
+    named = model.get("name") if isinstance(model, Mapping) else None
+    return without_folder(str(named or meta.get("source") or ""))
 
 
 def told_rows(meta: Mapping[str, Any], questions: int | None) -> list[str]:
@@ -527,8 +528,8 @@ def told_rows(meta: Mapping[str, Any], questions: int | None) -> list[str]:
         meta: The artefact's metadata.
         questions: Its independent questions.
     """
-    data = meta.get("data") or {}
-    if not data.get("rows"):
+    data = meta.get("data")
+    if not isinstance(data, Mapping) or not data.get("rows"):
         return []
     groups = "" if questions is None else f" ({questions} independent questions)"
     file = f" of {Path(str(data['path'])).name}" if data.get("path") else ""
