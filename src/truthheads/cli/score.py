@@ -48,7 +48,7 @@ def inspect_model(
     trust_remote_code: Remote = False,
 ) -> None:
     """Show where a model's heads are, from its configuration alone."""
-    from truthheads.models.load import inspect
+    from truthheads.models.inspection import inspect
     from truthheads.storage.files import check_new, dumps, write_json
 
     if out is not None:

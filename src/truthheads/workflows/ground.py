@@ -23,8 +23,9 @@ from truthheads.models.adapters import find_adapter
 from truthheads.models.answer_logprobs import group_numbers
 from truthheads.models.held import ModelLike, name_of
 from truthheads.models.held import load as load_held
-from truthheads.models.load import PACKAGES, Loading, Model, load
+from truthheads.models.load import Loading, Model, load
 from truthheads.models.progress import Progress
+from truthheads.models.quantised import PACKAGES
 from truthheads.models.row_lengths import unusable_rows
 from truthheads.reporting.report import write_report
 from truthheads.results.evaluation import SUMMARY, EvaluationResult
