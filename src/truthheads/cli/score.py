@@ -33,7 +33,7 @@ from truthheads.cli.options import (
 from truthheads.cli.reading import all_at_once, tell_reading, usable
 
 if TYPE_CHECKING:
-    from truthheads.results.scores import DepthProfile, ScoreSummary
+    from truthheads.results.score_summary import DepthProfile, ScoreSummary
 
 
 @guarded
@@ -127,7 +127,7 @@ def score(
     from truthheads.data.readers import read_questions
     from truthheads.models.load import load
     from truthheads.plots.charts import save_chart
-    from truthheads.results.scores import summarise_scores
+    from truthheads.results.score_summary import summarise_scores
     from truthheads.scoring.score import score as run
     from truthheads.storage.files import dumps
 

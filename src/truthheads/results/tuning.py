@@ -9,7 +9,7 @@ from truthheads.choices import Norm, Site
 from truthheads.plots.charts import chart_html, frontier_chart
 from truthheads.plots.views import Shown, data_frame
 from truthheads.results.gate import Gate, GateInfo
-from truthheads.results.scores import of_model
+from truthheads.results.origin import of_model
 from truthheads.stats.figures import FigureJson
 from truthheads.storage.files import as_path, dumps, replaced
 
