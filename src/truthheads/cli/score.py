@@ -124,7 +124,6 @@ def score(
     """Measure how context-truthful every attention head is (Truth Scores)."""
     import shutil
 
-    from truthheads.data.readers import read_questions
     from truthheads.models.load import load
     from truthheads.plots.charts import save_chart
     from truthheads.results.score_summary import summarise_scores
@@ -133,10 +132,8 @@ def score(
 
     with all_at_once() as wrong:
         wrong.of_plot(plot)
-        read = wrong.of(
-            lambda: read_questions(
-                data, limit=limit, skip_bad_rows=skip_bad_rows, images=images, encoding=encoding, label_true=label_true
-            )
+        read = wrong.of_questions(
+            data, limit=limit, skip_bad_rows=skip_bad_rows, images=images, encoding=encoding, label_true=label_true
         )
         wrong.of_model(model, how)
     assert read is not None
