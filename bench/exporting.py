@@ -15,7 +15,7 @@ from torch import Tensor
 from bench.drift import VOCAB, weights
 from bench.timing import Outcome, over, timed
 from truthheads.exporting.export import export
-from truthheads.models.load import inspect
+from truthheads.models.inspection import inspect
 from truthheads.models.weight_files import INDEX, Shards
 from truthheads.results.gate import Gate
 

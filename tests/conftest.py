@@ -73,6 +73,15 @@ def reference_data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def cases(reference_data: Path) -> Path:
+    """Return the folder of small inputs beside the real data; a test that needs it is skipped where it is absent."""
+    folder = reference_data.parent / "cases"
+    if not folder.is_dir():
+        pytest.skip("the cases are not beside the checkout")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with a model, its rows and all that the commands of ``commands`` read."""
     from commands import workplace

@@ -32,7 +32,7 @@ from truthheads.evaluation.predictions import read_predictions
 from truthheads.evaluation.summary import rescore, summarise_runs
 from truthheads.exporting.gguf import export_gguf
 from truthheads.models.gguf_header import check_gguf
-from truthheads.models.load import inspect
+from truthheads.models.inspection import inspect
 from truthheads.models.neutral_text import read_neutral
 from truthheads.models.weight_files import INDEX, SINGLE, Shards, read_header
 from truthheads.reporting.report import write_report

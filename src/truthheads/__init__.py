@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from truthheads.models.architectures import HeadLayout as HeadLayout
     from truthheads.models.held import inspect as inspect
     from truthheads.models.held import load as load
-    from truthheads.models.load import Inspection as Inspection
+    from truthheads.models.inspection import Inspection as Inspection
     from truthheads.models.load import Model as Model
     from truthheads.reporting.report import report as report
     from truthheads.results.comparison import Comparison as Comparison
@@ -51,7 +51,7 @@ _HOMES = {
     "Grounding": "results.grounding",
     "HeadAdapter": "results.head_adapter",
     "HeadLayout": "models.architectures",
-    "Inspection": "models.load",
+    "Inspection": "models.inspection",
     "Model": "models.load",
     "Pairs": "workflows.make_pairs",
     "Question": "data.questions",

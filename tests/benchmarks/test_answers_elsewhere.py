@@ -237,10 +237,7 @@ def test_scenes_in_an_array_are_ground_truth_as_well(tmp_path: Path) -> None:
 
 @pytest.mark.real_data
 @pytest.mark.parametrize("name", ["pope_answers_official.jsonl", "pope_answers_llava.jsonl"])
-def test_every_file_of_answers_at_hand(reference_data: Path, name: str, tmp_path: Path) -> None:
-    cases = reference_data.parent / "cases"
-    if not cases.is_dir():
-        pytest.skip("the cases are not beside the checkout")
+def test_every_file_of_answers_at_hand(cases: Path, name: str, tmp_path: Path) -> None:
     words = ("--data", cases / "pope_questions.jsonl", "--out", tmp_path / "o", "--json")
     result = run("evaluate", "answers", "pope", cases / name, *words)
     assert json.loads(result.stdout)["runs"][0]["metrics"]["accuracy_original"]["value"] == pytest.approx(4 / 6)
@@ -248,8 +245,5 @@ def test_every_file_of_answers_at_hand(reference_data: Path, name: str, tmp_path
 
 @pytest.mark.real_data
 @pytest.mark.parametrize("name", ["captions_llava.jsonl", "captions_chair_output.json"])
-def test_every_file_of_captions_at_hand(reference_data: Path, name: str) -> None:
-    path = reference_data.parent / "cases" / name
-    if not path.is_file():
-        pytest.skip("the cases are not beside the checkout")
-    assert [one.image for one in read_captions(path, TRUTH)] == ["42", "73"]
+def test_every_file_of_captions_at_hand(cases: Path, name: str) -> None:
+    assert [one.image for one in read_captions(cases / name, TRUTH)] == ["42", "73"]

@@ -425,10 +425,8 @@ WHAT_BECOMES: dict[str, dict[str, Any] | str] = {
 
 @pytest.mark.real_data
 @pytest.mark.parametrize("name", WHAT_BECOMES)
-def test_every_case_at_hand_becomes_what_it_should(reference_data: Path, name: str) -> None:
-    path, expected = reference_data.parent / "cases" / name, WHAT_BECOMES[name]
-    if not path.is_file():
-        pytest.skip("the cases are not beside the checkout")
+def test_every_case_at_hand_becomes_what_it_should(cases: Path, name: str) -> None:
+    path, expected = cases / name, WHAT_BECOMES[name]
     if isinstance(expected, str):
         assert expected in str(refusal(path))
         return

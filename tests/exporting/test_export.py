@@ -28,7 +28,7 @@ from truthheads.errors import ArchitectureError, ArtifactError, GateError, Model
 from truthheads.exporting.checkpoint import CHUNK
 from truthheads.exporting.export import export
 from truthheads.models.adapters import find_adapter
-from truthheads.models.load import inspect
+from truthheads.models.inspection import inspect
 from truthheads.models.weight_files import INDEX, SINGLE, Shards
 from truthheads.results.gate import Gate, gated
 from truthheads.storage import files

@@ -12,7 +12,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from truthheads.errors import ArchitectureError
 from truthheads.models.architectures import HeadLayer, HeadLayout, locate_heads
-from truthheads.models.load import inspect, load
+from truthheads.models.inspection import inspect
+from truthheads.models.load import load
 from zoo import MULTIMODAL, ROWS, ZooRow, build
 
 EVERY = (*ROWS, *MULTIMODAL)

@@ -29,10 +29,11 @@ from truthheads.models.devices import read_device_map, read_max_memory, spread_o
 from truthheads.models.generate import answer
 from truthheads.models.gradients import whole_gradients
 from truthheads.models.hooks import intercepted
-from truthheads.models.load import PACKAGES, Model, load
+from truthheads.models.load import Model, load
 from truthheads.models.neutral_text import measure_harm, neutral_ids
 from truthheads.models.offload import fetched_again, is_offloaded
 from truthheads.models.prompts import encode
+from truthheads.models.quantised import PACKAGES
 from truthheads.results.gate import Gate, gated
 from truthheads.scoring.attribution import attribute
 from truthheads.storage.files import read_json

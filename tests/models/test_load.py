@@ -21,7 +21,8 @@ from truthheads.errors import ModelError
 from truthheads.models import load as models
 from truthheads.models.devices import mixed_precision, pick_device, pick_dtype
 from truthheads.models.hooks import intercepted
-from truthheads.models.load import Model, inspect, load
+from truthheads.models.inspection import inspect
+from truthheads.models.load import Model, load
 from truthheads.models.pretrained import explained
 from zoo import MULTIMODAL, OMNI, ROWS, SPECIAL_TOKENS, VOCAB_SIZE, ZooRow, build, runner, save, text_inputs
 

@@ -25,7 +25,8 @@ from truthheads.models import load as models
 from truthheads.models import sources
 from truthheads.models.gguf_config import llama3_factors
 from truthheads.models.gguf_parts import join, read_parts
-from truthheads.models.load import EXPORTS, inspect, load
+from truthheads.models.inspection import EXPORTS, inspect
+from truthheads.models.load import load
 from truthheads.models.weight_files import SINGLE
 from truthheads.models.whole_weights import belongs
 from truthheads.results.gate import Gate, gated

@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from truthheads.errors import ArtifactError
-from truthheads.results.scores import NOT_BINDING, OCCURRENCE, TENSORS, Scores, summarise_scores
+from truthheads.results.score_summary import NOT_BINDING, OCCURRENCE, summarise_scores
+from truthheads.results.scores import TENSORS, Scores
 from truthheads.storage.artifacts import save_artifact
 
 NAN = float("nan")

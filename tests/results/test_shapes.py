@@ -14,7 +14,8 @@ from truthheads.lineage.compare import compare
 from truthheads.models.load import Model
 from truthheads.results.comparison import ComparisonResult, PairResult, PairRow
 from truthheads.results.gate import Gate, GateInfo, HeadFactor
-from truthheads.results.scores import ScoreMeta, Scores, ScoreSummary, summarise_scores
+from truthheads.results.score_summary import ScoreSummary, summarise_scores
+from truthheads.results.scores import ScoreMeta, Scores
 from truthheads.results.trace import TraceSummary
 from truthheads.results.tuning import CandidateResult, TuningResult
 from truthheads.scoring.score import score

@@ -19,8 +19,9 @@ from truthheads.exporting.export import export
 from truthheads.lineage.compare import compare
 from truthheads.models.architectures import locate_heads
 from truthheads.models.devices import read_device_map, read_max_memory
-from truthheads.models.load import Model, check_stays_quantised, load, quantisation
+from truthheads.models.load import Model, load
 from truthheads.models.neutral_text import read_neutral
+from truthheads.models.quantised import check_stays_quantised, quantisation
 from truthheads.models.sources import resolve
 from truthheads.results.comparison import Comparison
 from truthheads.results.gate import Gate

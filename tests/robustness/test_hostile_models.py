@@ -16,7 +16,8 @@ from truthheads.cli import app
 from truthheads.errors import ModelError
 from truthheads.exporting.export import export
 from truthheads.exporting.gguf import export_gguf
-from truthheads.models.load import inspect, load
+from truthheads.models.inspection import inspect
+from truthheads.models.load import load
 from truthheads.models.sources import convert_gguf
 from truthheads.models.weight_files import INDEX, SINGLE, Shards
 from truthheads.results.gate import Gate

@@ -104,23 +104,20 @@ def pairs(
 ) -> None:
     """Make the untruthful side of rows that have a context, a question and an answer."""
     from truthheads.data.questions import write_questions
-    from truthheads.data.readers import read_questions
     from truthheads.models.load import load
     from truthheads.storage.files import dumps
     from truthheads.workflows.make_pairs import make_pairs
 
     asked = strategy != "swap" and model is not None
     with all_at_once() as wrong:
-        read = wrong.of(
-            lambda: read_questions(
-                file,
-                limit=limit,
-                skip_bad_rows=skip_bad_rows,
-                images=images,
-                halves=True,
-                encoding=encoding,
-                label_true=label_true,
-            )
+        read = wrong.of_questions(
+            file,
+            limit=limit,
+            skip_bad_rows=skip_bad_rows,
+            images=images,
+            halves=True,
+            encoding=encoding,
+            label_true=label_true,
         )
         if asked:
             wrong.of_model(str(model), how)

@@ -71,7 +71,7 @@ def gate(
     from dataclasses import replace
 
     from truthheads.models.hooks import check_factors
-    from truthheads.models.load import inspect
+    from truthheads.models.inspection import inspect
     from truthheads.plots.charts import check_suffix, save_chart
     from truthheads.results.gate import Gate
     from truthheads.results.scores import Scores

@@ -74,7 +74,6 @@ def ground(
     json: Json = False,
 ) -> None:
     """Learn a gate from your rows, test it on held-out rows, and export the model if it is better."""
-    from truthheads.data.readers import read_questions
     from truthheads.storage.files import dumps
     from truthheads.workflows.ground import Settings
     from truthheads.workflows.ground import ground as run
@@ -98,16 +97,14 @@ def ground(
     )
     with all_at_once() as wrong:
         wrong.of_target(out / "ground.json")
-        rows = wrong.of(
-            lambda: read_questions(
-                data,
-                limit=limit,
-                skip_bad_rows=skip_bad_rows,
-                images=images,
-                halves=True,
-                encoding=encoding,
-                label_true=label_true,
-            )
+        rows = wrong.of_questions(
+            data,
+            limit=limit,
+            skip_bad_rows=skip_bad_rows,
+            images=images,
+            halves=True,
+            encoding=encoding,
+            label_true=label_true,
         )
         wrong.of_neutral(neutral)
         wrong.of_model(model, how)

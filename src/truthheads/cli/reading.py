@@ -30,6 +30,32 @@ class Complaints:
             self.found.append(error)
             return None
 
+    def of_questions(
+        self,
+        data: Path,
+        *,
+        limit: int | None,
+        skip_bad_rows: bool,
+        images: Path | None,
+        encoding: str | None,
+        label_true: str | None,
+        halves: bool = False,
+    ) -> "Questions | None":
+        """Read the rows as the options of every command say; None where they cannot be read."""
+        from truthheads.data.readers import read_questions
+
+        return self.of(
+            lambda: read_questions(
+                data,
+                limit=limit,
+                skip_bad_rows=skip_bad_rows,
+                images=images,
+                halves=halves,
+                encoding=encoding,
+                label_true=label_true,
+            )
+        )
+
     def of_target(self, path: Path | None) -> None:
         """Check that a file can be written, where one is wanted."""
         from truthheads.storage.files import check_target

@@ -13,7 +13,7 @@ from truthheads.cli.options import How, IdleSeed, Json, loads_model, seed_of
 if TYPE_CHECKING:
     from truthheads.models.load import Loading
     from truthheads.results.reproduction import DemoResult, RecipePlan
-    from truthheads.results.scores import ScoreSummary
+    from truthheads.results.score_summary import ScoreSummary
 
 
 @guarded
@@ -29,7 +29,7 @@ def demo(
     json: Json = False,
 ) -> None:
     """Run everything on SmolLM2 and two descendants: scores, lineage, evidence, gates, evaluation, report."""
-    from truthheads.results.scores import summarise_scores
+    from truthheads.results.score_summary import summarise_scores
     from truthheads.storage.files import dumps
     from truthheads.workflows.plan import steps_of
     from truthheads.workflows.recipe import read_recipe

@@ -33,7 +33,7 @@ from truthheads.cli.options import (
 from truthheads.cli.reading import all_at_once, tell_reading, usable
 
 if TYPE_CHECKING:
-    from truthheads.results.scores import DepthProfile, ScoreSummary
+    from truthheads.results.score_summary import DepthProfile, ScoreSummary
 
 
 @guarded
@@ -48,7 +48,7 @@ def inspect_model(
     trust_remote_code: Remote = False,
 ) -> None:
     """Show where a model's heads are, from its configuration alone."""
-    from truthheads.models.load import inspect
+    from truthheads.models.inspection import inspect
     from truthheads.storage.files import check_new, dumps, write_json
 
     if out is not None:
@@ -124,19 +124,16 @@ def score(
     """Measure how context-truthful every attention head is (Truth Scores)."""
     import shutil
 
-    from truthheads.data.readers import read_questions
     from truthheads.models.load import load
     from truthheads.plots.charts import save_chart
-    from truthheads.results.scores import summarise_scores
+    from truthheads.results.score_summary import summarise_scores
     from truthheads.scoring.score import score as run
     from truthheads.storage.files import dumps
 
     with all_at_once() as wrong:
         wrong.of_plot(plot)
-        read = wrong.of(
-            lambda: read_questions(
-                data, limit=limit, skip_bad_rows=skip_bad_rows, images=images, encoding=encoding, label_true=label_true
-            )
+        read = wrong.of_questions(
+            data, limit=limit, skip_bad_rows=skip_bad_rows, images=images, encoding=encoding, label_true=label_true
         )
         wrong.of_model(model, how)
     assert read is not None

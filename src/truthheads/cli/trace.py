@@ -85,7 +85,6 @@ def trace(
     """Measure how well every head's attention finds the evidence in a context or an image."""
     import shutil
 
-    from truthheads.data.readers import read_questions
     from truthheads.models.load import load
     from truthheads.plots.charts import save_chart
     from truthheads.results.scores import Scores
@@ -97,10 +96,8 @@ def trace(
     with all_at_once() as wrong:
         wrong.of_plot(plot)
         wrong.of_target(pictures)
-        read = wrong.of(
-            lambda: read_questions(
-                data, limit=limit, skip_bad_rows=skip_bad_rows, images=images, encoding=encoding, label_true=label_true
-            )
+        read = wrong.of_questions(
+            data, limit=limit, skip_bad_rows=skip_bad_rows, images=images, encoding=encoding, label_true=label_true
         )
         truth = None if scores is None else wrong.of(lambda: Scores.load(scores))
         wrong.of_model(model, how)

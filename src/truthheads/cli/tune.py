@@ -257,7 +257,6 @@ def _tune(
     common: Common,
 ) -> None:
     """Tune and save; ``read`` gives the method's own settings, once the files to write are known to be writable."""
-    from truthheads.data.readers import read_questions
     from truthheads.models.load import load
     from truthheads.plots.charts import save_chart
     from truthheads.results.head_adapter import check_adapter_folder
@@ -271,15 +270,13 @@ def _tune(
         if not wrong.found:  # what is wrong with --out is so of what stands beside it
             wrong.of(lambda: check_adapter_folder(out) if adapts else check_target(out.with_name(TUNING)))
         wrong.of_plot(plot)
-        found = wrong.of(
-            lambda: read_questions(
-                common["data"],
-                limit=common["limit"],
-                skip_bad_rows=skip_bad_rows,
-                images=common["images"],
-                encoding=common["encoding"],
-                label_true=common["label_true"],
-            )
+        found = wrong.of_questions(
+            common["data"],
+            limit=common["limit"],
+            skip_bad_rows=skip_bad_rows,
+            images=common["images"],
+            encoding=common["encoding"],
+            label_true=common["label_true"],
         )
         given = wrong.of(read)
         wrong.of_neutral(common["neutral"])

@@ -16,7 +16,7 @@ from truthheads.exporting.outputs import check_folder, check_gguf_file, replaced
 from truthheads.models.architectures import locate_heads, text_decoder
 from truthheads.models.gguf_parts import read_parts
 from truthheads.models.hooks import place_updates
-from truthheads.models.load import skeleton
+from truthheads.models.inspection import skeleton
 from truthheads.models.pretrained import takes_images
 from truthheads.models.sources import gguf_path, reference, resolve
 from truthheads.models.weight_files import Shards

@@ -17,8 +17,10 @@ from truthheads.models.adapters import find_adapter
 from truthheads.models.gguf_parts import read_parts
 from truthheads.models.held import ModelLike, name_of
 from truthheads.models.hooks import check_factors
-from truthheads.models.load import PACKAGES, Model, inspect
+from truthheads.models.inspection import inspect
+from truthheads.models.load import Model
 from truthheads.models.pretrained import takes_images
+from truthheads.models.quantised import PACKAGES
 from truthheads.models.sources import resolve
 from truthheads.models.weight_files import Shards
 from truthheads.results.gate import Gate, GateLike, as_gate

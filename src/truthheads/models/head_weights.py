@@ -10,7 +10,7 @@ from transformers import AutoConfig
 from truthheads.errors import ArchitectureError, ModelError
 from truthheads.models.adapters import find_adapter
 from truthheads.models.architectures import HeadLayer, HeadLayout
-from truthheads.models.load import inspect
+from truthheads.models.inspection import inspect
 from truthheads.models.sources import local_folder
 from truthheads.models.weight_files import INDEX, SINGLE, Shards
 from truthheads.storage.artifacts import without_folder

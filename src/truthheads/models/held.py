@@ -9,9 +9,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixi
 
 from truthheads.errors import ModelError
 from truthheads.models.architectures import locate_heads
-from truthheads.models.load import Inspection, Loading, Model, inspect_network, stored_quantised
-from truthheads.models.load import inspect as inspect_name
+from truthheads.models.inspection import Inspection, inspect_network
+from truthheads.models.inspection import inspect as inspect_name
+from truthheads.models.load import Loading, Model
 from truthheads.models.load import load as load_name
+from truthheads.models.quantised import stored_quantised
 
 if TYPE_CHECKING:
     ModelLike: TypeAlias = Model | str | Path

@@ -18,7 +18,8 @@ from truthheads.errors import ArtifactError, GateError
 from truthheads.models.hooks import NetworkLike, Scaling, scale
 from truthheads.plots.charts import chart_html, heat_map
 from truthheads.plots.views import Shown, data_frame, head_place
-from truthheads.results.scores import ScoresLike, as_scores, of_model, told_rows
+from truthheads.results.origin import of_model, told_rows
+from truthheads.results.scores import ScoresLike, as_scores
 from truthheads.storage.artifacts import load_artifact, save_artifact
 from truthheads.storage.files import as_path
 

@@ -1,4 +1,4 @@
-"""The Truth Scores artefact: one number per head, the samples behind its uncertainty, and its summary."""
+"""The Truth Scores artefact: one number per head, and the samples behind its uncertainty."""
 
 import csv
 import warnings
@@ -13,15 +13,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from truthheads.data.cautions import cannot_rank, data_cautions
+from truthheads.data.cautions import cannot_rank
 from truthheads.errors import ArtifactError
 from truthheads.plots.charts import chart_html, heat_map
 from truthheads.plots.views import Shown, data_frame, head_place
-from truthheads.stats.figures import Figure, FigureJson
+from truthheads.results.origin import of_model, told_groups, told_rows
+from truthheads.stats.figures import FigureJson
 from truthheads.stats.intervals import auroc_spread, layer_ends, mean_ends, probed_ends, spread_of
 from truthheads.stats.overlap import UNKNOWN
 from truthheads.stats.thresholds import CHANCE_SCORE
-from truthheads.storage.artifacts import check_tensors, load_artifact, save_artifact, without_folder
+from truthheads.storage.artifacts import check_tensors, load_artifact, save_artifact
 from truthheads.storage.files import as_path
 
 KIND = "scores"
@@ -71,41 +72,10 @@ class HeadScore(TypedDict):
     ranked: NotRequired[bool]
 
 
-class BestHead(TypedDict):
-    """The highest score, and ``chosen``: what the best head of one half of the questions scores on the other."""
-
-    head: str
-    score: float
-    low: NotRequired[float | None]
-    high: NotRequired[float | None]
-    chosen: NotRequired[FigureJson | None]
-
-
-class DepthProfile(TypedDict):
-    """Mean over heads, best head, and the means of the layers; None where there is no value."""
-
-    heads_mean: float | None
-    best: BestHead | None
-    layers: list[float | None]
-
-
 class KindRows(TypedDict, total=False):
     """How many rows have one kind of untruthful answer."""
 
     rows: int
-
-
-class KindProfile(DepthProfile):
-    """The scores on the rows of one kind alone."""
-
-    rows: NotRequired[int]
-
-
-class LayerInterval(TypedDict):
-    """The ends of the 95 % interval of a layer's mean."""
-
-    low: float
-    high: float
 
 
 class SplitHalf(TypedDict):
@@ -166,26 +136,6 @@ class ScoreMeta(TypedDict):
     summary: NotRequired[StoredSummary]
     measure: NotRequired[str]
     position: NotRequired[str]
-
-
-class ScoreSummary(DepthProfile):
-    """The JSON result of ``truthheads score``; None where the file does not tell."""
-
-    model: Mapping[str, Any] | None
-    data: Mapping[str, Any] | None
-    settings: Mapping[str, Any] | None
-    seed: int | None
-    unit: str
-    questions: int | None
-    ranked: bool
-    mean: FigureJson | None
-    margin: FigureJson | None
-    split_half: SplitHalf | None
-    form: FormResult | None
-    top: list[HeadScore]
-    layer_intervals: list[LayerInterval | None]
-    kinds: dict[str, KindProfile]
-    warnings: list[str]
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -514,41 +464,6 @@ SHOWN = {
 """What a chart of scores shows, by their method."""
 
 
-def of_model(meta: Mapping[str, Any]) -> str:
-    """Return the name of the model that an artefact was made on, without the folder that it lay in; else nothing."""
-    model = meta.get("model")
-    named = model.get("name") if isinstance(model, Mapping) else None
-    return without_folder(str(named or meta.get("source") or ""))
-
-
-def told_rows(meta: Mapping[str, Any], questions: int | None) -> list[str]:
-    """Return the sentence that says how many rows of which file an artefact rests on; none where it does not tell.
-
-    Args:
-        meta: The artefact's metadata.
-        questions: Its independent questions.
-    """
-    data = meta.get("data")
-    if not isinstance(data, Mapping) or not data.get("rows"):
-        return []
-    groups = "" if questions is None else f" ({questions} independent questions)"
-    file = f" of {Path(str(data['path'])).name}" if data.get("path") else ""
-    return [f"From {data['rows']} rows{groups}{file}; point at a square for its value and its 95 % interval."]
-
-
-def told_groups(meta: Mapping[str, Any], sample_group: Int[Tensor, " samples"]) -> int | None:
-    """Return the independent questions that an artefact of heads rests on; None where it does not tell.
-
-    Args:
-        meta: Its metadata; files before ``groups`` was written in them are known by their package versions.
-        sample_group: Groups of the samples that it kept.
-    """
-    known = meta.get("groups")
-    if isinstance(known, int):
-        return known
-    return len(torch.unique(sample_group)) if len(sample_group) and "packages" in meta else None
-
-
 def _known(dependence: Tensor) -> Float[np.ndarray, " heads"]:
     """Return the dependence of all heads in one row, where it is not known that of labels without meaning."""
     known: Float[np.ndarray, " heads"] = np.nan_to_num(dependence.double().numpy().ravel(), nan=UNKNOWN)
@@ -606,104 +521,3 @@ def _foreign(path: Path) -> Float[np.ndarray, "num_layers num_heads"]:
         ) from error
     result: Float[np.ndarray, "num_layers num_heads"] = values.astype(np.float64)
     return result
-
-
-OCCURRENCE = (
-    "A head that is high only where the untruthful answer does not stand in the context knows that an answer occurs "
-    "there, not that it answers the question."
-)
-
-NOT_BINDING = (
-    "All untruthful answers are absent from their contexts: a head may score high by knowing only that an answer "
-    "stands in the context, not that it answers the question. Rows with distractors tell the two apart."
-)
-
-
-def summarise_scores(scores: Scores, *, top: int = 10) -> ScoreSummary:
-    """Return the JSON result of ``truthheads score``.
-
-    Args:
-        scores: The artefact.
-        top: Heads in the list.
-    """
-    meta = scores.meta
-    summary: StoredSummary = meta.get("summary", {})
-    stored = summary.get("kinds", {})
-    kinds: dict[str, KindProfile] = {
-        name: {**stored.get(name, {}), **_profile(scores.kind_values[i].numpy())}
-        for i, name in enumerate(meta.get("kinds", []))
-    }
-    result: ScoreSummary = {
-        "model": meta.get("model"),
-        "data": meta.get("data"),
-        "settings": meta.get("settings"),
-        "seed": meta.get("seed"),
-        "unit": scores.unit,
-        "questions": scores.questions,
-        "ranked": scores.caution is None,
-        "mean": summary.get("mean"),
-        "margin": summary.get("margin"),
-        "split_half": summary.get("split_half"),
-        "form": summary.get("form"),
-        "top": scores.table(top),
-        **_profile(scores.values.numpy()),
-        "layer_intervals": _layer_intervals(scores),
-        "kinds": kinds,
-        "warnings": [],
-    }
-    if result["best"] is not None:
-        own = result["top"][0] if result["top"] else None
-        result["best"]["low"] = None if own is None else own["low"]
-        result["best"]["high"] = None if own is None else own["high"]
-        result["best"]["chosen"] = summary.get("chosen")
-    result["warnings"] = warnings_of(result, scores.caution)
-    return result
-
-
-def _layer_intervals(scores: Scores) -> list[LayerInterval | None]:
-    """Return the ends of each layer's interval; None where they are not known."""
-    low, high = scores.layer_intervals()
-    return [
-        {"low": float(a), "high": float(b)} if np.isfinite([a, b]).all() else None
-        for a, b in zip(low, high, strict=True)
-    ]
-
-
-def _profile(values: np.ndarray) -> DepthProfile:
-    """Return mean, best head and the means of the layers (None where a layer has no value)."""
-    if not np.isfinite(values).any():
-        return {"heads_mean": None, "best": None, "layers": [None] * len(values)}
-    layer, head = divmod(int(np.nanargmax(values)), values.shape[1])
-    layers = [float(np.nanmean(row)) if np.isfinite(row).any() else None for row in values]
-    return {
-        "heads_mean": float(np.nanmean(values)),
-        "best": {"head": f"L{layer}H{head}", "score": float(values[layer, head])},
-        "layers": layers,
-    }
-
-
-def warnings_of(result: ScoreSummary, caution: str | None = None) -> list[str]:
-    """List the caveats that a reader of the scores must know, one or two sentences each.
-
-    Args:
-        result: As :func:`summarise` makes it.
-        caution: Sentence that heads cannot be ranked, where it holds.
-    """
-    found = [caution] if caution else []
-    form = result["form"]
-    if form and form["warns"]:
-        found.append(
-            f"The form of the answers alone separates them at {Figure.of(form['accuracy'])} ({form['best_feature']!r} "
-            f"alone at {form['best_accuracy']:.3f}): scores on this data measure the answers' form, not only their "
-            "truth."
-        )
-    if result["kinds"] and set(result["kinds"]) <= {"absent", "not in context"}:
-        found.append(NOT_BINDING)
-    means = {name: kind["heads_mean"] for name, kind in result["kinds"].items() if kind["heads_mean"] is not None}
-    if len(means) > 1:
-        listed = ", ".join(f"{value:.3f} ({name})" for name, value in means.items())
-        found.append(f"Means over heads by kind of untruthful answer: {listed}. {OCCURRENCE}")
-    found += data_cautions(result["data"])
-    if (result["settings"] or {}).get("shuffle_labels"):
-        found.append("Labels are shuffled: these are chance scores, for control only.")
-    return found

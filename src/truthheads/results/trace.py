@@ -14,7 +14,8 @@ from truthheads.data.cautions import cannot_rank
 from truthheads.errors import ArtifactError, DataError
 from truthheads.plots.charts import chart_html, heat_map
 from truthheads.plots.views import Shown, data_frame, head_place
-from truthheads.results.scores import Scores, of_model, told_groups, told_rows
+from truthheads.results.origin import of_model, told_groups, told_rows
+from truthheads.results.scores import Scores
 from truthheads.stats.figures import FigureJson
 from truthheads.stats.intervals import mean_ends
 from truthheads.storage.artifacts import check_tensors, load_artifact, save_artifact

@@ -11,7 +11,7 @@ from truthheads.plots.charts import chart_html, frontier_chart
 from truthheads.plots.views import Shown, data_frame
 from truthheads.results.gate import Gate, GateInfo
 from truthheads.results.head_adapter import AdapterInfo, HeadAdapter, replaced_adapter
-from truthheads.results.scores import of_model
+from truthheads.results.origin import of_model
 from truthheads.stats.figures import FigureJson
 from truthheads.storage.files import as_path, dumps, replaced
 

@@ -23,8 +23,9 @@ from truthheads.models.adapters import find_adapter
 from truthheads.models.answer_logprobs import group_numbers
 from truthheads.models.held import ModelLike, name_of
 from truthheads.models.held import load as load_held
-from truthheads.models.load import PACKAGES, Loading, Model, load
+from truthheads.models.load import Loading, Model, load
 from truthheads.models.progress import Progress
+from truthheads.models.quantised import PACKAGES
 from truthheads.models.row_lengths import unusable_rows
 from truthheads.reporting.report import write_report
 from truthheads.results.evaluation import SUMMARY, EvaluationResult
@@ -189,7 +190,8 @@ def ground(
         [tested],
         lambda: _test(network(), test, gate, tested, how, progress),
     )
-    decided = _judged(cast(EvaluationResult, read_json(tested / SUMMARY)), read_json(tuning))
+    tuned = read_json(tuning)
+    decided = _judged(cast(EvaluationResult, read_json(tested / SUMMARY)), tuned)
     if decided["better"] or (how.export_anyway and decided["moved"]):
         steps.run(
             "export",
@@ -208,11 +210,11 @@ def ground(
         decided["exported"] = exported.name
     shutil.rmtree(work, ignore_errors=True)
     paired = len(read_questions(pairs, images=how.images))
-    advice = ground_advice(decided, read_json(tuning), how.guard, paired, how.test_share)
+    advice = ground_advice(decided, tuned, how.guard, paired, how.test_share)
     reasons = "no untruthful answer of the same form was found for them"
     reasons += ", or they are too long for the model" if how.skip_bad_rows else ""
     lost = [f"{len(rows) - paired} rows were left out: {reasons}."]
-    few = cannot_choose(read_json(tuning)["rows"].get("dev_groups", CHOSEN_FROM))
+    few = cannot_choose(tuned["rows"].get("dev_groups", CHOSEN_FROM))
     result: GroundResult = {
         **decided,
         "model": without_folder(model),
