@@ -1,11 +1,15 @@
 """Read questions in our layout and in those of the field: HaluEval, NQ-Swap, RLHF-V, POPE, TruthfulQA, RAGTruth."""
 
 import hashlib
+import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from truthheads.data.columns import find_layout
 from truthheads.data.contradictions import Said, hashed
@@ -13,8 +17,17 @@ from truthheads.data.fields import BadField
 from truthheads.data.grouping import Grouping
 from truthheads.data.hub import address, on_hub
 from truthheads.data.images import image_path
-from truthheads.data.layouts import LABEL_WORDS, LAYOUTS, WITH_HALVES, Layout, checked, label_word, respelled
-from truthheads.data.lines import Row
+from truthheads.data.layouts import (
+    FOR_DETECTION,
+    LABEL_WORDS,
+    LAYOUTS,
+    WITH_HALVES,
+    Layout,
+    checked,
+    label_word,
+    respelled,
+)
+from truthheads.data.lines import Row, made_row
 from truthheads.data.questions import Question, Questions
 from truthheads.data.ragtruth import open_rows
 from truthheads.data.tables import read_rows
@@ -42,6 +55,8 @@ def read_questions(
     halves: bool = False,
     encoding: str | None = None,
     label_true: str | None = None,
+    answers: bool = False,
+    columns: bool = False,
 ) -> Questions:
     """Read questions from a JSONL, JSON, CSV or Parquet file of any known layout, or from a data set on the hub.
 
@@ -57,6 +72,9 @@ def read_questions(
             :func:`truthheads.make_pairs`.
         encoding: Encoding of text files; None: UTF-8.
         label_true: The label of truthful answers, in place of 1, true, yes and gold; every other label is not.
+        answers: Accept answers without a label, rows without a question, and summaries with their source, for
+            :func:`truthheads.detect`.
+        columns: Keep every row's own columns in ``Question.columns``.
 
     Returns:
         A sequence of :class:`Question`; ``.layout`` names the layout found, ``.read_as`` says what else was found out
@@ -70,7 +88,8 @@ def read_questions(
     """
     read_as: list[str] = []
     path, rows = open_rows(Path(path), encoding=encoding, tell=read_as.append)
-    reading = _Reading(path, LAYOUTS if not halves else WITH_HALVES, skip_bad_rows, images, label_true)
+    layouts = FOR_DETECTION if answers else WITH_HALVES if halves else LAYOUTS
+    reading = _Reading(path, layouts, skip_bad_rows, images, label_true, keeps_columns=columns)
     for row in rows:
         if limit is not None and len(reading.questions) >= limit:
             break
@@ -83,6 +102,44 @@ def read_questions(
     return reading.done(read_as)
 
 
+def as_questions(rows: Iterable[Question | Mapping[str, Any]]) -> Sequence[Question]:
+    """Return rows that a program holds as questions; their columns are those of a file, and are kept.
+
+    Args:
+        rows: Questions, which stay as they are; or mappings with the columns of any layout, an answer's label and the
+            question being optional.
+
+    Raises:
+        DataError: A row cannot be used.
+    """
+    if isinstance(rows, Questions):
+        return rows
+    every = list(rows)
+    given = [one for one in every if isinstance(one, Question)]
+    if len(given) == len(every):
+        return given
+    if given:
+        raise DataError(
+            "rows of two sorts", expected="all rows as dictionaries, or all as truthheads.Question",
+            got=f"{len(given)} of {len(every)} as Question", fix="make all of one sort",
+        )  # fmt: skip
+    reading = _Reading(Path("rows"), FOR_DETECTION, False, None, None, keeps_columns=True, several=True)
+    for number, one in enumerate(every, start=1):
+        if not isinstance(one, Mapping):
+            raise DataError(
+                f"row {number} is no row",
+                expected="a dictionary with context, question and answer",
+                got=type(one).__name__,
+                fix="give a list of dictionaries",
+            )
+        row = made_row(f"row {number}", one)
+        try:
+            reading.add(row)
+        except BadField as bad:
+            raise reading.refusal(row, bad, None) from bad
+    return reading.questions
+
+
 class _Reading:
     """One file while it is read."""
 
@@ -93,7 +150,11 @@ class _Reading:
         skip_bad_rows: bool,
         images: str | Path | None,
         label_true: str | None,
+        *,
+        keeps_columns: bool = False,
+        several: bool = False,
     ) -> None:
+        self.keeps_columns, self.several = keeps_columns, several
         self.streamed = on_hub(path)
         self.path, self.layouts, self.skip_bad_rows, self.images = path, layouts, skip_bad_rows, images
         self.label_true = None if label_true is None else label_word(label_true)
@@ -118,7 +179,7 @@ class _Reading:
             raise BadField("", "one row", row.fault)
         other = respelled(row.fields)
         fields: Mapping[str, object] = {**row.fields, **{name: row.fields[column] for name, column in other.items()}}
-        if self.layout is None:
+        if self.layout is None or (self.several and not self.layout.columns <= fields.keys()):
             try:
                 self.layout = find_layout(self.path, row, fields.keys(), self.layouts)
             except DataError as error:
@@ -142,6 +203,9 @@ class _Reading:
         question = self.grouping.add(question)  # by the image as the file names it
         if image is not None:
             question = replace(question, image=image)
+        if self.keeps_columns:
+            own = {row.spelled(column): as_json(value) for column, value in row.fields.items()}
+            question = replace(question, columns=own)
         if self.streamed:
             self.rows.update(question.digest.to_bytes(8, "big", signed=True))
         if question.alike:
@@ -243,3 +307,16 @@ def _image(question: Question, beside: Path, images: str | Path | None) -> str |
         return image_path(question.image, beside=beside, images=None if images is None else Path(images))
     except ValueError as error:
         raise BadField("image", IMAGE_PATH_RULE, str(error)) from error
+
+
+def as_json(value: Any) -> Any:
+    """Return a cell as JSON can hold it; what JSON does not know becomes text."""
+    if isinstance(value, Mapping):
+        return {str(key): as_json(one) for key, one in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [as_json(one) for one in value]
+    if isinstance(value, np.generic):
+        return as_json(value.item())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, str | int | float | bool) else str(value)

@@ -3,16 +3,16 @@
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from scipy.optimize import minimize
 from scipy.special import expit
-from scipy.stats import rankdata
-
-from truthheads.stats.figures import Figure, bootstrap_means, interval
 
 BINS = 10
 
-DRAWS = 1000
+ROC_POINTS = 200
+
+LEAST_ROWS = 10
+"""Rows that a verdict of a given precision must rest on: one row that happens to be right is no precision."""
 
 LEAST_SLOPE = 0.0
 
@@ -95,22 +95,79 @@ def brier(probability: Float[np.ndarray, " n"], label: Bool[np.ndarray, " n"]) -
     return float(((probability - label) ** 2).mean())
 
 
-def auroc_of(score: Float[np.ndarray, " n"], label: Bool[np.ndarray, " n"]) -> float:
-    """Return the area under the ROC curve; ties count one half, NaN where a class is missing."""
-    good = int(label.sum())
-    bad = len(label) - good
-    if not good or not bad:
-        return float("nan")
-    return float((rankdata(score)[label].sum() - good * (good + 1) / 2) / (good * bad))
+class RocPoints(NamedTuple):
+    """A ROC curve: shares of unsupported and of supported answers at or above each cut, from the highest cut down."""
+
+    false_positive: list[float]
+    true_positive: list[float]
 
 
-def resampled(
-    clusters: Int[np.ndarray, " n"], *, seed: int, draws: int = DRAWS
-) -> list[Int[np.ndarray, " drawn"]]:
-    """Return rows of bootstrap samples that draw whole clusters."""
-    _, index = np.unique(clusters, return_inverse=True)
-    members = [np.flatnonzero(index == number) for number in range(int(index.max()) + 1)]
-    rng = np.random.default_rng(seed)
-    return [
-        np.concatenate([members[i] for i in rng.integers(len(members), size=len(members))]) for _ in range(draws)
-    ]
+def roc_points(score: Float[np.ndarray, " n"], label: Bool[np.ndarray, " n"], *, most: int = ROC_POINTS) -> RocPoints:
+    """Return the corners of a ROC curve, thinned to a number that can be drawn; empty where a class is missing."""
+    if label.all() or not label.any():
+        return RocPoints([], [])
+    order = np.argsort(-score, kind="stable")
+    ends = np.flatnonzero(np.r_[np.diff(score[order]) != 0, True])
+    good = np.r_[0, np.cumsum(label[order])[ends]] / label.sum()
+    bad = np.r_[0, np.cumsum(~label[order])[ends]] / (~label).sum()
+    kept = np.unique(np.linspace(0, len(good) - 1, min(most, len(good))).round().astype(int))
+    return RocPoints(bad[kept].tolist(), good[kept].tolist())
+
+
+def best_threshold(probability: Float[np.ndarray, " n"], label: Bool[np.ndarray, " n"]) -> float:
+    """Return the cut with the best balanced accuracy: half way between two neighbours, in the middle of equal ones.
+
+    One half where a class is missing.
+    """
+    values, index = np.unique(probability, return_inverse=True)
+    if label.all() or not label.any() or len(values) < 2:
+        return 0.5
+    good = np.bincount(index, label, len(values)) / label.sum()
+    bad = np.bincount(index, ~label, len(values)) / (~label).sum()
+    gain = (bad - good).cumsum()[:-1]  # TNR less FNR of a cut above each value but the last
+    best = np.flatnonzero(gain >= gain.max() - 1e-12)
+    at = int(best[len(best) // 2])
+    return float((values[at] + values[at + 1]) / 2)
+
+
+class Cuts(NamedTuple):
+    """Supported from ``high`` on, not supported below ``low``, unsure between them."""
+
+    low: float
+    high: float
+
+
+def cuts_for(
+    probability: Float[np.ndarray, " n"],
+    label: Bool[np.ndarray, " n"],
+    precision: float,
+    threshold: float,
+    *,
+    least: int = LEAST_ROWS,
+) -> Cuts:
+    """Return the cuts that leave fewest rows unsure while both verdicts are right in a share of ``precision``.
+
+    Args:
+        probability: Of rows that nothing was fitted on.
+        label: True for supported answers.
+        precision: Wanted share, 0 to 1.
+        threshold: Where both cuts lie if they need not be apart.
+        least: Rows that a verdict must rest on.
+
+    Returns:
+        ``high`` is infinite where no cut gives that precision for supported answers, ``low`` minus infinity where none
+        does for the others.
+    """
+    high = _lowest(probability, label, precision, least)
+    low = -_lowest(-probability, ~label, precision, least)
+    if low >= high:
+        return Cuts(threshold, threshold) if high <= threshold <= low else Cuts(*(2 * [min(max(threshold, high), low)]))
+    return Cuts(float(np.nextafter(low, np.inf)), high)
+
+
+def _lowest(score: Float[np.ndarray, " n"], right: Bool[np.ndarray, " n"], precision: float, least: int) -> float:
+    order = np.argsort(-score, kind="stable")
+    ends = np.flatnonzero(np.r_[np.diff(score[order]) != 0, True]) if len(score) else np.zeros(0, dtype=int)
+    share = np.cumsum(right[order])[ends] / (ends + 1)
+    held = np.flatnonzero((share >= precision) & (ends + 1 >= least))
+    return float(score[order][ends[held[-1]]]) if len(held) else float("inf")
