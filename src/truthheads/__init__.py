@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from truthheads.data.questions import Question as Question
     from truthheads.data.readers import read_questions as read_questions
+    from truthheads.detection.detect import detect as detect
+    from truthheads.detection.fit import fit_detector as fit_detector
     from truthheads.errors import TruthHeadsError as TruthHeadsError
     from truthheads.evaluation.evaluate import evaluate as evaluate
     from truthheads.exporting.export import export as export
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from truthheads.models.load import load as load
     from truthheads.reporting.report import report as report
     from truthheads.results.comparison import Comparison as Comparison
+    from truthheads.results.detections import Detections as Detections
+    from truthheads.results.detector import Detector as Detector
     from truthheads.results.drift import Drift as Drift
     from truthheads.results.gate import Gate as Gate
     from truthheads.results.gate import gated as gated
@@ -32,6 +36,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Comparison": "results.comparison",
+    "Detections": "results.detections",
+    "Detector": "results.detector",
     "Drift": "results.drift",
     "Gate": "results.gate",
     "HeadLayout": "models.architectures",
@@ -41,8 +47,10 @@ _HOMES = {
     "Trace": "results.trace",
     "TruthHeadsError": "errors",
     "compare": "lineage.compare",
+    "detect": "detection.detect",
     "evaluate": "evaluation.evaluate",
     "export": "exporting.export",
+    "fit_detector": "detection.fit",
     "gated": "results.gate",
     "ground": "workflows.ground",
     "inspect": "models.load",

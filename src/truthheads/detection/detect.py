@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
@@ -332,11 +333,8 @@ def sentence_scores(
                 if layer == read.deepest:
                     raise _DeepEnough
 
-            with intercepted(model, visit):
-                try:
-                    backbone(model)(**tails.inputs)
-                except _DeepEnough:
-                    pass
+            with intercepted(model, visit), suppress(_DeepEnough):
+                backbone(model)(**tails.inputs)
         values = (total / len(detector.heads)).double().cpu().numpy()
         if not np.isfinite(values).all():
             bad = int(tail[int(np.flatnonzero(~np.isfinite(values))[0])])

@@ -12,7 +12,7 @@ from truthheads.models.prompts import Encoded
 from truthheads.results.detector import BaselineResult, DetectionFigures
 from truthheads.scoring.activations import first_answers
 from truthheads.scoring.probes import newton_probe
-from truthheads.stats.calibration import brier, calibration_error, reliability, roc_points
+from truthheads.stats.calibration import calibration_error, reliability, roc_points
 from truthheads.stats.figures import Figure
 from truthheads.stats.resampling import (
     Curve,
@@ -164,7 +164,7 @@ def _f1(sums: Sums) -> float:
 
 
 def _calibration(probability: Float[np.ndarray, " n"], label: Bool[np.ndarray, " n"], resampling: Resampling) -> Figure:
-    """Return the expected calibration error; resampling adds noise of its own, so the upper end errs on the high side."""
+    """Return the expected calibration error; resampling adds noise, so its upper end errs on the high side."""
     value = calibration_error(probability, label)
     draws = []
     for weights in resampling.weights[:CALIBRATION_DRAWS]:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -77,11 +78,9 @@ def default_detector(
         kept.check(model, chat=chat)
     except ArtifactError:
         kept = fit_detector(model, chat=chat, batch_tokens=batch_tokens, progress=progress)
-        try:
+        with suppress(ArtifactError, OSError):  # a cache that cannot be written to costs time, no more
             path.parent.mkdir(parents=True, exist_ok=True)
             kept.save(path)
-        except (ArtifactError, OSError):
-            pass  # a cache that cannot be written to costs time, no more
     return kept
 
 

@@ -9,7 +9,7 @@ ENDS = re.compile(r"[.!?…。！？][\"'”’)\]]*(?=\s+[\"'“‘(\[*•–-]
 """Where a sentence may end: a stop before a blank and a new word, or a new line."""
 
 SHORT = frozenset(
-    "mr mrs ms dr prof st sr jr vs etc no fig inc ltd co corp gen col sgt lt capt rev hon gov sen rep approx dept est "
+    "mr mrs ms dr prof st sr jr vs etc no fig inc ltd co corp gen col sgt lt capt rev hon gov sen rep approx dept est "  # noqa: SIM905
     "e.g i.e cf al ca p pp jan feb mar apr jun jul aug sep sept oct nov dec u.s u.k".split()
 )
 """Words that end with a stop inside a sentence."""

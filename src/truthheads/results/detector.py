@@ -5,10 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict, cast
+from typing import Any, TypedDict, cast
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -111,7 +110,12 @@ class DetectorSummary(DetectionFigures):
     threshold: float
     heads: list[DetectorHead]
     warnings: list[str]
-    out: NotRequired[str]
+
+
+class DetectorOutput(DetectorSummary):
+    """The same, and where the detector was written."""
+
+    out: str
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)

@@ -2,6 +2,7 @@
 
 from typing import Any, Literal, NotRequired, TypedDict
 
+from truthheads.results.detector import DetectionFigures
 from truthheads.stats.figures import FigureJson
 from truthheads.stats.resampling import ControlRank
 
@@ -60,7 +61,7 @@ class RunResult(TypedDict):
 
     Attributes:
         name: Its name; ``none`` without a gate, ``GATE/KIND-SEED`` for a control.
-        kind: ``none``, ``gate`` or ``control``.
+        kind: ``none``, ``gate``, ``control`` or ``baseline``.
         rows: Items that it is measured on.
         metrics: Its figures.
         effect: Its figures less those without a gate, on the same items.
@@ -73,7 +74,7 @@ class RunResult(TypedDict):
     """
 
     name: str
-    kind: Literal["none", "gate", "control"]
+    kind: Literal["none", "gate", "control", "baseline"]
     rows: int
     metrics: dict[str, FigureJson]
     effect: dict[str, FigureJson]
@@ -103,3 +104,26 @@ class EvaluationResult(TypedDict):
     runs: list[RunResult]
     settings: dict[str, Any]
     notes: list[str]
+
+
+class Mistake(TypedDict):
+    """An answer on which a detector is wrong: label 1 where it is supported, and the probability that it was given."""
+
+    id: str
+    context: str
+    question: str
+    answer: str
+    label: int
+    supported: float
+
+
+class DetectionEvaluation(EvaluationResult):
+    """What ``evaluate detect`` writes into ``summary.json``.
+
+    Attributes:
+        detection: Every figure, curves among them.
+        mistakes: The most confident ones.
+    """
+
+    detection: DetectionFigures
+    mistakes: list[Mistake]

@@ -221,6 +221,7 @@ class TextWriter:
         self.real = [Fact(subject, phrase, answer) for phrase, facts in relations for subject, answer in facts.items()]
 
     def write(self, name: str, kind: str, *, real: bool) -> Question:
+        """Write one row of a kind; ``real``: about something of the altered world."""
         for draw in range(_MOST_DRAWS):
             fact, untruthful, stated = self.draft(kind, real=real)
             question = _pick(fact.phrase.asks, self.rng).replace("{e}", fact.subject)
