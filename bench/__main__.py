@@ -16,6 +16,7 @@ from rich.table import Table
 
 from bench import (
     coverage,
+    detecting,
     disk,
     drift,
     dtype,
@@ -34,7 +35,7 @@ from bench import (
 from bench.timing import Outcome
 from truthheads.plots.charts import save_chart
 
-PROMISED = (forward, probing, released, generating, exporting, drift, rows, disk, processes, growth)
+PROMISED = (forward, detecting, probing, released, generating, exporting, drift, rows, disk, processes, growth)
 """What the design promises (its section on speed and memory), and what a default run prints."""
 OTHERS = (tracing, evaluating, dtype, coverage, kinship)
 DEFAULT = "those whose figures the design promises"

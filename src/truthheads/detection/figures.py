@@ -1,6 +1,7 @@
 """How well a score tells supported answers from others, beside scores that need no heads."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -153,14 +154,12 @@ def detection_figures(
     }
 
 
-def _balanced(sums: Sums) -> float:
-    found: float = (sums["right good"] / sums["good"] + sums["right bad"] / sums["bad"]) / 2
-    return found
+def _balanced(sums: Sums) -> Any:
+    return (sums["right good"] / sums["good"] + sums["right bad"] / sums["bad"]) / 2
 
 
-def _f1(sums: Sums) -> float:
-    found: float = 2 * sums["right good"] / (sums["said"] + sums["good"])
-    return found
+def _f1(sums: Sums) -> Any:
+    return 2 * sums["right good"] / (sums["said"] + sums["good"])
 
 
 def _calibration(probability: Float[np.ndarray, " n"], label: Bool[np.ndarray, " n"], resampling: Resampling) -> Figure:
