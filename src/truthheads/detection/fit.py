@@ -216,9 +216,9 @@ class Combined(NamedTuple):
 
     Attributes:
         best: The heads chosen on all rows, the best first.
-        score: Of each row, by heads chosen on the other folds and probes fitted on them.
-        probability: What a calibration on the other folds makes of it.
-        predicted: Whether it reaches the threshold that is best on the other folds.
+        score: Score of each row, by heads chosen on the other folds and probes fitted on them.
+        probability: The score under a calibration on the other folds.
+        predicted: True where it reaches the threshold that is best on the other folds.
     """
 
     best: Int[np.ndarray, " chosen"]

@@ -27,7 +27,7 @@ class Judged(NamedTuple):
 def judged_detectors(
     evaluations: Sequence[Named[EvaluationResult]], detectors: Sequence[Named[Detector]]
 ) -> list[Judged]:
-    """Return what is known of detectors: on rows of their own that were left out, and on rows of others."""
+    """Collect what is known of detectors: on rows of their own that were left out, and on rows of others."""
     found = [Judged(f"{one.name} (rows left out of fitting)", one.item.figures, []) for one in detectors]
     for one in evaluations:
         if is_detection(one.item):

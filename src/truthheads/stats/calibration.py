@@ -33,7 +33,7 @@ def fit_platt(score: Float[np.ndarray, " n"], label: Bool[np.ndarray, " n"]) -> 
     """Fit the two numbers of Platt scaling; the slope is never negative, so the order of scores is kept.
 
     Args:
-        score: Of rows that the score's own parameters were not fitted on.
+        score: Scores of rows that they were not fitted on.
         label: True for supported answers.
 
     Source:
@@ -148,7 +148,7 @@ def cuts_for(
     """Return the cuts that leave fewest rows unsure while both verdicts are right in a share of ``precision``.
 
     Args:
-        probability: Of rows that nothing was fitted on.
+        probability: Probabilities of rows that nothing was fitted on.
         label: True for supported answers.
         precision: Wanted share, 0 to 1.
         threshold: Where both cuts lie if they need not be apart.
