@@ -18,12 +18,14 @@ from truthheads.data.readers import as_questions, read_questions
 from truthheads.detection import detect as detecting
 from truthheads.detection import fit as fitting
 from truthheads.detection.detect import detect, prepare, windows, write_detections
+from truthheads.detection.evaluate import evaluate_detector
 from truthheads.detection.figures import answer_likelihoods
 from truthheads.detection.fit import combine, default_detector, fit_detector
 from truthheads.detection.page import write_page
 from truthheads.errors import ArtifactError, DataError, ShapeError
 from truthheads.models.answer_logprobs import pair_logprobs
 from truthheads.models.prompts import encode
+from truthheads.reporting.report import write_report
 from truthheads.results.detections import Detections
 from truthheads.results.detector import Detector
 from truthheads.scoring.probes import grouped_folds
@@ -415,6 +417,13 @@ def test_the_commands(folder: Path) -> None:
     assert runs[0]["metrics"]["auroc"]["value"] == 1
     assert runs[-1]["metrics"]["auroc"]["value"] == pytest.approx(0.5, abs=0.1)
 
+    made_page = write_report(folder, folder / "report.html")
+    assert made_page.artefacts == {"evaluation": 1, "detector": 1}
+    text = made_page.out.read_text()
+    assert text.count('<svg class="curve"') == 4  # a ROC curve and a reliability, of the fit and of the evaluation
+    assert "Do the heads tell which answers are supported?" in text
+    assert "Does gating help?" not in text
+
 
 @pytest.mark.parametrize(
     ("words", "problem"),
@@ -433,6 +442,28 @@ def test_bad_input_is_two_lines(folder: Path, words: list[str], problem: str) ->
     assert result.exit_code == 2
     assert problem in result.stderr
     assert len(result.stderr.strip().splitlines()) == 2
+
+
+def test_mistakes_are_in_the_summary_and_on_the_page(planted: "Model", fitted: Detector, tmp_path: Path) -> None:
+    """With the labels turned round every answer is a mistake; the most confident of each kind are kept."""
+    turned = [replace(one, id=f"<i>{one.id}", truthful=one.untruthful, untruthful=one.truthful) for one in singles(40)]
+    summary = evaluate_detector(planted, turned, out=tmp_path, detector=fitted)
+    assert summary["detection"]["metrics"]["auroc"]["value"] == 0
+    assert len(summary["mistakes"]) == 16
+    assert all((one["supported"] > 0.5) != bool(one["label"]) for one in summary["mistakes"])
+    assert set(summary["detection"]["as_good"]) >= {"log P", "length"}
+    text = write_report(tmp_path, tmp_path / "report.html").out.read_text()
+    assert "Most confident mistakes" in text
+    assert "&lt;i&gt;planted" in text
+    assert "<i>planted" not in text
+
+
+def test_several_processes_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", "0"), ("LOCAL_RANK", "0")):
+        monkeypatch.setenv(name, value)
+    result = CliRunner().invoke(app, ["detect", str(folder / "model"), "--data", str(folder / "rows.jsonl")])
+    assert result.exit_code == 2
+    assert "detect runs in one process" in result.stderr
 
 
 @pytest.mark.real_data

@@ -24,6 +24,7 @@ from truthheads.cli.options import (
     loads_model,
 )
 from truthheads.cli.reading import all_at_once, tell_reading, usable
+from truthheads.storage.distributed import ranks
 
 if TYPE_CHECKING:
     from truthheads.data.questions import Questions
@@ -98,6 +99,7 @@ def detect(
     from truthheads.storage.files import check_target
     from truthheads.storage.output_lock import locked_output
 
+    _alone()
     if (data is None) == (fit is None):
         raise DataError(
             "it is not clear what to do",
@@ -143,6 +145,19 @@ def detect(
             return
         assert read is not None
         _detect(loaded, read, target, html, known, threshold, precision, wrapped, truncate, batch_tokens, json=json)
+
+
+def _alone() -> None:
+    """Refuse to run in several processes, which would all write one file."""
+    from truthheads.errors import TruthHeadsError
+
+    if ranks().several:
+        raise TruthHeadsError(
+            "detect runs in one process",
+            expected="the command started once",
+            got=f"{ranks().world} processes",
+            fix="start it without torchrun or accelerate launch; --device-map auto spreads a large model over devices",
+        )
 
 
 def _refuse_with_fit(
@@ -327,6 +342,7 @@ def evaluate_detect(
     from truthheads.storage.files import dumps
     from truthheads.storage.output_lock import locked_folder
 
+    _alone()
     with all_at_once() as wrong:
         wrong.of_target(out / "summary.json")
         read = wrong.of(
