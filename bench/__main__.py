@@ -17,6 +17,7 @@ from rich.table import Table
 from bench import (
     adapting,
     coverage,
+    detecting,
     disk,
     drift,
     dtype,
@@ -35,7 +36,20 @@ from bench import (
 from bench.timing import Outcome
 from truthheads.plots.charts import save_chart
 
-PROMISED = (forward, probing, released, adapting, generating, exporting, drift, rows, disk, processes, growth)
+PROMISED = (
+    forward,
+    detecting,
+    probing,
+    released,
+    adapting,
+    generating,
+    exporting,
+    drift,
+    rows,
+    disk,
+    processes,
+    growth,
+)
 """What the design promises (its section on speed and memory), and what a default run prints."""
 OTHERS = (tracing, evaluating, dtype, coverage, kinship)
 DEFAULT = "those whose figures the design promises"

@@ -7,6 +7,8 @@ if TYPE_CHECKING:
     from truthheads.data.questions import Question as Question
     from truthheads.data.questions import Questions as Questions
     from truthheads.data.readers import read_questions as read_questions
+    from truthheads.detection.detect import detect as detect
+    from truthheads.detection.fit import fit_detector as fit_detector
     from truthheads.errors import TruthHeadsError as TruthHeadsError
     from truthheads.evaluation.evaluate import evaluate as evaluate
     from truthheads.exporting.export import export as export
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from truthheads.models.load import Model as Model
     from truthheads.reporting.report import report as report
     from truthheads.results.comparison import Comparison as Comparison
+    from truthheads.results.detections import Detections as Detections
+    from truthheads.results.detector import Detector as Detector
     from truthheads.results.drift import Drift as Drift
     from truthheads.results.evaluation import Evaluation as Evaluation
     from truthheads.results.gate import Gate as Gate
@@ -45,6 +49,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "AdaptSchedule": "tuning.adapt",
     "Comparison": "results.comparison",
+    "Detections": "results.detections",
+    "Detector": "results.detector",
     "Drift": "results.drift",
     "Evaluation": "results.evaluation",
     "Gate": "results.gate",
@@ -63,8 +69,10 @@ _HOMES = {
     "Tuning": "results.tuning",
     "adapted": "results.head_adapter",
     "compare": "lineage.compare",
+    "detect": "detection.detect",
     "evaluate": "evaluation.evaluate",
     "export": "exporting.export",
+    "fit_detector": "detection.fit",
     "gated": "results.gate",
     "ground": "workflows.ground",
     "inspect": "models.held",

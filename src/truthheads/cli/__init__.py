@@ -6,7 +6,21 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from truthheads.cli import compare, console, data, evaluate, export, gate, ground, report, reproduce, score, trace, tune
+from truthheads.cli import (
+    compare,
+    console,
+    data,
+    detect,
+    evaluate,
+    export,
+    gate,
+    ground,
+    report,
+    reproduce,
+    score,
+    trace,
+    tune,
+)
 from truthheads.cli.help import add_command
 from truthheads.cli.old_forms import old_form
 from truthheads.storage.distributed import ranks
@@ -68,6 +82,8 @@ add_command(
     example="truthheads trace smollm2 --data questions.jsonl --scores scores.safetensors",
 )
 
+add_command(app, "detect", detect.detect, example="truthheads detect smollm2 --data answers.jsonl --html page.html")
+
 add_command(app, "gate", gate.gate, example="truthheads gate scores.safetensors --strength 2 --for smollm2")
 
 add_command(tune_app, "adapt", tune.adapt, example="truthheads tune adapt smollm2 --data questions.jsonl --out adapter")
@@ -89,6 +105,13 @@ add_command(
 )
 
 app.add_typer(evaluate.app, name="evaluate")
+
+add_command(
+    evaluate.app,
+    "detect",
+    detect.evaluate_detect,
+    example="truthheads evaluate detect smollm2 --data rows.jsonl --detector detector.safetensors",
+)
 
 add_command(app, "ground", ground.ground, example="truthheads ground smollm2 --data rows.jsonl --out grounded")
 

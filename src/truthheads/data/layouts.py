@@ -371,3 +371,35 @@ WITH_HALVES = (
     Layout("answers", frozenset({"question", "answer"}), _half),
 )
 """As ``LAYOUTS``, but the untruthful answer may be missing, in all rows or in some."""
+
+
+def _without_question(row: Mapping[str, object], place: str) -> Question:
+    """Return a row that asks nothing: an answer, or a pair, about a context."""
+    named = {**row, "question": row.get("question") or ""}
+    if not named["question"] and row.get("group") is None:
+        named["group"] = normalised_text(context_of(row, "context").text)  # answers to one context belong together
+    if row.get("truthful") is not None or row.get("untruthful") is not None:
+        return _native(named, place)
+    return _native(named, place) if row.get("label") is not None else _half(named, place)
+
+
+def _summary(row: Mapping[str, object], place: str) -> Question:
+    """Return a summary and its source."""
+    own = {name: row.get(name) for name in ("id", "label", "group", "kind")}
+    context, answer = row.get("source", row.get("document")), row.get("summary")
+    return _without_question({**own, "context": context, "answer": answer, "question": SUMMARISE}, place)
+
+
+SUMMARISE = "Summarize the text."
+"""What is asked where a row is a source and its summary."""
+
+FOR_DETECTION = (
+    *LAYOUTS,
+    Layout("answers", frozenset({"question", "answer"}), _half),
+    Layout("pairs", frozenset({"context", "truthful", "untruthful"}), _without_question),
+    Layout("singles", frozenset({"context", "answer", "label"}), _without_question, labelled=True),
+    Layout("answers", frozenset({"context", "answer"}), _without_question),
+    Layout("summaries", frozenset({"source", "summary"}), _summary, labelled=True),
+    Layout("summaries", frozenset({"document", "summary"}), _summary, labelled=True),
+)
+"""As ``LAYOUTS``, but an answer's label and the question may be missing."""

@@ -6,11 +6,11 @@ import os
 import re
 import sqlite3
 import weakref
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import NamedTuple, SupportsIndex, overload
+from typing import Any, NamedTuple, SupportsIndex, overload
 
 from truthheads.data.cautions import data_cautions
 from truthheads.data.numerals import inside_number, numerals, spans_of_equal
@@ -50,6 +50,7 @@ class Question:
         aliases: Other forms of the truthful answer, which are right, too; ``truthful`` is the one that is scored.
         untruthful_aliases: Other forms of the untruthful answer.
         labelled: False where nothing says whether the answer is truthful; it then stands under ``truthful``.
+        columns: The row's own columns as the file spells them, where they were asked for.
     """
 
     id: str
@@ -65,6 +66,7 @@ class Question:
     aliases: tuple[str, ...] = field(default=(), compare=False)  # two rows are equal where what is scored is
     untruthful_aliases: tuple[str, ...] = field(default=(), compare=False)
     labelled: bool = field(default=True, compare=False)
+    columns: Mapping[str, Any] | None = field(default=None, compare=False)
 
     def __repr__(self) -> str:
         told = {"question": self.question, "truthful": self.truthful, "untruthful": self.untruthful}
@@ -344,6 +346,7 @@ def write_questions(path: Path, questions: Iterable[Question]) -> Path:
             if others := row.pop("aliases", ()):
                 row["truthful"] = [row["truthful"], *others]
             row.pop("labelled", None)
+            row.pop("columns", None)
             if question.image is not None:
                 row["image"] = os.path.relpath(question.image, path.parent)
             if len(question.answers) == 1:

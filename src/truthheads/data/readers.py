@@ -1,12 +1,15 @@
 """Read questions in our layout and in those of the field: HaluEval, NQ-Swap, RLHF-V, POPE, TruthfulQA, RAGTruth."""
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
+
+import numpy as np
 
 from truthheads.data.columns import find_layout
 from truthheads.data.contradictions import Said, hashed
@@ -15,7 +18,16 @@ from truthheads.data.grouping import Grouping
 from truthheads.data.held import QuestionsLike, RowsLike, held_rows
 from truthheads.data.hub import address, on_hub
 from truthheads.data.images import image_path
-from truthheads.data.layouts import LABEL_WORDS, LAYOUTS, WITH_HALVES, Layout, checked, label_word, respelled
+from truthheads.data.layouts import (
+    FOR_DETECTION,
+    LABEL_WORDS,
+    LAYOUTS,
+    WITH_HALVES,
+    Layout,
+    checked,
+    label_word,
+    respelled,
+)
 from truthheads.data.lines import Row
 from truthheads.data.questions import Question, QuestionRows, Questions
 from truthheads.data.ragtruth import open_rows
@@ -35,12 +47,13 @@ RIGHT = ("supported", "supports", "true", "correct", "faithful", "entailment", "
 """Words that are likely to be the label of a truthful answer."""
 
 
-def as_questions(data: QuestionsLike, *, halves: bool = False) -> Sequence[Question]:
+def as_questions(data: QuestionsLike, *, halves: bool = False, answers: bool = False) -> Sequence[Question]:
     """Return the questions that a person means: those given, or those of a file, a table or rows in memory.
 
     Args:
         data: Questions, or anything that :func:`read_questions` reads.
         halves: As there.
+        answers: As there; the rows' own columns are kept, and rows in memory need not all have the same ones.
 
     Raises:
         DataError: It is none of these, or a row cannot be used.
@@ -51,7 +64,7 @@ def as_questions(data: QuestionsLike, *, halves: bool = False) -> Sequence[Quest
         return given
     if isinstance(given, Sequence) and not isinstance(given, str) and all(isinstance(one, Question) for one in given):
         return cast("Sequence[Question]", given)
-    return read_questions(cast("RowsLike", given), halves=halves)
+    return read_questions(cast("RowsLike", given), halves=halves, answers=answers, columns=answers)
 
 
 IN_MEMORY = Path("rows in memory")
@@ -67,6 +80,8 @@ def read_questions(
     halves: bool = False,
     encoding: str | None = None,
     label_true: str | None = None,
+    answers: bool = False,
+    columns: bool = False,
 ) -> Questions:
     """Read questions from a file of any known layout, from a data set on the hub, or from rows in memory.
 
@@ -83,6 +98,9 @@ def read_questions(
             :func:`truthheads.make_pairs`.
         encoding: Encoding of text files; None: UTF-8.
         label_true: The label of truthful answers, in place of 1, true, yes and gold; every other label is not.
+        answers: Accept answers without a label, rows without a question, and summaries with their source, for
+            :func:`truthheads.detect`.
+        columns: Keep every row's own columns in ``Question.columns``.
 
     Returns:
         A sequence of :class:`Question`; ``.layout`` names the layout found, ``.read_as`` says what else was found out
@@ -100,7 +118,8 @@ def read_questions(
         file, rows = open_rows(as_path(path), encoding=encoding, tell=read_as.append)
     else:
         file, rows = IN_MEMORY, held_rows(path)
-    reading = _Reading(file, LAYOUTS if not halves else WITH_HALVES, skip_bad_rows, images, label_true, held=held)
+    layouts = FOR_DETECTION if answers else WITH_HALVES if halves else LAYOUTS
+    reading = _Reading(file, layouts, skip_bad_rows, images, label_true, held=held, columns=columns, several=answers)
     for row in rows:
         if limit is not None and len(reading.questions) >= limit:
             break
@@ -125,7 +144,10 @@ class _Reading:
         label_true: str | None,
         *,
         held: RowsLike | None,
+        columns: bool,
+        several: bool,
     ) -> None:
+        self.columns, self.several = columns, several and held is not None
         self.held, self.streamed = held, held is not None or on_hub(path)
         self.path, self.layouts, self.skip_bad_rows, self.images = path, layouts, skip_bad_rows, images
         self.label_true = None if label_true is None else label_word(label_true)
@@ -150,7 +172,7 @@ class _Reading:
             raise BadField("", "one row", row.fault)
         other = respelled(row.fields)
         fields: Mapping[str, object] = {**row.fields, **{name: row.fields[column] for name, column in other.items()}}
-        if self.layout is None:
+        if self.layout is None or (self.several and not self.layout.columns <= fields.keys()):
             try:
                 self.layout = find_layout(self.path, row, fields.keys(), self.layouts)
             except DataError as error:
@@ -174,6 +196,9 @@ class _Reading:
         question = self.grouping.add(question)  # by the image as the file names it
         if image is not None:
             question = replace(question, image=image)
+        if self.columns:
+            own = {row.spelled(column): as_json(value) for column, value in row.fields.items()}
+            question = replace(question, columns=own)
         if self.streamed:
             self.rows.update(question.digest.to_bytes(8, "big", signed=True))
         if question.alike:
@@ -278,3 +303,16 @@ def _image(question: Question, beside: Path, images: str | Path | None) -> str |
         return image_path(question.image, beside=beside, images=None if images is None else Path(images))
     except ValueError as error:
         raise BadField("image", IMAGE_PATH_RULE, str(error)) from error
+
+
+def as_json(value: Any) -> Any:
+    """Return a cell as JSON can hold it; what JSON does not know becomes text."""
+    if isinstance(value, Mapping):
+        return {str(key): as_json(one) for key, one in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [as_json(one) for one in value]
+    if isinstance(value, np.generic):
+        return as_json(value.item())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, str | int | float | bool) else str(value)

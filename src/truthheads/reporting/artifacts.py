@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from truthheads.errors import ArtifactError, TruthHeadsError
 from truthheads.results.comparison import ComparisonResult
+from truthheads.results.detector import Detector
 from truthheads.results.drift import Drift
 from truthheads.results.evaluation import EvaluationResult
 from truthheads.results.gate import Gate
@@ -49,11 +50,12 @@ LOADERS: dict[str, Callable[[Path], Any]] = {
     "gate": Gate.load,
     "trace": Trace.load,
     "drift": Drift.load,
+    "detector": Detector.load,
     "pictures": AttentionPictures.load,
 }
 
 LOOKED_FOR = (
-    "scores, gates, traces and drifts (.safetensors), comparison.json, tuning.json, summary.json, "
+    "scores, gates, traces, detectors and drifts (.safetensors), comparison.json, tuning.json, summary.json, "
     "the .pictures.json of `truthheads trace --pictures`"
 )
 
@@ -94,6 +96,7 @@ class Artefacts:
         gates: Gates.
         tunings: Objects as in ``tuning.json``.
         evaluations: Objects as in ``summary.json``.
+        detectors: Detectors of answers that their context does not support.
         groundings: Objects as in ``ground.json``.
         pictures: What ``truthheads trace --pictures`` drew.
         warnings: Sentences on files that could not be used.
@@ -106,6 +109,7 @@ class Artefacts:
     gates: list[Named[Gate]] = field(default_factory=list)
     tunings: list[Named[TuningResult]] = field(default_factory=list)
     evaluations: list[Named[EvaluationResult]] = field(default_factory=list)
+    detectors: list[Named[Detector]] = field(default_factory=list)
     groundings: list[Named[GroundResult]] = field(default_factory=list)
     pictures: list[Named[AttentionPictures]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -131,6 +135,7 @@ _HOMES = {
     "gate": "gates",
     "tuning": "tunings",
     "evaluation": "evaluations",
+    "detector": "detectors",
     "grounding": "groundings",
     "pictures": "pictures",
 }

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypedDict
 
-from truthheads.reporting import charts, tables
+from markupsafe import Markup
+
+from truthheads.reporting import charts, detection, tables
 from truthheads.reporting.artifacts import Artefacts
 from truthheads.reporting.charts import Arrays, Bars, Matrix, Panel, Scatter, TuningPath, panels
 from truthheads.reporting.sentences import asked_beside, judged
@@ -72,7 +74,7 @@ class Group(NamedTuple):
 
 @dataclass(slots=True)
 class Section:
-    """One section of the page: intro, sentences that lead, figures, tables, notes, pictures of attention."""
+    """One section of the page: intro, sentences that lead, figures, tables, notes, pictures, drawings."""
 
     id: str
     title: str
@@ -82,6 +84,7 @@ class Section:
     tables: list[Table] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     pictures: list[tuple[str, list[AttentionPicture]]] = field(default_factory=list)
+    drawings: list[Markup] = field(default_factory=list)
 
 
 class PageJson(TypedDict):
@@ -122,7 +125,7 @@ def sections(found: Artefacts) -> tuple[list[Section], PageData, list[str]]:
     """Return the sections for which there is something to show, what their figures are drawn from, and warnings."""
     data, warnings = PageData(), list[str]()
     made = [_heads(found, data), _lineage(found, data), _evidence(found, warnings), _gates(found), _tuning(found, data)]
-    made += [_evaluation(found, data), _provenance(found)]
+    made += [_evaluation(found, data), _detection(found), _provenance(found)]
     return [section for section in made if section is not None], data, warnings
 
 
@@ -267,8 +270,28 @@ def _tuning(found: Artefacts, data: PageData) -> Section | None:
     return section
 
 
+def _detection(found: Artefacts) -> Section | None:
+    judged = detection.judged_detectors(found.evaluations, found.detectors)
+    if not judged:
+        return None
+    section = Section(
+        "detection",
+        "Do the heads tell which answers are supported?",
+        "A detector reads a few heads at an answer's last token and says how probable it is that the context supports "
+        "the answer. An AUROC of 0.5 is guessing, 1 is always right. The heads tell something only where their curve "
+        "lies above those of log P, of the answers' form and of their length, drawn in grey; in the second drawing "
+        "points on the broken line keep what the probabilities promise.",
+    )
+    for one in judged:
+        section.drawings.append(detection.curves(one))
+        section.leads.append(f"{one.name}: {one.figures['verdict']}.")
+        section.tables += detection.detection_tables(one)
+    return section
+
+
 def _evaluation(found: Artefacts, data: PageData) -> Section | None:
-    if not found.evaluations:
+    evaluations = [one for one in found.evaluations if not detection.is_detection(one.item)]
+    if not evaluations:
         return None
     section = Section(
         "evaluation",
@@ -278,7 +301,7 @@ def _evaluation(found: Artefacts, data: PageData) -> Section | None:
         "that do not know which head is which. A run has helped only where the interval of its change lies wholly on "
         "the good side of 0, and it tells something about heads only where it also beats its controls.",
     )
-    for one in found.evaluations:
+    for one in evaluations:
         bars = charts.effect_bars(one.item)
         if bars is not None:
             data.bars.append(bars)

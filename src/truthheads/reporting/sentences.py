@@ -9,6 +9,7 @@ from truthheads.benchmarks.registry import label, lower_is_better
 from truthheads.data.cautions import CHOSEN_FROM, ranked_from
 from truthheads.reporting.artifacts import Artefacts, Named
 from truthheads.reporting.charts import best_gate, gate_origin, largest_first, made_of
+from truthheads.reporting.detection import is_detection
 from truthheads.reporting.wording import chance, counted, figure, listed, number, signed
 from truthheads.results.comparison import ComparisonResult, PairResult
 from truthheads.results.evaluation import BaselineMark, EvaluationResult, RunResult
@@ -210,10 +211,11 @@ def _gates(found: Artefacts) -> str:
 
 
 def _effect(found: Artefacts) -> str:
-    parts = [part for one in found.evaluations[:3] if (part := judged(one.item))]
+    evaluations = [one for one in found.evaluations if not is_detection(one.item)]
+    parts = [part for one in evaluations[:3] if (part := judged(one.item))]
     if not parts:
         return "No gate was evaluated on a benchmark, nor an adapter, so this page does not say whether they help."
-    more = len(found.evaluations) - 3
+    more = len(evaluations) - 3
     joined = "; ".join([*parts[:1], *(part[:1].lower() + part[1:] for part in parts[1:])])
     return f"{joined}{f'; {more} more in the table' if more > 0 else ''}."
 

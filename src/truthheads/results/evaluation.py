@@ -3,6 +3,7 @@
 from typing import Any, Literal, NotRequired, TypedDict, cast
 
 from truthheads.plots.views import Shown, data_frame, table_html
+from truthheads.results.detector import DetectionFigures
 from truthheads.stats.figures import FigureJson
 from truthheads.stats.resampling import ControlRank
 
@@ -214,3 +215,26 @@ class Evaluation(Shown, dict[str, Any]):
     def _repr_html_(self) -> str:
         primary = [row for row in self.table() if row["metric"] == self.result["primary"]]
         return table_html(f"{self.result['task']}, {self.result['rows']} rows", primary)
+
+
+class Mistake(TypedDict):
+    """An answer on which a detector is wrong: label 1 where it is supported, and the probability that it was given."""
+
+    id: str
+    context: str
+    question: str
+    answer: str
+    label: int
+    supported: float
+
+
+class DetectionEvaluation(EvaluationResult):
+    """What ``evaluate detect`` writes into ``summary.json``.
+
+    Attributes:
+        detection: Every figure, curves among them.
+        mistakes: The most confident ones.
+    """
+
+    detection: DetectionFigures
+    mistakes: list[Mistake]

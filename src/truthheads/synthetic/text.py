@@ -171,7 +171,7 @@ def make_text(
         if not good:
             problem, fix = f"Text questions cannot be written with this {name}", f"pass {expected}"
             raise DataError(problem, expected=f"{name}: {expected}", got=repr(value), fix=fix)
-    writer = _Writer(split, span, np.random.default_rng([seed, SPLITS.index(split)]))
+    writer = TextWriter(split, span, np.random.default_rng([seed, SPLITS.index(split)]))
     made, block = list[Question](), list[str]()
     for index in range(rows):
         before, after = (int(count * (1.0 - answerable) + 0.5) for count in (index, index + 1))
@@ -211,7 +211,7 @@ def write_context(facts: Sequence[Fact], *, women: frozenset[str], rng: np.rando
     return text.rstrip(), starts
 
 
-class _Writer:
+class TextWriter:
     """Draws one row after another; remembers what it has written."""
 
     def __init__(self, split: str, facts: tuple[int, int], rng: np.random.Generator) -> None:
@@ -221,15 +221,16 @@ class _Writer:
         self.real = [Fact(subject, phrase, answer) for phrase, facts in relations for subject, answer in facts.items()]
 
     def write(self, name: str, kind: str, *, real: bool) -> Question:
+        """Write one row of a kind; ``real``: about something of the altered world."""
         for draw in range(_MOST_DRAWS):
-            fact, untruthful, stated = self._draft(kind, real=real)
+            fact, untruthful, stated = self.draft(kind, real=real)
             question = _pick(fact.phrase.asks, self.rng).replace("{e}", fact.subject)
             lead = int(self.rng.integers(2 * len(_LEADS)))
             if lead < len(_LEADS):
                 question = _LEADS[lead] + question[0].lower() + question[1:]
             if question in self.written and draw < _DRAWS_FOR_NEW:
                 continue
-            stated = self._ordered(stated)
+            stated = self.ordered(stated)
             context, starts = write_context(stated, women=self.words.women, rng=self.rng)
             pair = [_plain(answer) for answer in (fact.value, untruthful)]
             expected = [kind != UNANSWERABLE, kind in ("distractor", UNANSWERABLE)]  # how often each is named
@@ -248,13 +249,13 @@ class _Writer:
         span = (start, start + len(fact.value))
         return Question(name, context, question, fact.value, untruthful, (span,), group=group, kind=kind)
 
-    def _ordered(self, stated: list[Fact]) -> list[Fact]:
+    def ordered(self, stated: list[Fact]) -> list[Fact]:
         """Shuffle the facts; in every second context those of one entity then come together."""
         stated = [stated[i] for i in self.rng.permutation(len(stated))]
         rank = {fact.subject: self.rng.random() for fact in stated}
         return sorted(stated, key=lambda fact: rank[fact.subject]) if self.rng.random() < 0.5 else stated
 
-    def _draft(self, kind: str, *, real: bool) -> tuple[Fact, str, list[Fact]]:
+    def draft(self, kind: str, *, real: bool) -> tuple[Fact, str, list[Fact]]:
         """Return the fact that is asked for, the untruthful answer, and the facts that the context states."""
         count = int(self.rng.integers(self.facts[0], self.facts[1] + 1))
         pools, taken = self.words.pools, set[str]()

@@ -1,0 +1,1 @@
+"""Does the context support an answer? Detectors fitted on heads, and what they say of rows."""
