@@ -138,6 +138,9 @@ AGAIN = {
     "text": ("data", "make", "text", "--rows", 3, "--out", "again/rows"),
     "pairs": ("data", "pairs", "rows.jsonl", "--strategy", "swap", "--out", "again/p.jsonl"),
     "report": ("report", "shown", "--out", "again/r.html"),
+    "fit": ("detect", "model", "--fit", "rows.jsonl", "--heads", 2, "--dtype", "fp32", "--out", "again/f.safetensors"),
+    "detect": ("detect", "model", "--data", "rows.jsonl", "--detector", "detector.safetensors", "--dtype", "fp32",
+               "--out", "again/d.jsonl"),
     "inspect": ("inspect", "model", "--out", "again/i.json"),
 }  # fmt: skip
 

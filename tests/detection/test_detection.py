@@ -155,7 +155,7 @@ def test_dictionaries_are_rows(planted: "Model", fitted: Detector) -> None:
     line = json.loads(found[0].line())
     assert {"id", "supported", "verdict", "mine", "answer", "context"} <= set(line)
     assert "label" not in line
-    with pytest.raises(DataError, match="rows of two sorts"):
+    with pytest.raises(DataError, match="item 2 is no row"):
         detect(planted, [given, question], detector=fitted)
 
 
@@ -179,7 +179,7 @@ def test_a_killed_run_goes_on_and_gives_the_same_bytes(
     monkeypatch.setattr(detecting, "_window", stops)
     with pytest.raises(KeyboardInterrupt):
         write_detections(planted, rows, ready, broken)
-    partial = tmp_path / "broken.jsonl.partial"
+    partial = tmp_path / "broken.jsonl.partial" / "lines.jsonl"
     assert not broken.exists()
     with partial.open("ab") as lines:
         lines.write(b'{"id": "half a li')
@@ -193,8 +193,10 @@ def test_what_another_detector_left_is_not_taken_up(
     planted: "Model", fitted: Detector, tmp_path: Path, small_windows: int
 ) -> None:
     out = tmp_path / "out.jsonl"
-    (tmp_path / "out.jsonl.partial").write_text('{"id": "x"}\n' * 8)
-    (tmp_path / "out.jsonl.partial.json").write_text("{}\n")
+    left = tmp_path / "out.jsonl.partial"
+    left.mkdir()
+    (left / "lines.jsonl").write_text('{"id": "x"}\n' * 8)
+    (left / "made.json").write_text("{}\n")
     write_detections(planted, singles(10), prepare(planted, detector=fitted), out)
     assert len(out.read_text().splitlines()) == 10
     assert '"id": "x"' not in out.read_text()

@@ -1,27 +1,28 @@
 """``truthheads detect``: does the context support an answer? And ``evaluate detect``: how often is that right?"""
 
-from contextlib import ExitStack
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from truthheads.cli import console
-from truthheads.cli.console import guarded
+from truthheads.cli.console import exclusive_output, guarded, resumable
 from truthheads.cli.help import DATA, OUTPUT, RUN
 from truthheads.cli.options import (
     BatchTokens,
     Data,
+    Encoding,
     How,
+    Images,
     Json,
+    LabelTrue,
     Limit,
     ModelName,
-    QuietEncoding,
-    QuietLabelTrue,
-    Seed,
     SkipBadRows,
     Truncate,
     loads_model,
+    seed_of,
 )
 from truthheads.cli.reading import all_at_once, tell_reading, usable
 from truthheads.storage.distributed import ranks
@@ -48,10 +49,15 @@ Threshold = Annotated[
     float | None, typer.Option(metavar="X", rich_help_panel=RUN, help="Probability from which on it is supported.")
 ]
 
-HiddenImages = Annotated[Path | None, typer.Option(hidden=True, help="Base folder of image paths.")]
+
+def _named_by(given: Mapping[str, object]) -> Path:
+    """Return the name of what is made, where none is given."""
+    return Path("detections.jsonl" if given["fit"] is None else "detector.safetensors")
 
 
 @guarded
+@resumable
+@exclusive_output(checks=True, unnamed=_named_by)
 @loads_model
 def detect(
     model: ModelName,
@@ -80,26 +86,61 @@ def detect(
     ] = 20,
     chat: ChatOrNot = None,
     truncate: Truncate = False,
-    images: HiddenImages = None,
+    images: Images = None,
     limit: Limit = None,
     skip_bad_rows: SkipBadRows = False,
-    encoding: QuietEncoding = None,
-    label_true: QuietLabelTrue = None,
+    encoding: Encoding = None,
+    label_true: LabelTrue = None,
     batch_tokens: BatchTokens = None,
-    seed: Seed = 0,
+    seed: Annotated[int, seed_of("generated rows, folds and intervals")] = 0,
     *,
     how: How,
     json: Json = False,
 ) -> None:
     """Say how probable it is that the context supports each answer, or fit a detector with --fit."""
-    from truthheads.data.readers import read_questions
-    from truthheads.errors import DataError
     from truthheads.models.load import load
     from truthheads.results.detector import Detector
-    from truthheads.storage.files import check_target
-    from truthheads.storage.output_lock import locked_output
 
-    _alone()
+    with all_at_once() as wrong:
+        wrong.of(_alone)
+        wrong.of(lambda: _one_of(data, fit))
+        wrong.of_target(html)
+        if fit is not None:
+            wrong.of(lambda: _refuse_with_fit(detector, threshold, precision, html))
+        path = data if data is not None else None if fit in (None, GENERATED) else Path(str(fit))
+        read: Questions | None = None
+        if path is not None:
+            read = wrong.of_questions(
+                path,
+                limit=limit,
+                skip_bad_rows=skip_bad_rows,
+                images=images,
+                encoding=encoding,
+                label_true=label_true,
+                answers=True,
+                columns=data is not None,
+            )
+        known = wrong.of(lambda: Detector.load(detector)) if detector is not None else None
+        if known is not None:
+            wrong.of(lambda: known.cuts(threshold=threshold, precision=precision))
+        wrong.of_model(model, how)
+    assert out is not None
+    loaded = load(model, **how)
+    wrapped = _wrapped(loaded, known, chat)
+    if read is not None:
+        read = usable(loaded, read, skip_bad_rows=skip_bad_rows, skip_missing=False, chat=wrapped, truncate=truncate)
+    if fit is not None:
+        _fit(loaded, read, out, heads, wrapped, seed, truncate, batch_tokens, json=json)
+        return
+    assert read is not None
+    used = known or _generated(loaded, wrapped, batch_tokens)
+    _detect(loaded, read, out, html, used, threshold, precision, wrapped, truncate, batch_tokens, json=json)
+
+
+def _one_of(data: Path | None, fit: str | None) -> None:
+    """Refuse both, and neither."""
+    from truthheads.errors import DataError
+
     if (data is None) == (fit is None):
         raise DataError(
             "it is not clear what to do",
@@ -107,44 +148,14 @@ def detect(
             got="both" if data is not None else "neither",
             fix="give one of the two; a detector that was fitted is used by --detector",
         )
-    target = out or Path("detections.jsonl" if fit is None else "detector.safetensors")
-    with ExitStack() as held:
-        with all_at_once() as wrong:
-            wrong.of(lambda: check_target(target))
-            wrong.of_target(html)
-            if fit is not None:
-                wrong.of(lambda: _refuse_with_fit(detector, threshold, precision, html))
-            path = data if data is not None else None if fit == GENERATED else Path(str(fit))
-            read: Questions | None = None
-            if path is not None:
-                read = wrong.of(
-                    lambda: read_questions(
-                        path,
-                        limit=limit,
-                        skip_bad_rows=skip_bad_rows,
-                        images=images,
-                        encoding=encoding,
-                        label_true=label_true,
-                        answers=True,
-                        columns=data is not None,
-                    )
-                )
-            known = wrong.of(lambda: Detector.load(detector)) if detector is not None else None
-            if known is not None:
-                wrong.of(lambda: known.cuts(threshold=threshold, precision=precision))
-            wrong.of_model(model, how)
-        held.enter_context(locked_output(target))
-        loaded = load(model, **how)
-        wrapped = _wrapped(loaded, known, chat)
-        if read is not None:
-            read = usable(
-                loaded, read, skip_bad_rows=skip_bad_rows, skip_missing=False, chat=wrapped, truncate=truncate
-            )
-        if fit is not None:
-            _fit(loaded, read, target, heads, wrapped, seed, truncate, batch_tokens, json=json)
-            return
-        assert read is not None
-        _detect(loaded, read, target, html, known, threshold, precision, wrapped, truncate, batch_tokens, json=json)
+
+
+def _generated(model: "Model", chat: bool, batch_tokens: int | None) -> "Detector":
+    """Return the model's detector on generated rows, fitted now where it never was."""
+    from truthheads.detection.fit import default_detector
+
+    with console.progress_bar(f"a detector for {model.name}, once, on generated rows") as progress:
+        return default_detector(model, chat=chat, batch_tokens=batch_tokens, progress=progress)
 
 
 def _alone() -> None:
@@ -249,7 +260,7 @@ def _detect(
     questions: "Questions",
     out: Path,
     html: Path | None,
-    detector: "Detector | None",
+    detector: "Detector",
     threshold: float | None,
     precision: float | None,
     chat: bool,
@@ -262,17 +273,15 @@ def _detect(
     from truthheads.detection.page import write_page
     from truthheads.storage.files import dumps
 
-    with console.progress_bar(f"a detector for {model.name}, on generated rows") as progress:
-        ready = prepare(
-            model,
-            detector=detector,
-            threshold=threshold,
-            precision=precision,
-            chat=chat,
-            truncate=truncate,
-            batch_tokens=batch_tokens,
-            progress=progress,
-        )
+    ready = prepare(
+        model,
+        detector=detector,
+        threshold=threshold,
+        precision=precision,
+        chat=chat,
+        truncate=truncate,
+        batch_tokens=batch_tokens,
+    )
     with console.progress_bar(f"{len(questions)} rows through {model.name}") as progress:
         made = write_detections(model, questions, ready, out, progress=progress)
     result = summarise(out, made)
@@ -308,6 +317,7 @@ def summarise(path: Path, made: "object") -> "DetectionsSummary":
 
 
 @guarded
+@resumable
 @loads_model
 def evaluate_detect(
     model: ModelName,
@@ -315,6 +325,9 @@ def evaluate_detect(
     out: Annotated[
         Path, typer.Option(metavar="DIR", rich_help_panel=OUTPUT, help="Folder for detections and summary.")
     ] = Path("evaluation"),
+    force: Annotated[
+        bool, typer.Option("--force", rich_help_panel=OUTPUT, help="Remove an earlier evaluation from --out first.")
+    ] = False,
     detector: DetectorFile = None,
     beside: Annotated[
         list[str] | None,
@@ -323,30 +336,31 @@ def evaluate_detect(
     threshold: Threshold = None,
     chat: ChatOrNot = None,
     truncate: Truncate = False,
-    images: HiddenImages = None,
+    images: Images = None,
     limit: Limit = None,
     skip_bad_rows: SkipBadRows = False,
-    encoding: QuietEncoding = None,
-    label_true: QuietLabelTrue = None,
+    encoding: Encoding = None,
+    label_true: LabelTrue = None,
     batch_tokens: BatchTokens = None,
-    seed: Seed = 0,
+    seed: Annotated[int, seed_of("folds and intervals")] = 0,
     *,
     how: How,
     json: Json = False,
 ) -> None:
     """Measure how well a detector tells supported answers from others, beside simpler scores."""
-    from truthheads.data.readers import read_questions
-    from truthheads.detection.evaluate import beside_scores, evaluate_detector
+    from truthheads.detection.evaluate import DETECTIONS, beside_scores, evaluate_detector
+    from truthheads.evaluation.evaluate import remove_evaluation
     from truthheads.models.load import load
     from truthheads.results.detector import Detector
-    from truthheads.storage.files import dumps
+    from truthheads.results.evaluation import SUMMARY
+    from truthheads.storage.files import check_new, dumps
     from truthheads.storage.output_lock import locked_folder
 
-    _alone()
-    with all_at_once() as wrong:
-        wrong.of_target(out / "summary.json")
-        read = wrong.of(
-            lambda: read_questions(
+    with locked_folder(out):
+        with all_at_once() as wrong:
+            wrong.of(_alone)
+            wrong.of(lambda: check_new(out / SUMMARY, force=force))
+            read = wrong.of_questions(
                 data,
                 limit=limit,
                 skip_bad_rows=skip_bad_rows,
@@ -356,37 +370,39 @@ def evaluate_detect(
                 answers=True,
                 columns=True,
             )
-        )
-        if read is not None:
-            wrong.of(lambda: beside_scores(read, beside or []))
-        known = wrong.of(lambda: Detector.load(detector)) if detector is not None else None
-        if known is not None:
-            wrong.of(lambda: known.cuts(threshold=threshold))
-        wrong.of_model(model, how)
-    assert read is not None
-    loaded = load(model, **how)
-    wrapped = _wrapped(loaded, known, chat)
-    questions = usable(loaded, read, skip_bad_rows=skip_bad_rows, skip_missing=False, chat=wrapped, truncate=truncate)
-    with locked_folder(out), console.progress_bar(f"{len(questions)} rows through {model}") as progress:
-        found = evaluate_detector(
-            loaded,
-            questions,
-            out=out,
-            detector=known,
-            beside=beside or [],
-            threshold=threshold,
-            chat=wrapped,
-            truncate=truncate,
-            batch_tokens=batch_tokens,
-            seed=seed,
-            progress=progress,
-        )
+            if read is not None:
+                wrong.of(lambda: beside_scores(read, beside or []))
+            known = wrong.of(lambda: Detector.load(detector)) if detector is not None else None
+            if known is not None:
+                wrong.of(lambda: known.cuts(threshold=threshold))
+            wrong.of_model(model, how)
+        assert read is not None
+        loaded = load(model, **how)
+        wrapped = _wrapped(loaded, known, chat)
+        rows = usable(loaded, read, skip_bad_rows=skip_bad_rows, skip_missing=False, chat=wrapped, truncate=truncate)
+        used = known or _generated(loaded, wrapped, batch_tokens)
+        if force:
+            remove_evaluation(out)
+        with console.progress_bar(f"{len(rows)} rows through {model}, for the heads and for log P") as progress:
+            found = evaluate_detector(
+                loaded,
+                rows,
+                out=out,
+                detector=used,
+                beside=beside or [],
+                threshold=threshold,
+                chat=wrapped,
+                truncate=truncate,
+                batch_tokens=batch_tokens,
+                seed=seed,
+                progress=progress,
+            )
     if json:
         typer.echo(dumps(found))
     else:
         tell_reading(read)
         show_figures(found["detection"], f"detect, {model}")
-        console.written(out / "detections.jsonl")
-        console.written(out / "summary.json")
+        console.written(out / DETECTIONS)
+        console.written(out / SUMMARY)
     for note in found["notes"]:
         console.warn(note)

@@ -12,11 +12,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 
 from truthheads.data.answers import Answers, describe_data, list_answers
+from truthheads.data.held import QuestionsLike
 from truthheads.data.questions import Question
-from truthheads.detection.figures import LOGP, LOGP_TOKEN, answer_likelihoods, detection_figures, form_scores
+from truthheads.data.readers import as_questions
+from truthheads.detection.figures import LOGP, LOGP_TOKEN, answer_likelihoods, detection_figures, form_scores, halves
 from truthheads.errors import ArtifactError, DataError
 from truthheads.models.devices import pick_batch_tokens
 from truthheads.models.forward import Progress, shares_prefix
+from truthheads.models.held import ModelLike, as_model
 from truthheads.models.load import Model
 from truthheads.models.prompts import encode
 from truthheads.models.sources import cache_dir
@@ -85,8 +88,8 @@ def default_detector(
 
 
 def fit_detector(
-    model: Model,
-    questions: Sequence[Question] | None = None,
+    model: ModelLike,
+    questions: QuestionsLike | None = None,
     *,
     heads: int = HEADS,
     chat: bool | None = None,
@@ -104,8 +107,9 @@ def fit_detector(
     the threshold rest on rows that were left out.
 
     Args:
-        model: From :func:`truthheads.load`.
-        questions: Labelled rows: pairs, or answers with a label. None: generated rows of several kinds.
+        model: A model's name, or what :func:`truthheads.load` returned.
+        questions: Labelled rows, in memory or in a file: pairs, or answers with a label. None: generated rows of
+            several kinds.
         heads: How many heads to combine.
         chat: Wrap the prompt in the chat template; None: where the tokenizer has one.
         seed: Random seed of generated rows, folds and bootstraps.
@@ -123,8 +127,9 @@ def fit_detector(
     if heads < 1:
         raise DataError("too few heads", expected="--heads of at least 1", got=str(heads), fix="leave --heads out")
     generated = questions is None
-    rows = generated_rows(seed=seed) if questions is None else questions
+    rows = generated_rows(seed=seed) if questions is None else as_questions(questions, answers=True)
     _check_labels(rows)
+    model = as_model(model)
     chat = has_template(model) if chat is None else chat
     batch_tokens = batch_tokens or pick_batch_tokens(model.device)
     answers = list_answers(rows, seed=seed, features=form_features)
@@ -147,7 +152,7 @@ def fit_detector(
     made = provenance()
     told = describe_data(rows, digest=answers.digest)
     tokens = partial(encode, model, chat=chat, truncate=truncate, share_prefix=shares_prefix(model))
-    through, again = _halves(progress)
+    through, again = halves(progress)
     with work_folder(work_dir) as folder:
         activations = gather(
             model,
@@ -165,12 +170,7 @@ def fit_detector(
         finally:
             activations.close()
     combined = combine(probes.logit, answers.label, fold, heads=heads)
-    likelihood = np.concatenate(
-        [
-            answer_likelihoods(model, tokens(rows[start : start + AT_ONCE]), batch_tokens=batch_tokens, progress=again)
-            for start in range(0, len(rows), AT_ONCE)
-        ]
-    )
+    likelihood = answer_likelihoods(model, rows, tokens, batch_tokens=batch_tokens, progress=again)
     baselines = {LOGP: likelihood[:, 0], LOGP_TOKEN: likelihood[:, 1]}
     figures = detection_figures(
         combined.score,
@@ -205,10 +205,6 @@ def fit_detector(
         sample_group=torch.from_numpy(answers.group),
         meta=meta,
     )
-
-
-AT_ONCE = 1024
-"""Questions whose tokens are in memory at once for log-probabilities."""
 
 
 class Combined(NamedTuple):
@@ -296,15 +292,3 @@ def _check_labels(questions: Sequence[Question]) -> None:
             got=f"{len(bare)} of {len(questions)} rows without one, the first is {bare[0]!r}",
             fix="label the rows, or fit on generated rows: leave the file out, or give `generated`",
         )
-
-
-def _halves(progress: Progress | None) -> tuple[Progress | None, Progress | None]:
-    """Return callbacks for the two halves of the work."""
-    if progress is None:
-        return None, None
-    told = progress
-
-    def half(first: int) -> Progress:
-        return lambda done, total: told(first * total + done, 2 * total)
-
-    return half(0), half(1)
