@@ -9,6 +9,7 @@ from commands import workplace
 from invoked import run
 from planted import planted_questions
 from truthheads.cli import console
+from truthheads.data.readers import read_questions
 from truthheads.detection import fit as fitting
 from truthheads.results.detector import Detector
 
@@ -117,3 +118,50 @@ def test_the_first_detector_of_a_model_shows_how_far_it_is(home: Path, monkeypat
     second = run(*words, "second.jsonl")
     assert second.exit_code == 0 and "a detector for" not in second.stderr
     assert (home / "first.jsonl").read_bytes() == (home / "second.jsonl").read_bytes()
+
+
+PUBLISHED = {
+    "RAGTruth": {
+        "response.jsonl": [
+            {"id": "7", "source_id": "s1", "model": "gpt-4", "labels": [], "response": "In Oslo. It rained."},
+            {"id": "8", "source_id": "s1", "model": "gpt-4", "response": "In Rome.",
+             "labels": [{"start": 3, "end": 7, "text": "Rome", "label_type": "Evident Conflict"}]},
+        ],
+        "source_info.jsonl": [
+            {"source_id": "s1", "task_type": "QA", "prompt": "p",
+             "source_info": {"question": "Where is it?", "passages": "It is in Oslo.\n\nIt rained."}},
+        ],
+    },
+    "FaithBench": {
+        "faithbench.jsonl": [
+            {"id": "1-0", "context": "It is in Oslo. It rained.", "answer": " In Oslo. It rained.", "label": 1,
+             "worst_label": "Consistent", "unwanted_spans": [], "summarizer": "m", "hhem-2.1": 0.5},
+            {"id": "1-1", "context": "It is in Oslo. It rained.", "answer": "In Rome.", "label": 0,
+             "worst_label": "Unwanted", "unwanted_spans": [[3, 7]], "summarizer": "m", "hhem-2.1": 0.9},
+        ],
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_layouts_are_recognised(name: str, home: Path, tmp_path: Path) -> None:
+    """Labels, groups, the rows' own columns, and where each sentence stands in the answer as it was given."""
+    for file, rows in PUBLISHED[name].items():
+        write(tmp_path / file, rows)
+    read = read_questions(tmp_path / next(iter(PUBLISHED[name])), answers=True)
+    assert [one.answers[0].truthful for one in read] == [True, False] and len({one.group for one in read}) == 1
+    made = run("detect", "model", "--data", tmp_path / next(iter(PUBLISHED[name])), "--detector",
+               "detector.safetensors", "--dtype", "fp32", "--out", tmp_path / "d.jsonl", "--html",
+               tmp_path / "page.html")  # fmt: skip
+    assert made.exit_code == 0, made.stderr
+    lines = [json.loads(line) for line in (tmp_path / "d.jsonl").read_text().splitlines()]
+    given = next(iter(PUBLISHED[name].values()))
+    assert all(row.items() <= line.items() for row, line in zip(given, lines, strict=True))
+    assert [line["label"] for line in lines] == [1, 0]
+    said = [line.get("answer", line.get("response")) for line in lines]
+    spans = [
+        [text[one["start"] : one["end"]] for one in line["sentences"]] for text, line in zip(said, lines, strict=True)
+    ]
+    assert spans == [["In Oslo.", "It rained."], ["In Rome."]]
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("<mark ") == 3 and "It is in Oslo." in page
