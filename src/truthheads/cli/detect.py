@@ -1,4 +1,4 @@
-"""``truthheads detect``: does the context support an answer? And ``evaluate detect``: how often is that right?"""
+"""``truthheads detect``: does the context support an answer?"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +11,6 @@ from truthheads.cli.console import exclusive_output, guarded, resumable
 from truthheads.cli.help import DATA, OUTPUT, RUN
 from truthheads.cli.options import (
     BatchTokens,
-    Data,
     Encoding,
     How,
     Images,
@@ -102,7 +101,7 @@ def detect(
     from truthheads.results.detector import Detector
 
     with all_at_once() as wrong:
-        wrong.of(_alone)
+        wrong.of(alone)
         wrong.of(lambda: _one_of(data, fit))
         wrong.of_target(html)
         if fit is not None:
@@ -126,14 +125,14 @@ def detect(
         wrong.of_model(model, how)
     assert out is not None
     loaded = load(model, **how)
-    wrapped = _wrapped(loaded, known, chat)
+    wrapped = is_wrapped(loaded, known, chat)
     if read is not None:
         read = usable(loaded, read, skip_bad_rows=skip_bad_rows, skip_missing=False, chat=wrapped, truncate=truncate)
     if fit is not None:
         _fit(loaded, read, out, heads, wrapped, seed, truncate, batch_tokens, json=json)
         return
     assert read is not None
-    used = known or _generated(loaded, wrapped, batch_tokens)
+    used = known or generated_detector(loaded, wrapped, batch_tokens)
     _detect(loaded, read, out, html, used, threshold, precision, wrapped, truncate, batch_tokens, json=json)
 
 
@@ -150,7 +149,7 @@ def _one_of(data: Path | None, fit: str | None) -> None:
         )
 
 
-def _generated(model: "Model", chat: bool, batch_tokens: int | None) -> "Detector":
+def generated_detector(model: "Model", chat: bool, batch_tokens: int | None) -> "Detector":
     """Return the model's detector on generated rows, fitted now where it never was."""
     from truthheads.detection.fit import default_detector
 
@@ -158,7 +157,7 @@ def _generated(model: "Model", chat: bool, batch_tokens: int | None) -> "Detecto
         return default_detector(model, chat=chat, batch_tokens=batch_tokens, progress=progress)
 
 
-def _alone() -> None:
+def alone() -> None:
     """Refuse to run in several processes, which would all write one file."""
     from truthheads.errors import TruthHeadsError
 
@@ -187,7 +186,7 @@ def _refuse_with_fit(
         )
 
 
-def _wrapped(model: "Model", detector: "Detector | None", chat: bool | None) -> bool:
+def is_wrapped(model: "Model", detector: "Detector | None", chat: bool | None) -> bool:
     """Return whether prompts are wrapped in the chat template: as asked, else as the detector was made."""
     from truthheads.detection.fit import has_template
 
@@ -314,95 +313,3 @@ def summarise(path: Path, made: "object") -> "DetectionsSummary":
     rows = sum(counts.values())
     mean = total / rows if rows else None
     return {"rows": rows, "verdicts": counts, "mean": mean, "meta": cast(DetectionsMeta, made), "out": str(path)}
-
-
-@guarded
-@resumable
-@loads_model
-def evaluate_detect(
-    model: ModelName,
-    data: Data,
-    out: Annotated[
-        Path, typer.Option(metavar="DIR", rich_help_panel=OUTPUT, help="Folder for detections and summary.")
-    ] = Path("evaluation"),
-    force: Annotated[
-        bool, typer.Option("--force", rich_help_panel=OUTPUT, help="Remove an earlier evaluation from --out first.")
-    ] = False,
-    detector: DetectorFile = None,
-    beside: Annotated[
-        list[str] | None,
-        typer.Option(metavar="COLUMN", rich_help_panel=DATA, help="Column of another detector's scores; repeatable."),
-    ] = None,
-    threshold: Threshold = None,
-    chat: ChatOrNot = None,
-    truncate: Truncate = False,
-    images: Images = None,
-    limit: Limit = None,
-    skip_bad_rows: SkipBadRows = False,
-    encoding: Encoding = None,
-    label_true: LabelTrue = None,
-    batch_tokens: BatchTokens = None,
-    seed: Annotated[int, seed_of("folds and intervals")] = 0,
-    *,
-    how: How,
-    json: Json = False,
-) -> None:
-    """Measure how well a detector tells supported answers from others, beside simpler scores."""
-    from truthheads.detection.evaluate import DETECTIONS, beside_scores, evaluate_detector
-    from truthheads.evaluation.evaluate import remove_evaluation
-    from truthheads.models.load import load
-    from truthheads.results.detector import Detector
-    from truthheads.results.evaluation import SUMMARY
-    from truthheads.storage.files import check_new, dumps
-    from truthheads.storage.output_lock import locked_folder
-
-    with locked_folder(out):
-        with all_at_once() as wrong:
-            wrong.of(_alone)
-            wrong.of(lambda: check_new(out / SUMMARY, force=force))
-            read = wrong.of_questions(
-                data,
-                limit=limit,
-                skip_bad_rows=skip_bad_rows,
-                images=images,
-                encoding=encoding,
-                label_true=label_true,
-                answers=True,
-                columns=True,
-            )
-            if read is not None:
-                wrong.of(lambda: beside_scores(read, beside or []))
-            known = wrong.of(lambda: Detector.load(detector)) if detector is not None else None
-            if known is not None:
-                wrong.of(lambda: known.cuts(threshold=threshold))
-            wrong.of_model(model, how)
-        assert read is not None
-        loaded = load(model, **how)
-        wrapped = _wrapped(loaded, known, chat)
-        rows = usable(loaded, read, skip_bad_rows=skip_bad_rows, skip_missing=False, chat=wrapped, truncate=truncate)
-        used = known or _generated(loaded, wrapped, batch_tokens)
-        if force:
-            remove_evaluation(out)
-        with console.progress_bar(f"{len(rows)} rows through {model}, for the heads and for log P") as progress:
-            found = evaluate_detector(
-                loaded,
-                rows,
-                out=out,
-                detector=used,
-                beside=beside or [],
-                threshold=threshold,
-                chat=wrapped,
-                truncate=truncate,
-                batch_tokens=batch_tokens,
-                seed=seed,
-                progress=progress,
-            )
-    if json:
-        typer.echo(dumps(found))
-    else:
-        tell_reading(read)
-        show_figures(found["detection"], f"detect, {model}")
-        console.written(out / DETECTIONS)
-        console.written(out / SUMMARY)
-    for note in found["notes"]:
-        console.warn(note)

@@ -66,6 +66,8 @@ def default_detector(
 ) -> Detector:
     """Return the model's detector fitted on generated rows; fitted once, then kept in the cache folder.
 
+    Log P is not measured with it: what it is worth is seen on a person's own rows.
+
     Args:
         model: The model.
         chat: As for :func:`fit_detector`.
@@ -80,7 +82,7 @@ def default_detector(
         kept = Detector.load(path)
         kept.check(model, chat=chat)
     except ArtifactError:
-        kept = fit_detector(model, chat=chat, batch_tokens=batch_tokens, progress=progress)
+        kept = fit_detector(model, chat=chat, batch_tokens=batch_tokens, likelihoods=False, progress=progress)
         with suppress(ArtifactError, OSError):  # a cache that cannot be written to costs time, no more
             path.parent.mkdir(parents=True, exist_ok=True)
             kept.save(path)
@@ -97,6 +99,7 @@ def fit_detector(
     num_folds: int = NUM_FOLDS,
     truncate: bool = False,
     batch_tokens: int | None = None,
+    likelihoods: bool = True,
     work_dir: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Detector:
@@ -116,6 +119,7 @@ def fit_detector(
         num_folds: Folds; a group of rows is never divided.
         truncate: Drop the start of contexts that are too long.
         batch_tokens: Padded tokens in a batch, at most; None chooses by device.
+        likelihoods: Measure log P of the answers, too, to tell whether it is as good; this takes as long again.
         work_dir: Folder for activations; a run that was killed goes on from it. None: a temporary one.
         progress: Called with the work done and the total.
 
@@ -152,7 +156,7 @@ def fit_detector(
     made = provenance()
     told = describe_data(rows, digest=answers.digest)
     tokens = partial(encode, model, chat=chat, truncate=truncate, share_prefix=shares_prefix(model))
-    through, again = halves(progress)
+    through, again = halves(progress) if likelihoods else (progress, None)
     with work_folder(work_dir) as folder:
         activations = gather(
             model,
@@ -170,8 +174,10 @@ def fit_detector(
         finally:
             activations.close()
     combined = combine(probes.logit, answers.label, fold, heads=heads)
-    likelihood = answer_likelihoods(model, rows, tokens, batch_tokens=batch_tokens, progress=again)
-    baselines = {LOGP: likelihood[:, 0], LOGP_TOKEN: likelihood[:, 1]}
+    baselines = form_scores(answers.features, answers.label, fold)
+    if likelihoods:
+        likelihood = answer_likelihoods(model, rows, tokens, batch_tokens=batch_tokens, progress=again)
+        baselines = {LOGP: likelihood[:, 0], LOGP_TOKEN: likelihood[:, 1], **baselines}
     figures = detection_figures(
         combined.score,
         combined.probability,
@@ -179,7 +185,7 @@ def fit_detector(
         answers.label,
         answers.group,
         kinds=[answers.kinds[kind] if kind >= 0 else None for kind in answers.kind],
-        baselines=baselines | form_scores(answers.features, answers.label, fold),
+        baselines=baselines,
         seed=seed,
     )
     platt = fit_platt(combined.score, answers.label)
