@@ -37,10 +37,10 @@ from truthheads.synthetic.text import make_text
 
 HEADS = 20
 
-GENERATED_TEXT, GENERATED_CLAIMS = 300, 200
+GENERATED_TEXT, GENERATED_CLAIMS = 150, 100
 """Generated rows of short answers, and of answers in sentences."""
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 """To be raised where generated rows, or how a detector is fitted on them, change."""
 
 
