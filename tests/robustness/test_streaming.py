@@ -369,7 +369,8 @@ def test_rows_are_streamed_from_the_hub(tmp_path: Path) -> None:
         "        print(json.dumps(str(error)))\n"
     )
     with hub("me/rows", files) as (server, _):
-        environment = {**os.environ, "HF_ENDPOINT": server, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1"}
+        own = {"HF_ENDPOINT": server, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
+        environment = {**os.environ, **own}
 
         def run(words: Sequence[str]) -> str:
             made = subprocess.run(

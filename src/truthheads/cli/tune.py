@@ -257,7 +257,7 @@ def _tune(
     if common["json"]:
         typer.echo(dumps(result))
         return
-    tell_reading(found)
+    tell_reading(questions)
     show_path(result)
     console.written(out)
     console.written(out.with_name("tuning.json"))
