@@ -1,6 +1,5 @@
 """Fixtures of all tests. The package is imported inside them: the hook that checks shapes is set after this file."""
 
-# ruff: noqa: E402
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before its library is imported: no test asks the hub, whether it could or not
