@@ -269,7 +269,7 @@ def _holds(source: str, file: str) -> bool:
     if Path(source).is_dir():
         return (Path(source) / file).is_file()
     try:
-        huggingface_hub.hf_hub_download(source, file, **reach(source))
+        huggingface_hub.hf_hub_download(source, file, local_files_only=bool(reach(source)))
     except huggingface_hub.errors.EntryNotFoundError as error:  # offline, that it is not in the cache says nothing
         return isinstance(error, huggingface_hub.errors.LocalEntryNotFoundError)
     except Exception:

@@ -13,7 +13,7 @@ from typing import Any
 import huggingface_hub
 import platformdirs
 from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from safetensors import SafetensorError
 
 from truthheads.errors import ArtifactError, ModelError
