@@ -1,5 +1,9 @@
 """Fixtures of all tests. The package is imported inside them: the hook that checks shapes is set after this file."""
 
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before its library is imported: no test asks the hub, whether it could or not
+
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any

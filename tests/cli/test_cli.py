@@ -204,7 +204,8 @@ def test_score_for_people(planted: Path, rows: Path, tmp_path: Path) -> None:
     assert all(line.startswith("warning: ") for line in result.stderr.splitlines())
     read, told, *_ = result.stdout.splitlines()
     assert read.startswith("read: 30 rows (pairs); grouped by ")
-    assert told.startswith("30 rows (pairs), accuracy per head; mean over heads 0.")
+    assert told.startswith("accuracy per head: mean over heads 0.")
+    assert result.stdout.count("30 rows") == 1  # said once
     assert re.search(rf"Top heads\n.*\n{BEST} +1\.000 \[0\.8[678]\d, 1\.000\]", result.stdout)  # 30 of 30 are no point
     assert "layer 1" in result.stdout
     assert "only that an answer stands in the context" in " ".join(result.stderr.split())

@@ -8,15 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from invoked import run
 from planted import planted_questions, save_planted
-from truthheads.data.questions import Question, write_questions
+from truthheads.cli.reading import usable
+from truthheads.data.questions import Question, Questions, write_questions
 from truthheads.data.readers import read_questions
-from truthheads.errors import RowError
+from truthheads.errors import DataError, RowError
 from truthheads.models.load import load, loading_faults
 from truthheads.models.prompts import encode
 from truthheads.models.row_lengths import unusable_rows
+from vision_zoo import seeing
+from zoo import MULTIMODAL
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +93,18 @@ def test_nothing_is_loaded_before_the_data_is_read(command: str, model: Path, tm
     words = [{"MODEL": str(model), "DATA": str(data)}.get(word, word) for word in COMMANDS[command]]
     (told,) = complaints(*words, "--out", tmp_path / "out")
     assert "columns of no known layout" in told
+
+
+@pytest.mark.parametrize("skip_bad_rows", [False, True])
+def test_where_no_image_is_there_skipping_leaves_nothing_and_says_so(skip_bad_rows: bool, tmp_path: Path) -> None:
+    seer = seeing(next(row for row in MULTIMODAL if row.name == "llava"))
+    shown = [replace(one, image=str(tmp_path / "none.png")) for one in rows(3)]
+    with pytest.raises(DataError, match="no row is left") as raised:
+        usable(seer, Questions(shown), skip_bad_rows=skip_bad_rows, skip_missing=True, chat=False, truncate=False)
+    assert "--images" in raised.value.fix and raised.value.got == "3 rows left out"
+    Image.new("RGB", (8, 8)).save(tmp_path / "none.png")  # where the images are there, all rows are
+    found = usable(seer, Questions(shown), skip_bad_rows=False, skip_missing=True, chat=False, truncate=False)
+    assert len(found) == 3
 
 
 def test_faults_of_loading(model: Path, tmp_path: Path) -> None:

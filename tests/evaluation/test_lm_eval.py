@@ -9,13 +9,15 @@ import torch
 
 from planted import save_planted
 from truthheads.benchmarks.base import AskOptions
-from truthheads.errors import DataError
+from truthheads.errors import DataError, ModelError
 from truthheads.evaluation.evaluate import evaluate
 from truthheads.evaluation.lm_eval import line_of
 from truthheads.evaluation.predictions import NAME, read_predictions
 from truthheads.exporting.export import export
 from truthheads.models.load import Model, load
 from truthheads.results.gate import Gate
+from vision_zoo import seeing
+from zoo import MULTIMODAL
 
 TASK = "lm-eval:truthheads_halueval_qa"
 ROWS = [
@@ -98,6 +100,37 @@ def test_tasks_that_are_not_there(harness: Any, folder: Path, tmp_path: Path) ->
         evaluate(model, "lm-eval:truthheads_quiz", [], out=tmp_path / "e")
     with pytest.raises(DataError, match="--data cannot be used"):
         evaluate(model, TASK, tmp_path / "absent.jsonl", out=tmp_path / "e")
+
+
+ARC = {
+    "task": "arc",
+    "output_type": "multiple_choice",
+    "doc_to_text": "q",
+    "doc_to_choice": ["a", "b"],
+    "doc_to_target": 0,
+}
+ARC |= {"test_split": "test", "dataset_kwargs": {}, "metric_list": [{"metric": "acc"}]}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_the_harness_cannot_do_is_said_with_what_helps(
+    harness: Any, folder: Path, rows: Path, tmp_path: Path
+) -> None:
+    model = load(str(folder), dtype="fp32")
+    (own := tmp_path / "own").mkdir()
+    (own / "arc.yaml").write_text(json.dumps({**ARC, "dataset_path": str(tmp_path / "nothing")}))
+    (own / "pack.yaml").write_text(json.dumps({"group": "pack", "task": ["arc"]}))
+    with pytest.raises(DataError, match="could not run arc") as lost:
+        evaluate(model, "lm-eval:arc", own, out=tmp_path / "a")
+    assert "--data FILE.jsonl" in lost.value.fix
+    with pytest.raises(DataError, match="pack takes no rows of your own") as group:
+        evaluate(model, "lm-eval:pack", [own, rows], out=tmp_path / "b")
+    assert group.value.fix == "leave the file out of --data"
+    with pytest.raises(ModelError, match="takes images") as image:
+        evaluate(seeing(next(row for row in MULTIMODAL if row.name == "llava")), TASK, rows, out=tmp_path / "c")
+    assert "lmms-eval" in image.value.fix
+    with pytest.raises(DataError, match="has no document"):
+        evaluate(model, TASK, rows, out=tmp_path / "d", asking=AskOptions(limit=0))
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -132,6 +132,45 @@ def test_what_cannot_be_gated_is_one_clear_error(tmp_path: Path) -> None:
             export_gguf(source, some_gate(), tmp_path / "twice.gguf")
 
 
+def counted(path: Path, kind: Type, heads: int) -> Path:
+    """Write the small Llama with another number of heads in its header."""
+    reader = GGUFReader(str(write(path, kind)), "r+")
+    reader.fields["llama.attention.head_count"].parts[-1][0] = heads
+    reader.data.flush()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("heads", "site", "problem", "fix"),
+    [
+        (3, "z", "cannot be cut into 3 heads", "check the file"),
+        (3, "output", "cannot be cut into 3 heads", "check the file"),  # at z it is the same
+        (16, "z", "lie across heads", "gate the unquantised model (--to checkpoint)"),
+    ],
+)
+def test_heads_that_do_not_fit_the_blocks_are_refused(
+    heads: int, site: Any, problem: str, fix: str, tmp_path: Path
+) -> None:
+    source = counted(tmp_path / "model.gguf", Type.Q8_0, heads)
+    with pytest.raises(ModelError) as caught:
+        export_gguf(source, Gate(torch.full((LAYERS, heads), 0.5), site), tmp_path / "gated.gguf")
+    assert problem in caught.value.problem and fix in caught.value.fix
+
+
+def test_a_model_whose_layers_differ_in_heads_is_refused(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(str(tmp_path / "model.gguf"), "llama")
+    writer.add_block_count(LAYERS)
+    writer.add_head_count([HEADS, 2 * HEADS])
+    writer.add_tensor("output.weight", np.zeros((1, 32), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(ModelError, match="head_count is not one number") as caught:
+        export_gguf(tmp_path / "model.gguf", some_gate(), tmp_path / "gated.gguf")
+    assert caught.value.fix.startswith("export a checkpoint of the transformers model")
+
+
 def test_a_scale_too_large_for_fp16_is_refused(tmp_path: Path) -> None:
     source = write(tmp_path / "model.gguf", Type.Q8_0)
     with pytest.raises(ModelError, match="too large for fp16"):

@@ -355,21 +355,27 @@ def test_rows_are_streamed_from_the_hub(tmp_path: Path) -> None:
     table = io.BytesIO()
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), table)
     files = {"data/train.jsonl": lines, "other/part.parquet": table.getvalue(), "odd.py": b"raise SystemExit(3)\n"}
+    files["data/test.jsonl"] = lines
+    splits = "".join(f"\n  - split: {name}\n    path: data/{name}.jsonl" for name in ("train", "test"))
+    files["README.md"] = f"---\nconfigs:\n- config_name: default\n  data_files:{splits}\n---\n".encode()
     (tmp_path / "rows.jsonl").write_bytes(lines)
     save_planted(tmp_path / "model")
     program = (
         "import json, sys\n"
+        "import provoked\n"
         "from truthheads.errors import DataError\n"
         "from truthheads.data.readers import read_questions\n"
         "for path in sys.argv[1:]:\n"
         "    try:\n"
-        "        found = read_questions(path)\n"
+        "        with provoked.recorded():\n"
+        "            found = read_questions(path)\n"
         "        print(json.dumps([len(found), found[0].id, found.layout, found.path, found.sha256]))\n"
         "    except DataError as error:\n"
         "        print(json.dumps(str(error)))\n"
     )
     with hub("me/rows", files) as (server, _):
-        environment = {**os.environ, "HF_ENDPOINT": server, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1"}
+        own = {"HF_ENDPOINT": server, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
+        environment = {**os.environ, **own, "PYTHONPATH": os.pathsep.join(sys.path)}
 
         def run(words: Sequence[str]) -> str:
             made = subprocess.run(
@@ -379,12 +385,13 @@ def test_rows_are_streamed_from_the_hub(tmp_path: Path) -> None:
             return made.stdout
 
         names = ["/data/train.jsonl", "/other/part.parquet", "@main/data/train.jsonl", "/nothing.jsonl"]
-        told = [*(f"hf://datasets/me/rows{name}" for name in names), "hf://datasets/me/absent"]
-        *found, lost, absent = map(json.loads, run(["-c", program, *told]).splitlines())
+        told = [*(f"hf://datasets/me/rows{name}" for name in names), "hf://datasets/me/absent", "hf://datasets/me/rows"]
+        *found, lost, absent, parted = map(json.loads, run(["-c", program, *told]).splitlines())
         for name, one in zip(told, found, strict=False):
             assert one[:4] == [ROWS, rows[0]["id"], "pairs", name]
         assert len({one[4] for one in found}) == 1  # the same rows, whatever the file
         assert "cannot be read" in lost and "cannot be read" in absent
+        assert "has several splits" in parted and "do: give hf://datasets/me/rows?split=train" in parted
         words = ["-m", "truthheads", "score", "model", "--dtype", "fp32", "--json", "--data"]
         streamed = json.loads(run([*words, told[0], "--out", "hub.safetensors"]))
         assert streamed["data"]["path"] == told[0]

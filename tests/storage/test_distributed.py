@@ -36,6 +36,52 @@ def place(monkeypatch: pytest.MonkeyPatch, rank: int, world: int) -> None:
         monkeypatch.setattr(f"truthheads.{module}.barrier", lambda: None)
 
 
+ALONE = """
+import os, sys
+from datetime import timedelta
+import provoked
+from truthheads.storage import distributed
+distributed.ARRIVAL = timedelta(seconds=int(sys.argv[1]))
+with provoked.recorded():
+    try:
+        distributed.barrier()
+        print("met", flush=True)
+        if distributed.ranks().rank == 1:
+            os._exit(0)
+        distributed.barrier()
+    except distributed.PeerLostError as error:
+        print(error)
+os._exit(0)
+"""
+
+
+def one_of_two(rank: int, port: int, seconds: int) -> "subprocess.Popen[str]":
+    """Start one process of two, which says what it meets with."""
+    own = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    variables = {**os.environ, **own, "PYTHONPATH": os.pathsep.join(sys.path), "CUDA_VISIBLE_DEVICES": ""}
+    words = [sys.executable, "-c", ALONE, str(seconds)]
+    return subprocess.Popen(words, env=variables, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
+
+def test_a_process_that_is_alone_says_that_the_others_are_to_be_started() -> None:
+    with socket.socket() as taken:  # where the first process would wait for the second
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        said = one_of_two(0, taken.getsockname()[1], 5).communicate(timeout=120)[0]
+    assert said.startswith("rank 0 of 2 did not meet the others") and "a free MASTER_PORT" in said
+    assert "do: start all of them; for one process alone, unset WORLD_SIZE" in said
+
+
+def test_a_process_whose_peer_has_ended_says_so() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    both = [one_of_two(rank, port, 100) for rank in range(2)]
+    first, second = (one.communicate(timeout=120)[0] for one in both)
+    assert second == "met\n" and first.startswith("met\nanother process of this command has ended")
+    assert "do: see what the other process has said; then start the same command again" in first
+
+
 def test_every_batch_is_somebodys_and_loads_are_even(monkeypatch: pytest.MonkeyPatch) -> None:
     costs = [int(cost) for cost in torch.randint(1, 400, (57,), generator=torch.Generator().manual_seed(0))]
     shares = []

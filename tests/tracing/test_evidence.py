@@ -234,6 +234,31 @@ def test_places_in_an_image(seeing: Model, tmp_path: Path) -> None:
         placed(seeing, replace(question, boxes=((30.0, 0.0, 50.0, 10.0),)))
 
 
+class Shouting(LlavaProcessor):
+    """A processor that changes the text."""
+
+    def __call__(self, images: Any = None, text: Any = None, **words: Any) -> Any:
+        return super().__call__(images=images, text=[one.replace("Question", "QUESTION") for one in text], **words)
+
+
+def test_a_processor_that_changes_the_text_is_refused(seeing: Model, tmp_path: Path) -> None:
+    question = Question(
+        "a", "", "What is there?", "a cat", "a dog", image=picture(tmp_path), boxes=((0.0, 0.0, 20.0, 10.0),)
+    )
+    own = seeing.processor
+    shouting = Shouting(
+        image_processor=own.image_processor,
+        tokenizer=own.tokenizer,
+        patch_size=own.patch_size,
+        vision_feature_select_strategy=own.vision_feature_select_strategy,
+        num_additional_image_tokens=1,
+        image_token="<image>",
+    )
+    with pytest.raises(ModelError, match="row 'a': the tokens cannot be told apart") as raised:
+        trace(replace(seeing, processor=shouting), [question])
+    assert raised.value.fix == "trace another model, or rows without images"
+
+
 def test_an_image_beside_a_context(seeing: Model, tmp_path: Path) -> None:
     question = Question(
         "a",

@@ -142,7 +142,7 @@ def usable(
     if skip_bad_rows:
         put = questions if asked is None else [asked(one) for one in questions]
         gone = unusable_rows(model, put, chat=chat, truncate=truncate)
-        if len(gone) == len(questions):
+        if gone and len(gone) == len(questions):
             raise gone[0].error
         if gone:
             more = f", and {len(gone) - 1} more" if len(gone) > 1 else ""

@@ -168,7 +168,7 @@ def score(
     if json:
         typer.echo(dumps({**result, **written}))
     else:
-        tell_reading(read)
+        tell_reading(questions)
         _show_scores(result)
         for path in written.values():
             console.written(path)
@@ -177,11 +177,10 @@ def score(
 
 
 def _show_scores(result: "ScoreSummary") -> None:
-    data = result["data"] or {}
     unit, mean, half = result["unit"], result["mean"], result["split_half"]
     console.out.print(
-        f"{data['rows']} rows ({data['layout'] or 'questions'}), {unit} per head; mean over heads "
-        f"{console.figure(mean)}; split-half rank correlation {console.figure(half and half['spearman'])}"
+        f"{unit} per head: mean over heads {console.figure(mean)}; "
+        f"split-half rank correlation {console.figure(half and half['spearman'])}"
     )
     rows = [
         [

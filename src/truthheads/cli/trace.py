@@ -141,7 +141,7 @@ def trace(
     if json:
         typer.echo(dumps({**result, **written}))
     else:
-        tell_reading(read)
+        tell_reading(questions)
         _show(result)
         for path in written.values():
             console.written(path)
@@ -156,7 +156,7 @@ def _truthful_alone(question: "Question") -> "Question":
 def _show(result: "TraceSummary") -> None:
     data, number = result["data"] or {}, console.number
     console.out.print(
-        f"{result['rows']} of {data['rows']} rows ({data['layout'] or 'questions'}); evidence from "
+        f"traced: {result['rows']} of {data['rows']} rows; evidence from "
         f"{', '.join(f'{name} ({count})' for name, count in result['sources'].items())}, "
         f"{result['evidence_tokens']:.1f} tokens a row, {result['evidence_share']:.1%} of the positions; "
         f"distractors in {result['distractors']} rows"

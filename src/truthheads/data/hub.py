@@ -11,6 +11,7 @@ from urllib.parse import parse_qs
 import huggingface_hub
 
 from truthheads.errors import DataError
+from truthheads.storage.hub import hub_answers
 
 FORM = "hf://datasets/OWNER/NAME[@REVISION][/FILE][?split=SPLIT&config=CONFIG]"
 
@@ -79,6 +80,14 @@ def hub_rows(path: str | Path) -> Iterator[dict[str, object]]:
             got="it is not installed",
             fix="pip install 'truthheads[hub]', or download the file and give its path",
         ) from error
+    if not hub_answers() and not huggingface_hub.constants.HF_HUB_OFFLINE:
+        raise DataError(
+            f"{name} cannot be read",
+            expected="a connection to the hub",
+            got="no answer from the hub",
+            fix="check the network, or download the file elsewhere and give its path; a data set that is in the cache "
+            "already is read with HF_HUB_OFFLINE=1 in the environment",
+        )
     try:
         with _quiet():
             found = library.load_dataset(

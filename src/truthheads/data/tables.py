@@ -200,7 +200,7 @@ def _json(path: Path, encoding: str | None) -> Iterator[Row]:
             got=str(error),
             fix="correct that line; one object per line belongs into a .jsonl file",
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or brackets in brackets
         raise DataError(f"{path} is not JSON", expected="an array", got=str(error), fix="correct the file") from error
     rows = rows_of_value(whole)
     if rows is None:

@@ -247,7 +247,7 @@ def read_benchmark(record: Benchmark, data: Sequence[Path], how: AskOptions) -> 
             f"{record.name} takes {'one --data or more' if record.several_files else 'one --data'}",
             expected="one file or more" if record.several_files else "one file",
             got=str(len(data)),
-            fix="give --data" if record.several_files else "give one at a time",
+            fix="give one at a time" if data else "give --data",
         )
     assert record.read is not None
     return record.read(list(data), how)

@@ -99,15 +99,16 @@ class Harness:
     def _source(self) -> str:
         """Return the path of the task's own file."""
         entry = self.manager.task_index[self.name]
-        path = entry["yaml_path"] if isinstance(entry, Mapping) else entry.yaml_path
-        if path is None:
+        old = isinstance(entry, Mapping)  # before 0.4.11
+        kind = entry["type"] if old else entry.kind.name.lower()
+        if kind != "task":
             raise DataError(
                 f"{self.name} takes no rows of your own",
                 expected="a task that is one YAML file",
-                got="a group or a Python task",
+                got={"group": "a group of tasks", "tag": "a tag of tasks"}.get(kind, "a task that is a Python class"),
                 fix="leave the file out of --data",
             )
-        return str(path)
+        return str(entry["yaml_path"] if old else entry.yaml_path)
 
     @property
     def settings(self) -> HarnessSettings:

@@ -39,15 +39,8 @@ def check_source(folder: Path) -> None:
     """Raise ModelError where a folder's weights cannot take a gate or an adapter.
 
     Raises:
-        ModelError: It is an adapter, its weights are quantised, or it has no configuration that can be read.
+        ModelError: Its weights are quantised, or it has no configuration that can be read.
     """
-    if (folder / "adapter_config.json").is_file():
-        raise ModelError(
-            f"{folder} holds an adapter",
-            expected="whole weights",
-            got="adapter_config.json",
-            fix="merge the adapter into its base model first (merge_and_unload, then save_pretrained)",
-        )
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

