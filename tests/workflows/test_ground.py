@@ -25,7 +25,7 @@ from truthheads.results.grounding import GroundResult
 from truthheads.tuning import learn as learning
 from truthheads.workflows.ground import Settings, ground
 
-FEW = Settings(controls=1, guard=0.5, test_share=0.5)
+FEW = Settings(controls=1, guard=0.5, test_share=0.5, chat=False)  # planted: made for the plain prompt
 
 
 def save(folder: Path, *, memory: float) -> str:

@@ -96,6 +96,16 @@ Chat = Annotated[
     bool, typer.Option("--chat", rich_help_panel=DATA, help="Use the tokenizer's chat template for the prompt.")
 ]
 
+ChatByTemplate = Annotated[
+    bool | None,
+    typer.Option(
+        "--chat/--no-chat",
+        show_default=False,
+        rich_help_panel=DATA,
+        help="Use the chat template (default: where the tokenizer has one).",
+    ),
+]
+
 Truncate = Annotated[
     bool, typer.Option("--truncate", rich_help_panel=DATA, help="Drop the start of contexts that are too long.")
 ]
