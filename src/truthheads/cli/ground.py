@@ -49,9 +49,7 @@ def ground(
     ] = GROUND_TEST_SHARE,
     controls: Annotated[
         int | None,
-        typer.Option(
-            metavar="N", min=1, rich_help_panel=RUN, help="Control gates of each kind (2); random-head adapters (0)."
-        ),
+        typer.Option(metavar="N", min=1, rich_help_panel=RUN, help="Control gates of a kind (2), random adapters (0)."),
     ] = None,
     neutral: Neutral = None,
     base_gate: Annotated[
@@ -68,7 +66,7 @@ def ground(
         typer.Option(
             metavar="NAME",
             rich_help_panel=OUTPUT,
-            help="Format: adapter, checkpoint, gguf or gguf-lora (default: as MODEL is).",
+            help="Format, as of `export` (default: that of MODEL).",
         ),
     ] = None,
     chat: ChatByTemplate = None,
@@ -84,7 +82,7 @@ def ground(
     how: How,
     json: Json = False,
 ) -> None:
-    """Try a prompt, a gate and an adapter on your rows; export the best if held-out rows show that it is better."""
+    """Try an instruction, a gate and an adapter on your rows; export the best if it is better."""
     from truthheads.storage.files import dumps
     from truthheads.workflows.ground import Settings
     from truthheads.workflows.ground import ground as run

@@ -96,16 +96,6 @@ Chat = Annotated[
     bool, typer.Option("--chat", rich_help_panel=DATA, help="Use the tokenizer's chat template for the prompt.")
 ]
 
-ChatByTemplate = Annotated[
-    bool | None,
-    typer.Option(
-        "--chat/--no-chat",
-        show_default=False,
-        rich_help_panel=DATA,
-        help="Use the chat template (default: where the tokenizer has one).",
-    ),
-]
-
 Truncate = Annotated[
     bool, typer.Option("--truncate", rich_help_panel=DATA, help="Drop the start of contexts that are too long.")
 ]
@@ -145,6 +135,16 @@ IdleSeed = Annotated[
     ),
 ]
 """For commands without anything random: ``--seed`` is not shown, and still accepted, with a note."""
+
+ChatByTemplate = Annotated[
+    bool | None,
+    typer.Option(
+        "--chat/--no-chat",
+        show_default=False,
+        rich_help_panel=RUN,
+        help="Use the chat template (default: if there is one).",
+    ),
+]
 
 Guard = Annotated[
     float,

@@ -1,7 +1,7 @@
 """From a user's own rows to a model that follows its context more closely: the best of three remedies, tested."""
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack, cast
@@ -220,7 +220,7 @@ def _answers(
     test: Path,
     network: "_LazyModel",
     how: Settings,
-    given: dict[str, Any],
+    given: Mapping[str, object],
     progress: Progress | None,
 ) -> GroundAnswers | None:
     """Write answers before and after: with what is shipped, else the instruction if it helps, else the best tried."""

@@ -163,7 +163,8 @@ def evaluate_remedies(
         progress=parts.part("remedies"),
         **common,
     )
-    shipped = decide(out, tuned, how.guard)["remedy"]
+    decided = decide(out, tuned, how.guard)
+    shipped = decided["remedy"] if decided["better"] else None
     told = parts.part("controls")
     if shipped == GATE:
         evaluate(model, "pairs", test, gates=gates, controls=controls, progress=told, **common)
@@ -172,7 +173,7 @@ def evaluate_remedies(
 
 
 def decide(evaluation: Path, tuned: Tuned, guard: float) -> GroundDecision:
-    """Return what the test rows say: which remedy is better than the untouched model and than the instruction.
+    """Decide by the test rows which remedy is better than the untouched model and than the instruction.
 
     Args:
         evaluation: Folder of the evaluation.

@@ -17,8 +17,8 @@ class Settings:
     Attributes:
         guard: Largest change allowed on unrelated text (KL, nats per token).
         test_share: Share of the groups that are only tested on.
-        controls: Of a gate that is better: so many shuffled, so many random gates and a constant one, which it has to
-            beat. Of an adapter: so many adapters on random heads, trained alike, which tell whether the choice of heads
+        controls: For a gate that is better, so many shuffled, so many random gates and a constant one, which it has to
+            beat; for an adapter, so many adapters on random heads, trained alike, which tell whether the choice of heads
             adds anything. None: 2 for a gate; none for an adapter, since each takes as long as the adapter itself.
         neutral: Text that must stay as it is; None: contexts of the rows and the model's own samples.
         base_gate: A relative's gate to start from.
