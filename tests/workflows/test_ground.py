@@ -20,12 +20,14 @@ from truthheads.data.questions import Question, write_questions
 from truthheads.data.readers import read_questions
 from truthheads.errors import ArtifactError, DataError
 from truthheads.models.load import load
+from truthheads.models.prompts import prompt_of
 from truthheads.results.gate import Gate
 from truthheads.results.grounding import GroundResult
+from truthheads.storage.files import read_json
 from truthheads.tuning import learn as learning
 from truthheads.workflows.ground import Settings, ground
 
-FEW = Settings(controls=1, guard=0.5, test_share=0.5)
+FEW = Settings(guard=0.5, test_share=0.5, chat=False)  # the planted head reads the plain prompt
 
 
 def save(folder: Path, *, memory: float) -> str:
@@ -59,20 +61,61 @@ def rows_at(path: Path, rows: Sequence[Question]) -> Path:
 def grounded(stubborn: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("grounded")
     data = rows_at(folder / "rows.jsonl", planted_questions(240))
-    return folder, ground(stubborn, data, out=folder / "out", settings=FEW, dtype="fp32")
+    return folder, ground(stubborn, data, out=folder / "out", settings=replace(FEW, controls=1), dtype="fp32")
 
 
 def test_a_model_that_can_be_made_better_is(grounded: tuple[Path, dict[str, Any]]) -> None:
     folder, result = grounded
     assert result["better"] and result["verdict"] == "better" and result["exported"] == "model"
     assert result["effect"]["pair_accuracy"]["low"] > 0
-    assert result["controls"]["beaten"] == result["controls"]["of"] == 3
-    gated = load(str(folder / "out" / "model"), dtype="fp32")
-    assert gated.layout.num_heads == 4
+    tried = {one["name"]: one for one in result["remedies"]}
+    assert list(tried) == ["prompt", "gate", "adapter"] and all(one["tested"] for one in tried.values())
+    best = max((tried["gate"], tried["adapter"]), key=lambda one: one["effect"]["pair_accuracy"]["value"])
+    assert result["remedy"] == best["name"] and result["effect"] == best["effect"] and best["ships"]
+    assert best["beyond_prompt"]["low"] > 0 and best["harm"]["high"] <= 0.5
+    runs = {run["name"] for run in read_json(folder / "out" / "evaluation" / "summary.json")["runs"]}
+    assert {name.partition("/")[0] for name in runs if "/" in name} == {result["remedy"]}  # of what is shipped alone
     page = (folder / "out" / "report.html").read_text(encoding="utf-8")
-    assert "The gated model was written to model" in page
+    assert f"The {'gated' if result['remedy'] == 'gate' else 'adapted'} model was written to model" in page
     written = json.loads((folder / "out" / "ground.json").read_text(encoding="utf-8"))
     assert written["better"] is True and misfits(written, GroundResult) == []
+
+
+def test_the_shipped_model_writes_the_answers_that_are_shown(grounded: tuple[Path, dict[str, Any]]) -> None:
+    folder, result = grounded
+    lines = [json.loads(line) for line in (folder / "out" / "answers.jsonl").read_text("utf-8").splitlines()]
+    test = read_questions(folder / "out" / "test.jsonl")
+    assert [line["id"] for line in lines] == [row.id for row in test[:40]]
+    changed = [line for line in lines if line["before"] != line["after"]]
+    found = result["answers"]
+    assert found["shown"] == changed[:5] and len(found["shown"]) == 5  # the first, whatever they say
+    assert (found["changed"], found["asked"], found["remedy"]) == (len(changed), 40, result["remedy"])
+    shipped = load(str(folder / "out" / "model"), dtype="fp32")
+    for line, row in zip(lines[:6], test, strict=False):
+        ids = torch.tensor([shipped.tokenizer(prompt_of(row))["input_ids"]])
+        wrote = shipped.network.generate(ids, do_sample=False, max_new_tokens=24)[0, ids.shape[1] :]
+        assert shipped.tokenizer.decode(wrote, skip_special_tokens=True).split("\n")[0].strip() == line["after"]
+    page = (folder / "out" / "report.html").read_text(encoding="utf-8")
+    assert f"the first 5 of {len(changed)} answers that changed, of 40 held-out rows" in page
+
+
+def test_prompts_are_in_the_chat_template_where_there_is_one(stubborn: str, tmp_path: Path) -> None:
+    rows = [replace(row, untruthful=None) for row in planted_questions(60)]
+    asked: list[str] = []
+    model = load(stubborn, dtype="fp32")
+    template = model.tokenizer.apply_chat_template
+
+    def applied(*given: Any, **how: Any) -> Any:
+        asked.append(given[0][0]["content"])
+        return template(*given, **how)
+
+    model.tokenizer.apply_chat_template = applied
+    result = ground(model, rows, out=tmp_path / "out", settings=replace(FEW, chat=None))
+    assert result["chat"] is True
+    summary = read_json(tmp_path / "out" / "evaluation" / "summary.json")
+    tunings = [read_json(tmp_path / "out" / name) for name in ("tuning.json", "head-adapter/tuning.json")]
+    assert summary["settings"]["chat"] is True and [one["settings"]["chat"] for one in tunings] == [True, True]
+    assert any(not text.startswith("Context") for text in asked)  # asked without the context, for the wrong answer
 
 
 def test_no_group_is_learned_from_and_tested_on(grounded: tuple[Path, dict[str, Any]]) -> None:
@@ -89,12 +132,12 @@ def test_nothing_is_done_twice(stubborn: str, grounded: tuple[Path, dict[str, An
         stubborn,
         folder / "rows.jsonl",
         out=folder / "out",
-        settings=FEW,
+        settings=replace(FEW, controls=1),
         dtype="fp32",
         tell=lambda name, there: told.append((name, there)),
     )
     assert again == before
-    assert told == [(name, True) for name in ("pair", "split", "learn", "test", "export")]
+    assert told == [(name, True) for name in ("pair", "split", "learn", "adapt", "test", "answers", "export")]
 
 
 def test_nothing_is_claimed_where_answers_are_right_already(faithful: str, tmp_path: Path) -> None:
@@ -106,8 +149,9 @@ def test_nothing_is_claimed_where_answers_are_right_already(faithful: str, tmp_p
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "No model was written" in page and "nothing to gain" in page and "nothing to gain" in result["advice"][0]
     summary = json.loads((tmp_path / "out" / "evaluation" / "summary.json").read_text(encoding="utf-8"))
-    assert [run["name"] for run in summary["runs"]] == ["none", "learned"] and result["controls"] == {}
-    assert any("controls of gate learned were not run" in note for note in summary["notes"])
+    names = [run["name"] for run in summary["runs"]]
+    assert names[0] == "none" and names[-1] == "prompt" and not any("/" in name for name in names)
+    assert result["controls"] == {} and {one["name"] for one in result["remedies"]} == {"prompt", "gate", "adapter"}
 
 
 def test_nothing_is_claimed_where_labels_are_a_coin(stubborn: str, tmp_path: Path) -> None:
@@ -157,7 +201,7 @@ def test_stopped_again_and_again_every_step_goes_on_to_the_same_bytes(
             stopped.append(step[-1])
             raise KeyboardInterrupt
 
-    while len(stopped) < 9:
+    while len(stopped) < 11:
         try:
             ground(
                 stubborn,
@@ -171,7 +215,7 @@ def test_stopped_again_and_again_every_step_goes_on_to_the_same_bytes(
             break
         except KeyboardInterrupt:
             continue
-    assert {"pair", "learn", "test"} <= set(stopped)
+    assert {"pair", "learn", "adapt", "test", "answers"} <= set(stopped)
     whole, again = contents(tmp_path / "whole"), contents(tmp_path / "out")
     assert whole.keys() == again.keys()
     assert [name for name in whole if whole[name] != again[name]] == []
@@ -204,8 +248,20 @@ def test_too_few_rows_and_foreign_files_are_one_error(faithful: str, tmp_path: P
 
 def test_the_command_says_what_comes_next(stubborn: str, tmp_path: Path) -> None:
     data = rows_at(tmp_path / "rows.jsonl", planted_questions(60))
-    words = ["ground", stubborn, "--data", data, "--out", tmp_path / "out", "--guard", 0.5, "--dtype", "fp32"]
-    result = CliRunner().invoke(app, [str(word) for word in [*words, "--controls", 1, "--export-anyway"]])
+    words = [
+        "ground",
+        stubborn,
+        "--data",
+        data,
+        "--out",
+        tmp_path / "out",
+        "--guard",
+        0.5,
+        "--dtype",
+        "fp32",
+        "--no-chat",
+    ]
+    result = CliRunner().invoke(app, [str(word) for word in [*words, "--export-anyway"]])
     assert result.exit_code == 0, result.output
     assert "vllm serve" in result.stdout and "verdict:" in result.stdout
     assert (tmp_path / "out" / "model" / "model.safetensors").is_file()

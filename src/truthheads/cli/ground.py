@@ -1,16 +1,17 @@
-"""``truthheads ground``: learn a gate from a user's rows, test it, export the model if it is better."""
+"""``truthheads ground``: try three remedies on a user's rows, test them, export the best if it is better."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from truthheads.choices import ExportFormat
 from truthheads.cli import console
 from truthheads.cli.console import guarded, resumable
 from truthheads.cli.help import DATA, OUTPUT, RUN
 from truthheads.cli.options import (
     BatchTokens,
-    Chat,
+    ChatByTemplate,
     Data,
     Encoding,
     Guard,
@@ -47,9 +48,9 @@ def ground(
         float, typer.Option(metavar="X", rich_help_panel=DATA, help="Share of the groups held out for the test.")
     ] = GROUND_TEST_SHARE,
     controls: Annotated[
-        int,
-        typer.Option(metavar="N", min=1, rich_help_panel=RUN, help="Number of shuffled and of random control gates."),
-    ] = 3,
+        int | None,
+        typer.Option(metavar="N", min=1, rich_help_panel=RUN, help="Control gates of a kind (2), random adapters (0)."),
+    ] = None,
     neutral: Neutral = None,
     base_gate: Annotated[
         Path | None, typer.Option(rich_help_panel=RUN, help="Gate of a relative to start from.")
@@ -60,7 +61,15 @@ def ground(
             "--export-anyway", rich_help_panel=OUTPUT, help="Export the model even if the test shows no gain."
         ),
     ] = False,
-    chat: Chat = False,
+    to: Annotated[
+        ExportFormat | None,
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=OUTPUT,
+            help="Format, as of `export` (default: that of MODEL).",
+        ),
+    ] = None,
+    chat: ChatByTemplate = None,
     truncate: Truncate = False,
     images: Images = None,
     limit: Limit = None,
@@ -73,7 +82,7 @@ def ground(
     how: How,
     json: Json = False,
 ) -> None:
-    """Learn a gate from your rows, test it on held-out rows, and export the model if it is better."""
+    """Try an instruction, a gate and an adapter on your rows; export the best if it is better."""
     from truthheads.storage.files import dumps
     from truthheads.workflows.ground import Settings
     from truthheads.workflows.ground import ground as run
@@ -85,6 +94,7 @@ def ground(
         neutral=neutral,
         base_gate=base_gate,
         export_anyway=export_anyway,
+        to=to,
         images=images,
         chat=chat,
         truncate=truncate,
@@ -132,27 +142,56 @@ STEPS = {
     "pair": "untruthful answers where they are missing",
     "split": "rows to learn from, rows to test on",
     "learn": "a gate is learned",
-    "test": "the gate and its controls on rows that were not learned from",
+    "adapt": "an adapter is learned",
+    "test": "all are tested on rows that were not learned from",
+    "answers": "answers before and after",
     "export": "the model is written",
 }
 
 
+def answers_in_words(result: "GroundResult") -> list[str]:
+    """Return five answers before and after, and how many there are."""
+    found = result["answers"]
+    if found is None:
+        return []
+    told = [
+        f"answers before and after ({found['remedy']}): the first {len(found['shown'])} of {found['changed']} that "
+        f"changed, of {found['asked']} held-out rows"
+    ]
+    for one in found["shown"]:
+        told += [f"  {one['question']}", f"    right:  {one['truthful']}"]
+        told += [f"    before: {one['before']}", f"    after:  {one['after']}"]
+    return told
+
+
 def _show(result: "GroundResult", out: Path) -> None:
-    rows = []
-    for name, before in result["ungated"].items():
-        rows.append([name.replace("_", " "), console.figure(before), console.figure(result["effect"].get(name))])
-    console.out.print(console.grid(f"{result['test_rows']} test rows", ["", "ungated", "change, 95 %"], rows))
-    controls, harm = result["controls"], result["guard"]
-    said = f"verdict: {result['verdict']}"
+    tested = [one for one in result["remedies"] if one["tested"]]
+    rows = [
+        [name.replace("_", " "), console.figure(before), *(console.figure(one["effect"].get(name)) for one in tested)]
+        for name, before in result["ungated"].items()
+    ]
+    harms = [console.figure(one["harm"]) for one in tested]
+    if any(one["harm"] for one in tested):
+        rows.append(["harm, nats a token", "", *harms])
+    columns = ["", "untouched", *(f"{one['name']}: change" for one in tested)]
+    console.out.print(console.grid(f"{result['test_rows']} test rows, 95 % intervals", columns, rows))
+    for one in result["remedies"]:
+        if not one["tested"]:
+            console.out.print(f"{one['name']} not tested: {one['why']}", markup=False)
+    said, controls, primary = f"verdict: {result['verdict']}", result["controls"], result["primary"]
+    if result["better"]:
+        said += f" ({result['remedy']})"
+        beyond = next(one["beyond_prompt"] for one in tested if one["name"] == result["remedy"])
+        said += f"; {console.figure(beyond)} {primary.replace('_', ' ')} beyond the instruction" if beyond else ""
     if controls:
-        said += f"; more than {controls['beaten']} of {controls['of']} control gates"
-    if harm:
-        said += f"; harm {console.figure(harm['kl'])} nats a token"
-    console.out.print(said)
+        said += f"; more than {controls['beaten']} of {controls['of']} controls"
+    console.out.print(said, markup=False)
+    for line in answers_in_words(result):
+        console.out.print(line, markup=False)
     console.written(out / "report.html")
     if result["exported"] is None:
         console.out.print(
-            "no model was written: the test rows give no evidence that it would be better"
+            "no model was written: the test rows give no evidence that a gate or an adapter would be the best"
             + (" (--export-anyway writes it all the same)" if result["moved"] else "")
         )
         for sentence in result["advice"]:
@@ -163,7 +202,9 @@ def _show(result: "GroundResult", out: Path) -> None:
     exported = out / result["exported"]
     console.written(exported)
     console.out.print("next:")
-    if exported.suffix == ".gguf":
+    if exported.name == "adapter.gguf":
+        console.out.print(f"  llama-server -m BASE.gguf --lora {exported}", markup=False)
+    elif exported.suffix == ".gguf":
         console.out.print(f"  llama-server -m {exported}", markup=False)
     elif exported.name == "adapter":
         console.out.print(

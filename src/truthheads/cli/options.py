@@ -136,6 +136,16 @@ IdleSeed = Annotated[
 ]
 """For commands without anything random: ``--seed`` is not shown, and still accepted, with a note."""
 
+ChatByTemplate = Annotated[
+    bool | None,
+    typer.Option(
+        "--chat/--no-chat",
+        show_default=False,
+        rich_help_panel=RUN,
+        help="Use the chat template (default: if there is one).",
+    ),
+]
+
 Guard = Annotated[
     float,
     typer.Option(metavar="X", rich_help_panel=RUN, help="Largest KL on unrelated text, nats per token."),

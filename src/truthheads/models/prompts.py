@@ -230,6 +230,11 @@ def framed(model: Model, question: Question, *, chat: bool, instruction: str = "
     return text
 
 
+def has_chat_template(model: Model) -> bool:
+    """Return whether prompts can be put into a chat template: the tokenizer's, or the processor's."""
+    return any(getattr(one, "chat_template", None) for one in (model.tokenizer, model.processor))
+
+
 def _turned(model: Model, content: Any) -> str:
     """Return a user's turn in the chat template: the tokenizer's, or the processor's where content is in parts."""
     own = getattr(model.tokenizer, "chat_template", None)

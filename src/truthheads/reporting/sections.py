@@ -124,9 +124,29 @@ class PageData:
 def sections(found: Artefacts) -> tuple[list[Section], PageData, list[str]]:
     """Return the sections for which there is something to show, what their figures are drawn from, and warnings."""
     data, warnings = PageData(), list[str]()
-    made = [_heads(found, data), _lineage(found, data), _evidence(found, warnings), _gates(found), _tuning(found, data)]
+    made = [
+        _answers(found),
+        _heads(found, data),
+        _lineage(found, data),
+        _evidence(found, warnings),
+        _gates(found),
+        _tuning(found, data),
+    ]
     made += [_evaluation(found, data), _detection(found), _provenance(found)]
     return [section for section in made if section is not None], data, warnings
+
+
+def _answers(found: Artefacts) -> Section | None:
+    shown = [one for one in found.groundings if one.item.get("answers")]
+    if not shown:
+        return None
+    return Section(
+        "answers",
+        "Answers before and after",
+        "What the model writes to rows that nothing was learned from, as it is and with the remedy. The rows are the "
+        "first in which the two differ: none was picked by what it says.",
+        tables=[table for one in shown for table in tables.answers(one)],
+    )
 
 
 def _heads(found: Artefacts, data: PageData) -> Section | None:

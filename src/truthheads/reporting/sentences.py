@@ -278,12 +278,19 @@ def _rank(run: RunResult) -> str:
 def grounded(one: Named[GroundResult]) -> str:
     """Say what ``truthheads ground`` decided, and why."""
     told = one.item
-    tested = f"on {told['test_rows']} test rows the verdict on the learned gate is “{told['verdict']}”"
+    remedy = told.get("remedy", "gate")
+    model = {"gate": "gated model", "adapter": "adapted model"}.get(str(remedy), "model")
+    tested = f"on {told['test_rows']} test rows the verdict is “{told['verdict']}”"
     if told["better"]:
-        return f"The gated model was written to {told['exported']}: {tested}, and it beats every control."
+        text = f"The {model} was written to {told['exported']}: {tested}"
+        beaten = told.get("controls") or {}
+        text += ", and it beats every control" if beaten and beaten["beaten"] == beaten["of"] else ""
+        best = next((tried for tried in told.get("remedies", []) if tried["name"] == remedy), None)
+        ahead = best["beyond_prompt"] if best is not None else None
+        return text + (f", {signed(ahead)} beyond an instruction to use the context." if ahead else ".")
     if told["anyway"] and told["exported"]:
         return (
-            f"The gated model was written to {told['exported']} because --export-anyway was given; nothing shows that "
+            f"The {model} was written to {told['exported']} because --export-anyway was given; nothing shows that "
             f"it is better: {tested}."
         )
     return " ".join([f"No model was written: {tested}.", *told.get("advice", [])])

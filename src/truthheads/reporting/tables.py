@@ -11,6 +11,7 @@ from truthheads.reporting.charts import gate_origin, made_of
 from truthheads.reporting.wording import chance, figure, number, signed
 from truthheads.results.comparison import ComparisonResult
 from truthheads.results.evaluation import EvaluationResult, RunResult
+from truthheads.results.grounding import GroundResult
 from truthheads.results.scores import Scores
 from truthheads.results.tuning import TuningResult
 
@@ -47,6 +48,30 @@ class Table:
     folded: bool = False
     technical: bool = False
     quiet: frozenset[int] = frozenset()
+
+
+def answers(one: Named[GroundResult]) -> list[Table]:
+    """Return the first answers before and after that differ, and what every remedy did on the test rows."""
+    told, found = one.item, one.item["answers"]
+    assert found is not None
+    title = (
+        f"Before and with the {found['remedy']}: the first {len(found['shown'])} of {found['changed']} answers that "
+        f"changed, of {found['asked']} held-out rows"
+    )
+    rows = [[pair["question"], pair["truthful"], pair["before"], pair["after"]] for pair in found["shown"]]
+    figures, primary = [], told["primary"]
+    for tried in told["remedies"]:
+        verdict = tried["verdict"] if tried["tested"] else f"not tested: {tried['why']}"
+        change = signed(tried["effect"][primary]) if tried["tested"] else "–"
+        beyond = signed(tried["beyond_prompt"]) if tried["beyond_prompt"] else "–"
+        harm = figure(tried["harm"]) if tried["harm"] else "–"
+        figures.append([tried["name"], change, beyond, harm, SAID.get(str(verdict), str(verdict))])
+    name = primary.replace("_", " ")
+    columns = ["remedy", f"change of {name}", "beyond the instruction", "harm, nats a token", "verdict"]
+    return [
+        Table(title, ["question", "right answer", "before", "after"], rows),
+        Table(f"What was tried, on {told['test_rows']} test rows", columns, figures),
+    ]
 
 
 def best_heads(one: Named[Scores]) -> Table:

@@ -16,18 +16,18 @@ from truthheads.data.questions import Question, normalised_text, occurrences
 from truthheads.data.readers import as_questions
 from truthheads.data.same_answers import same_answer
 from truthheads.errors import DataError
-from truthheads.models.forward import run_batches, shares_prefix
-from truthheads.models.generate import answer
+from truthheads.models.forward import shares_prefix
 from truthheads.models.held import ModelLike, as_model
 from truthheads.models.load import Model
 from truthheads.models.progress import Progress
-from truthheads.models.prompts import Encoded, prompt_of, token_digest
+from truthheads.models.prompts import framed, token_digest
 from truthheads.plots.views import Shown
 from truthheads.scoring.form_probe import FormProbe, form_features, probe_form
 from truthheads.scoring.probes import NUM_FOLDS, dealt_folds
 from truthheads.storage.artifacts import provenance
 from truthheads.storage.files import as_path
 from truthheads.storage.kept_results import KeptResults
+from truthheads.workflows.greedy import Asked, greedy_answers, prompts_of
 
 NEW_TOKENS = 16
 
@@ -91,6 +91,7 @@ def make_pairs(
     strategy: PairStrategy = "both",
     seed: int = 0,
     batch: int = 16,
+    chat: bool = False,
     progress: Progress | None = None,
     work_dir: str | Path | None = None,
 ) -> Pairs:
@@ -109,6 +110,7 @@ def make_pairs(
         strategy: ``both``: closed-book where it can be used, else swap.
         seed: Random seed of the choice among near answers and of the form probe's folds.
         batch: Questions that the model answers at once.
+        chat: Ask in the user's turn of the tokenizer's chat template.
         progress: Called with the tokens of the questions done and the total.
         work_dir: Folder of the model's answers as they come; a run that was killed goes on from it. None: keeps none.
 
@@ -131,7 +133,8 @@ def make_pairs(
     generator = np.random.default_rng(seed)
     remembered: list[str | None] = [None] * len(usable)
     if strategy != "swap" and model is not None:
-        answers = closed_book(as_model(model), usable, batch, progress, None if work_dir is None else as_path(work_dir))
+        folder = None if work_dir is None else as_path(work_dir)
+        answers = closed_book(as_model(model), usable, batch, progress, folder, chat=chat)
         remembered = [short_span(said, question) for said, question in zip(answers, usable, strict=True)]
     pool = sorted({str(question.truthful).strip() for question in usable})
     made: list[Question] = []
@@ -161,6 +164,8 @@ def closed_book(
     batch: int,
     progress: Progress | None = None,
     work_dir: Path | None = None,
+    *,
+    chat: bool = False,
 ) -> list[str]:
     """Return the model's greedy answers to the questions alone, cut at the end of the answer.
 
@@ -172,17 +177,14 @@ def closed_book(
         batch: Questions that the model answers at once.
         progress: Called with the prompts' tokens done and the total.
         work_dir: Folder of the answers that are there; a run that was killed goes on from it. None: keeps none.
+        chat: Ask in the user's turn of the tokenizer's chat template.
     """
     bare = [replace(question, context="", evidence=(), image=None) for question in questions]
-    prompts = [prompt_of(question) for question in bare]
-    rows = [list(model.tokenizer(prompt)["input_ids"]) for prompt in dict.fromkeys(prompts)]
-    shared = shares_prefix(model)  # else layers carry a state, which cannot skip padding: each prompt alone and whole
-    encoded = [
-        Encoded(number, tuple(ids[:-1]) if shared else (), (tuple(ids[-1:] if shared else ids),), (1,))
-        for number, ids in enumerate(rows)
-    ]
+    prompts = [framed(model, question, chat=chat) for question in bare]
+    rows = [model.tokenizer(prompt, add_special_tokens=not chat)["input_ids"] for prompt in dict.fromkeys(prompts)]
+    encoded = prompts_of(model, [(ids, None) for ids in rows])
     order = sorted(encoded, key=lambda one: (one.length, one.row), reverse=True)
-    size = batch if shared else 1
+    size = batch if shares_prefix(model) else 1
     batches = [[one.row for one in order[first : first + size]] for first in range(0, len(order), size)]
     kept = KeptResults(
         work_dir,
@@ -195,24 +197,11 @@ def closed_book(
             "packages": provenance()["packages"],
         },
     )
-    said: dict[int, str] = {}
 
-    def text(tokens: list[int]) -> str:
-        return str(model.tokenizer.decode(tokens, skip_special_tokens=True))
+    def finish(text: str, over: bool) -> str:
+        return cut(text) if over or is_whole(text) else cut(without_last_word(text))
 
-    def step(part: Sequence[Encoded]) -> None:
-        written = answer(model, part, new_tokens=NEW_TOKENS, ended=lambda tokens: is_whole(text(tokens)))
-        for one, tokens, over in zip(part, written.tokens, written.finished, strict=True):
-            whole = over or is_whole(text(tokens))
-            said[one.row] = cut(text(tokens)) if whole else cut(without_last_word(text(tokens)))
-
-    def complete(number: int) -> None:
-        kept.result(str(number), lambda: [said[row] for row in batches[number]])
-
-    done = {number for number in range(len(batches)) if str(number) in kept}
-    run_batches(model, encoded, batches, step, done=done, complete=complete, progress=progress, passes=NEW_TOKENS)
-    for number, members in enumerate(batches):
-        said.update(zip(members, kept.result(str(number), list), strict=True))
+    said = greedy_answers(model, encoded, batches, Asked(NEW_TOKENS, is_whole, finish), kept, progress=progress)
     place = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
     return [said[place[prompt]] for prompt in prompts]
 
