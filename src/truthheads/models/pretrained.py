@@ -45,7 +45,7 @@ def how_to_reach(name: str) -> str:
 
 
 def reach(source: str) -> dict[str, bool]:
-    """Return what tells transformers and the hub's library to keep to this machine, where the hub does not answer.
+    """Keep transformers and the hub's library to this machine where the hub does not answer.
 
     Args:
         source: A folder or hub id.

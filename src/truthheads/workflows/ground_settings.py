@@ -18,8 +18,8 @@ class Settings:
         guard: Largest change allowed on unrelated text (KL, nats per token).
         test_share: Share of the groups that are only tested on.
         controls: For a gate that is better, so many shuffled, so many random gates and a constant one, which it has to
-            beat; for an adapter, so many adapters on random heads, trained alike, which tell whether the choice of heads
-            adds anything. None: 2 for a gate; none for an adapter, since each takes as long as the adapter itself.
+            beat; for an adapter, so many adapters on random heads, trained alike, which tell whether the choice of
+            heads adds anything. None: 2 for a gate; none for an adapter, each of which takes as long.
         neutral: Text that must stay as it is; None: contexts of the rows and the model's own samples.
         base_gate: A relative's gate to start from.
         export_anyway: Write the model also where the test gives no evidence.
