@@ -13,6 +13,7 @@ from leaning import save_leaning, write_rows
 from planted import NUM_HEADS, NUM_LAYERS, planted_model, planted_questions, save_planted
 from small_gguf import write as write_gguf
 from truthheads.data.questions import write_questions
+from truthheads.detection.fit import fit_detector
 from truthheads.results.gate import Gate
 from truthheads.results.scores import Scores
 
@@ -47,6 +48,9 @@ COMMANDS = {
     ),
     "closed-book": Command(("data", "pairs", "halves.jsonl", "--model", "model", "--dtype", "fp32"), "p/pairs.jsonl"),
     "trace": Command(("trace", *RUN), "t.safetensors"),
+    "fit": Command(("detect", "model", "--fit", "rows.jsonl", "--heads", 2, *LIGHT), "f.safetensors"),
+    "detect": Command(("detect", *RUN, "--detector", "detector.safetensors"), "d.jsonl"),
+    "evaluate detect": Command(("evaluate", "detect", *RUN, "--detector", "detector.safetensors"), "detected"),
     "report": Command(("report", "shown"), "report.html"),
 }
 """Every command by a short name, as run in :func:`workplace`."""
@@ -73,6 +77,7 @@ def workplace(folder: Path) -> Path:
     values = torch.rand(NUM_LAYERS, NUM_HEADS, generator=torch.Generator().manual_seed(1))
     scores = Scores.of("probe", values.double(), accuracy=values, meta={"model": {"name": "planted"}})
     scores.save(folder / "scores.safetensors")
+    fit_detector(folder / "model", folder / "rows.jsonl", heads=2).save(folder / "detector.safetensors")
     (folder / "shown").mkdir(exist_ok=True)
     scores.save(folder / "shown" / "scores.safetensors")
     return folder

@@ -105,7 +105,7 @@ def test_values_of_a_choice_stand_whole_in_the_help(
 
 # --- seed ------------------------------------------------------------------------------------------------------------
 
-WITHOUT_CHANCE = {("inspect",), ("export",), ("report",), ("reproduce",)}
+WITHOUT_CHANCE = {("inspect",), ("report",), ("reproduce",)}
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
@@ -138,6 +138,9 @@ AGAIN = {
     "text": ("data", "make", "text", "--rows", 3, "--out", "again/rows"),
     "pairs": ("data", "pairs", "rows.jsonl", "--strategy", "swap", "--out", "again/p.jsonl"),
     "report": ("report", "shown", "--out", "again/r.html"),
+    "fit": ("detect", "model", "--fit", "rows.jsonl", "--heads", 2, "--dtype", "fp32", "--out", "again/f.safetensors"),
+    "detect": ("detect", "model", "--data", "rows.jsonl", "--detector", "detector.safetensors", "--dtype", "fp32",
+               "--out", "again/d.jsonl"),
     "inspect": ("inspect", "model", "--out", "again/i.json"),
 }  # fmt: skip
 

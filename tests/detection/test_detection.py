@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 from planted import PLANTED_HEAD, planted_model, planted_questions, save_planted
 from truthheads.cli import app
 from truthheads.data.questions import Question, Questions, write_questions
-from truthheads.data.readers import as_questions, read_questions
+from truthheads.data.readers import read_questions
 from truthheads.detection import detect as detecting
 from truthheads.detection import fit as fitting
 from truthheads.detection.detect import detect, prepare, windows, write_detections
@@ -155,7 +156,7 @@ def test_dictionaries_are_rows(planted: "Model", fitted: Detector) -> None:
     line = json.loads(found[0].line())
     assert {"id", "supported", "verdict", "mine", "answer", "context"} <= set(line)
     assert "label" not in line
-    with pytest.raises(DataError, match="rows of two sorts"):
+    with pytest.raises(DataError, match="item 2 is no row"):
         detect(planted, [given, question], detector=fitted)
 
 
@@ -179,7 +180,7 @@ def test_a_killed_run_goes_on_and_gives_the_same_bytes(
     monkeypatch.setattr(detecting, "_window", stops)
     with pytest.raises(KeyboardInterrupt):
         write_detections(planted, rows, ready, broken)
-    partial = tmp_path / "broken.jsonl.partial"
+    partial = tmp_path / "broken.jsonl.partial" / "lines.jsonl"
     assert not broken.exists()
     with partial.open("ab") as lines:
         lines.write(b'{"id": "half a li')
@@ -193,8 +194,10 @@ def test_what_another_detector_left_is_not_taken_up(
     planted: "Model", fitted: Detector, tmp_path: Path, small_windows: int
 ) -> None:
     out = tmp_path / "out.jsonl"
-    (tmp_path / "out.jsonl.partial").write_text('{"id": "x"}\n' * 8)
-    (tmp_path / "out.jsonl.partial.json").write_text("{}\n")
+    left = tmp_path / "out.jsonl.partial"
+    left.mkdir()
+    (left / "lines.jsonl").write_text('{"id": "x"}\n' * 8)
+    (left / "made.json").write_text("{}\n")
     write_detections(planted, singles(10), prepare(planted, detector=fitted), out)
     assert len(out.read_text().splitlines()) == 10
     assert '"id": "x"' not in out.read_text()
@@ -294,15 +297,14 @@ def test_heads_are_chosen_without_the_fold_that_they_are_judged_on() -> None:
 
 def test_likelihoods_are_those_of_pairs(planted: "Model") -> None:
     rows = planted_questions(6)
-    encoded = encode(planted, rows)
-    found = answer_likelihoods(planted, encoded, batch_tokens=256)
-    wanted = pair_logprobs(planted, encoded, batch_tokens=256).ravel()
+    found = answer_likelihoods(planted, rows, partial(encode, planted), batch_tokens=256)
+    wanted = pair_logprobs(planted, encode(planted, rows), batch_tokens=256).ravel()
     np.testing.assert_allclose(found[:, 0], wanted, atol=1e-5)
     np.testing.assert_allclose(found[:, 1], wanted, atol=1e-5)  # one token each
 
 
 def test_rows_without_labels_fit_nothing(planted: "Model") -> None:
-    bare = as_questions([{"context": "a", "question": "b", "answer": "c"}])
+    bare = [{"context": "a", "question": "b", "answer": "c"}]
     with pytest.raises(DataError, match="without a label"):
         fit_detector(planted, bare)
     with pytest.raises(DataError, match="all answers have one label"):

@@ -35,6 +35,8 @@ KILLS = {
     "pairs": (3, 2),
     "halueval": (3, 2),
     "closed-book": (2, 2),
+    "fit": (2, 2),
+    "detect": (2, 2),
 }
 """So many kills in a row before each run that is left alone."""
 WRITING = {"score": 2, "grid": 1, "adapter": 2, "sharded": 2, "gguf": 2}

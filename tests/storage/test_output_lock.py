@@ -37,7 +37,7 @@ fcntl.flock = flock
 """A command says when it holds its first lock; that the file is there is too early, since it is locked a step later."""
 
 
-@pytest.mark.parametrize("name", ["score", "grid", "adapter", "pairs", "trace"])
+@pytest.mark.parametrize("name", ["score", "grid", "adapter", "pairs", "trace", "fit", "detect", "evaluate detect"])
 def test_the_second_is_refused_and_the_first_is_whole(name: str, helper: Nursery, place: Path, tmp_path: Path) -> None:
     command, alone, both = COMMANDS[name], tmp_path / "alone", tmp_path / "both"
     for folder in (alone, both):

@@ -12,6 +12,7 @@ from truthheads.cli import (
     data,
     detect,
     evaluate,
+    evaluate_detect,
     export,
     gate,
     ground,
@@ -109,7 +110,7 @@ app.add_typer(evaluate.app, name="evaluate")
 add_command(
     evaluate.app,
     "detect",
-    detect.evaluate_detect,
+    evaluate_detect.evaluate_detect,
     example="truthheads evaluate detect smollm2 --data rows.jsonl --detector detector.safetensors",
 )
 

@@ -202,7 +202,10 @@ def put_off() -> list[TruthHeadsError]:
 
 
 def exclusive_output(
-    *beside: str, checks: bool = False, folder: bool = False
+    *beside: str,
+    checks: bool = False,
+    folder: bool = False,
+    unnamed: Callable[[Mapping[str, object]], Path] | None = None,
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Lock ``--out`` and the named files beside it against other commands while this one runs.
 
@@ -213,6 +216,7 @@ def exclusive_output(
         checks: The command begins with ``cli.reading.all_at_once``: where ``--out`` cannot be written, that is said
             there together with what else is wrong.
         folder: Whether ``--out`` is a folder.
+        unnamed: From all other options to ``--out``, for a command that names it by what it makes.
     """
 
     def decorate(command: Callable[P, R]) -> Callable[P, R]:
@@ -226,6 +230,8 @@ def exclusive_output(
             from truthheads.storage.files import check_around, check_new, check_target
             from truthheads.storage.output_lock import locked_output
 
+            if kwargs["out"] is None and unnamed is not None:
+                kwargs["out"] = unnamed(kwargs)
             out, forced = Path(str(kwargs["out"])), bool(kwargs.pop("force", False))
             with contextlib.ExitStack() as held:
                 try:

@@ -1,27 +1,27 @@
-"""``truthheads detect``: does the context support an answer? And ``evaluate detect``: how often is that right?"""
+"""``truthheads detect``: does the context support an answer?"""
 
-from contextlib import ExitStack
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from truthheads.cli import console
-from truthheads.cli.console import guarded
+from truthheads.cli.console import exclusive_output, guarded, resumable
 from truthheads.cli.help import DATA, OUTPUT, RUN
 from truthheads.cli.options import (
     BatchTokens,
-    Data,
+    Encoding,
     How,
+    Images,
     Json,
+    LabelTrue,
     Limit,
     ModelName,
-    QuietEncoding,
-    QuietLabelTrue,
-    Seed,
     SkipBadRows,
     Truncate,
     loads_model,
+    seed_of,
 )
 from truthheads.cli.reading import all_at_once, tell_reading, usable
 from truthheads.storage.distributed import ranks
@@ -48,10 +48,15 @@ Threshold = Annotated[
     float | None, typer.Option(metavar="X", rich_help_panel=RUN, help="Probability from which on it is supported.")
 ]
 
-HiddenImages = Annotated[Path | None, typer.Option(hidden=True, help="Base folder of image paths.")]
+
+def _named_by(given: Mapping[str, object]) -> Path:
+    """Return the name of what is made, where none is given."""
+    return Path("detections.jsonl" if given["fit"] is None else "detector.safetensors")
 
 
 @guarded
+@resumable
+@exclusive_output(checks=True, unnamed=_named_by)
 @loads_model
 def detect(
     model: ModelName,
@@ -80,26 +85,61 @@ def detect(
     ] = 20,
     chat: ChatOrNot = None,
     truncate: Truncate = False,
-    images: HiddenImages = None,
+    images: Images = None,
     limit: Limit = None,
     skip_bad_rows: SkipBadRows = False,
-    encoding: QuietEncoding = None,
-    label_true: QuietLabelTrue = None,
+    encoding: Encoding = None,
+    label_true: LabelTrue = None,
     batch_tokens: BatchTokens = None,
-    seed: Seed = 0,
+    seed: Annotated[int, seed_of("generated rows, folds and intervals")] = 0,
     *,
     how: How,
     json: Json = False,
 ) -> None:
     """Say how probable it is that the context supports each answer, or fit a detector with --fit."""
-    from truthheads.data.readers import read_questions
-    from truthheads.errors import DataError
     from truthheads.models.load import load
     from truthheads.results.detector import Detector
-    from truthheads.storage.files import check_target
-    from truthheads.storage.output_lock import locked_output
 
-    _alone()
+    with all_at_once() as wrong:
+        wrong.of(alone)
+        wrong.of(lambda: _one_of(data, fit))
+        wrong.of_target(html)
+        if fit is not None:
+            wrong.of(lambda: _refuse_with_fit(detector, threshold, precision, html))
+        path = data if data is not None else None if fit in (None, GENERATED) else Path(str(fit))
+        read: Questions | None = None
+        if path is not None:
+            read = wrong.of_questions(
+                path,
+                limit=limit,
+                skip_bad_rows=skip_bad_rows,
+                images=images,
+                encoding=encoding,
+                label_true=label_true,
+                answers=True,
+                columns=data is not None,
+            )
+        known = wrong.of(lambda: Detector.load(detector)) if detector is not None else None
+        if known is not None:
+            wrong.of(lambda: known.cuts(threshold=threshold, precision=precision))
+        wrong.of_model(model, how)
+    assert out is not None
+    loaded = load(model, **how)
+    wrapped = is_wrapped(loaded, known, chat)
+    if read is not None:
+        read = usable(loaded, read, skip_bad_rows=skip_bad_rows, skip_missing=False, chat=wrapped, truncate=truncate)
+    if fit is not None:
+        _fit(loaded, read, out, heads, wrapped, seed, truncate, batch_tokens, json=json)
+        return
+    assert read is not None
+    used = known or generated_detector(loaded, wrapped, batch_tokens)
+    _detect(loaded, read, out, html, used, threshold, precision, wrapped, truncate, batch_tokens, json=json)
+
+
+def _one_of(data: Path | None, fit: str | None) -> None:
+    """Refuse both, and neither."""
+    from truthheads.errors import DataError
+
     if (data is None) == (fit is None):
         raise DataError(
             "it is not clear what to do",
@@ -107,47 +147,17 @@ def detect(
             got="both" if data is not None else "neither",
             fix="give one of the two; a detector that was fitted is used by --detector",
         )
-    target = out or Path("detections.jsonl" if fit is None else "detector.safetensors")
-    with ExitStack() as held:
-        with all_at_once() as wrong:
-            wrong.of(lambda: check_target(target))
-            wrong.of_target(html)
-            if fit is not None:
-                wrong.of(lambda: _refuse_with_fit(detector, threshold, precision, html))
-            path = data if data is not None else None if fit == GENERATED else Path(str(fit))
-            read: Questions | None = None
-            if path is not None:
-                read = wrong.of(
-                    lambda: read_questions(
-                        path,
-                        limit=limit,
-                        skip_bad_rows=skip_bad_rows,
-                        images=images,
-                        encoding=encoding,
-                        label_true=label_true,
-                        answers=True,
-                        columns=data is not None,
-                    )
-                )
-            known = wrong.of(lambda: Detector.load(detector)) if detector is not None else None
-            if known is not None:
-                wrong.of(lambda: known.cuts(threshold=threshold, precision=precision))
-            wrong.of_model(model, how)
-        held.enter_context(locked_output(target))
-        loaded = load(model, **how)
-        wrapped = _wrapped(loaded, known, chat)
-        if read is not None:
-            read = usable(
-                loaded, read, skip_bad_rows=skip_bad_rows, skip_missing=False, chat=wrapped, truncate=truncate
-            )
-        if fit is not None:
-            _fit(loaded, read, target, heads, wrapped, seed, truncate, batch_tokens, json=json)
-            return
-        assert read is not None
-        _detect(loaded, read, target, html, known, threshold, precision, wrapped, truncate, batch_tokens, json=json)
 
 
-def _alone() -> None:
+def generated_detector(model: "Model", chat: bool, batch_tokens: int | None) -> "Detector":
+    """Return the model's detector on generated rows, fitted now where it never was."""
+    from truthheads.detection.fit import default_detector
+
+    with console.progress_bar(f"a detector for {model.name}, once, on generated rows") as progress:
+        return default_detector(model, chat=chat, batch_tokens=batch_tokens, progress=progress)
+
+
+def alone() -> None:
     """Refuse to run in several processes, which would all write one file."""
     from truthheads.errors import TruthHeadsError
 
@@ -176,7 +186,7 @@ def _refuse_with_fit(
         )
 
 
-def _wrapped(model: "Model", detector: "Detector | None", chat: bool | None) -> bool:
+def is_wrapped(model: "Model", detector: "Detector | None", chat: bool | None) -> bool:
     """Return whether prompts are wrapped in the chat template: as asked, else as the detector was made."""
     from truthheads.detection.fit import has_template
 
@@ -249,7 +259,7 @@ def _detect(
     questions: "Questions",
     out: Path,
     html: Path | None,
-    detector: "Detector | None",
+    detector: "Detector",
     threshold: float | None,
     precision: float | None,
     chat: bool,
@@ -262,17 +272,15 @@ def _detect(
     from truthheads.detection.page import write_page
     from truthheads.storage.files import dumps
 
-    with console.progress_bar(f"a detector for {model.name}, on generated rows") as progress:
-        ready = prepare(
-            model,
-            detector=detector,
-            threshold=threshold,
-            precision=precision,
-            chat=chat,
-            truncate=truncate,
-            batch_tokens=batch_tokens,
-            progress=progress,
-        )
+    ready = prepare(
+        model,
+        detector=detector,
+        threshold=threshold,
+        precision=precision,
+        chat=chat,
+        truncate=truncate,
+        batch_tokens=batch_tokens,
+    )
     with console.progress_bar(f"{len(questions)} rows through {model.name}") as progress:
         made = write_detections(model, questions, ready, out, progress=progress)
     result = summarise(out, made)
@@ -305,88 +313,3 @@ def summarise(path: Path, made: "object") -> "DetectionsSummary":
     rows = sum(counts.values())
     mean = total / rows if rows else None
     return {"rows": rows, "verdicts": counts, "mean": mean, "meta": cast(DetectionsMeta, made), "out": str(path)}
-
-
-@guarded
-@loads_model
-def evaluate_detect(
-    model: ModelName,
-    data: Data,
-    out: Annotated[
-        Path, typer.Option(metavar="DIR", rich_help_panel=OUTPUT, help="Folder for detections and summary.")
-    ] = Path("evaluation"),
-    detector: DetectorFile = None,
-    beside: Annotated[
-        list[str] | None,
-        typer.Option(metavar="COLUMN", rich_help_panel=DATA, help="Column of another detector's scores; repeatable."),
-    ] = None,
-    threshold: Threshold = None,
-    chat: ChatOrNot = None,
-    truncate: Truncate = False,
-    images: HiddenImages = None,
-    limit: Limit = None,
-    skip_bad_rows: SkipBadRows = False,
-    encoding: QuietEncoding = None,
-    label_true: QuietLabelTrue = None,
-    batch_tokens: BatchTokens = None,
-    seed: Seed = 0,
-    *,
-    how: How,
-    json: Json = False,
-) -> None:
-    """Measure how well a detector tells supported answers from others, beside simpler scores."""
-    from truthheads.data.readers import read_questions
-    from truthheads.detection.evaluate import beside_scores, evaluate_detector
-    from truthheads.models.load import load
-    from truthheads.results.detector import Detector
-    from truthheads.storage.files import dumps
-    from truthheads.storage.output_lock import locked_folder
-
-    _alone()
-    with all_at_once() as wrong:
-        wrong.of_target(out / "summary.json")
-        read = wrong.of(
-            lambda: read_questions(
-                data,
-                limit=limit,
-                skip_bad_rows=skip_bad_rows,
-                images=images,
-                encoding=encoding,
-                label_true=label_true,
-                answers=True,
-                columns=True,
-            )
-        )
-        if read is not None:
-            wrong.of(lambda: beside_scores(read, beside or []))
-        known = wrong.of(lambda: Detector.load(detector)) if detector is not None else None
-        if known is not None:
-            wrong.of(lambda: known.cuts(threshold=threshold))
-        wrong.of_model(model, how)
-    assert read is not None
-    loaded = load(model, **how)
-    wrapped = _wrapped(loaded, known, chat)
-    questions = usable(loaded, read, skip_bad_rows=skip_bad_rows, skip_missing=False, chat=wrapped, truncate=truncate)
-    with locked_folder(out), console.progress_bar(f"{len(questions)} rows through {model}") as progress:
-        found = evaluate_detector(
-            loaded,
-            questions,
-            out=out,
-            detector=known,
-            beside=beside or [],
-            threshold=threshold,
-            chat=wrapped,
-            truncate=truncate,
-            batch_tokens=batch_tokens,
-            seed=seed,
-            progress=progress,
-        )
-    if json:
-        typer.echo(dumps(found))
-    else:
-        tell_reading(read)
-        show_figures(found["detection"], f"detect, {model}")
-        console.written(out / "detections.jsonl")
-        console.written(out / "summary.json")
-    for note in found["notes"]:
-        console.warn(note)

@@ -40,6 +40,8 @@ class Complaints:
         encoding: str | None,
         label_true: str | None,
         halves: bool = False,
+        answers: bool = False,
+        columns: bool = False,
     ) -> "Questions | None":
         """Read the rows as the options of every command say; None where they cannot be read."""
         from truthheads.data.readers import read_questions
@@ -53,6 +55,8 @@ class Complaints:
                 halves=halves,
                 encoding=encoding,
                 label_true=label_true,
+                answers=answers,
+                columns=columns,
             )
         )
 

@@ -286,7 +286,7 @@ class _Reading:
         if self.labels:
             names.append(f"label {self.label_true!r} is truthful, {', '.join(map(repr, others)) or 'nothing'} is not")
         found.layout, found.skipped, found.note = self.layout.name, self.skipped, self.layout.note
-        if self.unlabelled:
+        if self.unlabelled and self.layouts is not FOR_DETECTION:  # where whether they are right is what is asked
             found.note = UNLABELLED.format(count=self.unlabelled)
         found.read_as = [*read_as, *names, self.grouping.told()]
         found.sha256 = self.rows.hexdigest() if self.streamed else file_sha256(self.path)

@@ -2,10 +2,11 @@
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -13,13 +14,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from truthheads.data.answers import describe_data
+from truthheads.data.held import QuestionsLike
 from truthheads.data.questions import Question
 from truthheads.data.readers import as_questions
+from truthheads.detection.figures import part_of
 from truthheads.detection.fit import default_detector, has_template
 from truthheads.detection.sentences import closing_tokens, split_sentences
 from truthheads.errors import ActivationError, DataError
 from truthheads.models.devices import pick_batch_tokens
 from truthheads.models.forward import Progress, backbone, plan_batches, prepare_tails, run_batches, shares_prefix
+from truthheads.models.held import ModelLike, as_model
 from truthheads.models.hooks import intercepted
 from truthheads.models.load import Model
 from truthheads.models.prompts import Encoded, encode
@@ -82,8 +86,8 @@ def prepare(
 
 
 def detect(
-    model: Model,
-    rows: Iterable[Question | Mapping[str, Any]],
+    model: ModelLike,
+    rows: QuestionsLike,
     *,
     detector: Detector | None = None,
     threshold: float | None = None,
@@ -96,8 +100,9 @@ def detect(
     """Say for each answer how probable it is that its context supports it.
 
     Args:
-        model: From :func:`truthheads.load`. It need not be the model that wrote the answers.
-        rows: Questions, or dictionaries with ``context``, ``answer`` and, optional, ``question`` and any other column.
+        model: A model's name, or what :func:`truthheads.load` returned; not necessarily what wrote the answers.
+        rows: Questions, a file, a DataFrame, or dictionaries with ``context``, ``answer`` and, optional, ``question``
+            and any other column.
         detector: From :func:`truthheads.fit_detector`; None: one fitted on generated rows, kept in the cache folder.
         threshold: Probability from which on an answer is supported; None: the detector's own.
         precision: Share of verdicts that must be right on the rows that the detector was calibrated on; answers
@@ -105,14 +110,14 @@ def detect(
         chat: Wrap the prompt in the chat template; None: as the detector was made.
         truncate: Drop the start of contexts that are too long.
         batch_tokens: Padded tokens in a batch, at most; None chooses by device.
-        progress: Called with the rows done and the total.
+        progress: Called with the work done and the total.
 
     Raises:
         DataError: A row cannot be used, or threshold and precision are both given.
         ShapeError: The detector is of a model of another shape.
         ActivationError: A forward pass gave NaN or infinity, or memory ran out on a single row.
     """
-    questions = as_questions(rows)
+    questions, model = as_questions(rows, answers=True), as_model(model)
     ready = prepare(
         model,
         detector=detector,
@@ -155,7 +160,7 @@ def write_detections(
 ) -> DetectionsMeta:
     """Write a file of detections window by window; a run that was killed goes on where it stopped.
 
-    Until the file is whole its lines lie in ``OUT.partial``, and what they depend on in ``OUT.partial.json``.
+    Until the file is whole its lines lie in the folder ``OUT.partial``, beside what they depend on.
 
     Raises:
         ArtifactError: The file cannot be written.
@@ -164,8 +169,10 @@ def write_detections(
     made = describe(model, questions, ready)
     identity: _Identity = {"made": made, "dtype": str(model.dtype), "window": WINDOW}
     told = dumps({**identity, "batch_tokens": ready.batch_tokens})
-    partial, header = out.with_name(f"{out.name}.partial"), out.with_name(f"{out.name}.partial.json")
+    folder = out.with_name(f"{out.name}.partial")
+    partial, header = folder / "lines.jsonl", folder / "made.json"
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         start = _resumed(partial, questions) if _holds(header, told) and partial.is_file() else 0
         if not start:
             partial.unlink(missing_ok=True)
@@ -176,7 +183,7 @@ def write_detections(
                 lines.flush()
                 os.fsync(lines.fileno())
         os.replace(partial, out)
-        header.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
         raise unwritable(out, error) from error
     return made
@@ -226,21 +233,16 @@ def windows(
         questions: The rows; a window of them is read at a time.
         ready: From :func:`prepare`.
         start: The first question, at the beginning of a window.
-        progress: Called with the rows done and the total.
+        progress: Called with the work done and the total.
     """
     if not questions:
         raise DataError("no rows", expected="at least one", got="0", fix="check --limit and the file")
     for first in range(start, len(questions), WINDOW):
         part = questions[first : first + WINDOW]
-
-        def told(done: int, total: int, first: int = first, count: int = len(part)) -> None:
-            if progress is not None:
-                progress(first + count * done // max(1, total), len(questions))
-
-        yield _window(model, part, ready, told)
+        yield _window(model, part, ready, part_of(progress, first, len(part), len(questions)))
 
 
-def _window(model: Model, questions: Sequence[Question], ready: Prepared, progress: Progress) -> list[Detection]:
+def _window(model: Model, questions: Sequence[Question], ready: Prepared, progress: Progress | None) -> list[Detection]:
     shared = shares_prefix(model)
     encoded = [
         without_prediction(item)

@@ -10,8 +10,8 @@ from jaxtyping import Float
 
 from truthheads.data.answers import describe_data, list_answers
 from truthheads.data.questions import Question
-from truthheads.detection.detect import WINDOW, prepare, write_detections
-from truthheads.detection.figures import LOGP, LOGP_TOKEN, answer_likelihoods, detection_figures, form_scores
+from truthheads.detection.detect import prepare, write_detections
+from truthheads.detection.figures import LOGP, LOGP_TOKEN, answer_likelihoods, detection_figures, form_scores, halves
 from truthheads.errors import DataError
 from truthheads.models.forward import Progress, shares_prefix
 from truthheads.models.load import Model
@@ -26,6 +26,8 @@ from truthheads.storage.artifacts import provenance
 from truthheads.storage.files import write_json
 
 TASK = "detect"
+
+DETECTIONS = "detections.jsonl"
 
 MISTAKES = 8
 """Mistakes of each kind that a summary holds, the most confident ones."""
@@ -61,7 +63,7 @@ def evaluate_detector(
         truncate: As for :func:`truthheads.detect`.
         batch_tokens: As for :func:`truthheads.detect`.
         seed: Random seed of folds and bootstraps.
-        progress: Called with the rows done and the total.
+        progress: Called with the work done and the total.
 
     Raises:
         DataError: Rows without a label, or a column of ``beside`` that is not there or holds no numbers.
@@ -81,17 +83,13 @@ def evaluate_detector(
     ready = prepare(
         model, detector=detector, threshold=threshold, chat=chat, truncate=truncate, batch_tokens=batch_tokens
     )
-    path = folder / "detections.jsonl"
-    made = write_detections(model, questions, ready, path, progress=progress)
+    path = folder / DETECTIONS
+    through, again = halves(progress)
+    made = write_detections(model, questions, ready, path, progress=through)
     answers = list_answers(questions, seed=seed, features=form_features)
     probability = np.array([one.supported for one in read_detections(path)], dtype=float)
     tokens = partial(encode, model, chat=ready.chat, truncate=truncate, share_prefix=shares_prefix(model))
-    likelihood = np.concatenate(
-        [
-            answer_likelihoods(model, tokens(questions[at : at + WINDOW]), batch_tokens=ready.batch_tokens)
-            for at in range(0, len(questions), WINDOW)
-        ]
-    )
+    likelihood = answer_likelihoods(model, questions, tokens, batch_tokens=ready.batch_tokens, progress=again)
     baselines = {LOGP: likelihood[:, 0], LOGP_TOKEN: likelihood[:, 1]}
     folds = min(NUM_FOLDS, len(answers.order))
     if folds > 1 and answers.label.any() and not answers.label.all():

@@ -1,12 +1,13 @@
 """How well a score tells supported answers from others, beside scores that need no heads."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 
+from truthheads.data.questions import Question
 from truthheads.models.forward import Progress, answer_logprobs, plan_batches, prepare_tails, run_batches
 from truthheads.models.load import Model
 from truthheads.models.prompts import Encoded
@@ -31,10 +32,54 @@ LOGP, LOGP_TOKEN, FORM, LENGTH = "log P", "log P per token", "form probe", "leng
 CALIBRATION_DRAWS = 200
 
 
+AT_ONCE = 256
+"""Questions whose tokens are in memory at once for log-probabilities."""
+
+
+def halves(progress: Progress | None) -> tuple[Progress | None, Progress | None]:
+    """Return callbacks for the two halves of the work: the heads, then log-probabilities."""
+    if progress is None:
+        return None, None
+    told = progress
+    return lambda done, total: told(done, 2 * total), lambda done, total: told(total + done, 2 * total)
+
+
+def part_of(progress: Progress | None, first: int, count: int, whole: int) -> Progress | None:
+    """Return a callback for a part of the rows, ``count`` of ``whole`` from ``first`` on."""
+    if progress is None:
+        return None
+    told = progress
+    return lambda done, total: told(first + count * done // max(1, total), whole)
+
+
 def answer_likelihoods(
-    model: Model, encoded: Sequence[Encoded], *, batch_tokens: int, progress: Progress | None = None
+    model: Model,
+    questions: Sequence[Question],
+    tokens: Callable[[Sequence[Question]], list[Encoded]],
+    *,
+    batch_tokens: int,
+    progress: Progress | None = None,
 ) -> Float[np.ndarray, "answers 2"]:
-    """Return log P of every answer in nats, and the same per token; answers counted through."""
+    """Return log P of every answer in nats, and the same per token; answers counted through.
+
+    Args:
+        model: The model.
+        questions: Read a few hundred at a time.
+        tokens: Makes their tokens.
+        batch_tokens: Padded tokens in a batch, at most.
+        progress: Called with the work done and the total.
+    """
+    parts = []
+    for start in range(0, len(questions), AT_ONCE):
+        part = questions[start : start + AT_ONCE]
+        told = part_of(progress, start, len(part), len(questions))
+        parts.append(_likelihoods(model, tokens(part), batch_tokens, told))
+    return np.concatenate(parts)
+
+
+def _likelihoods(
+    model: Model, encoded: Sequence[Encoded], batch_tokens: int, progress: Progress | None
+) -> Float[np.ndarray, "answers 2"]:
     first = first_answers(encoded)
     place = {id(item): at for item, at in zip(encoded, first, strict=True)}
     found = np.full((sum(len(item.tails) for item in encoded), 2), np.nan)

@@ -12,11 +12,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 
 from truthheads.data.answers import Answers, describe_data, list_answers
+from truthheads.data.held import QuestionsLike
 from truthheads.data.questions import Question
-from truthheads.detection.figures import LOGP, LOGP_TOKEN, answer_likelihoods, detection_figures, form_scores
+from truthheads.data.readers import as_questions
+from truthheads.detection.figures import LOGP, LOGP_TOKEN, answer_likelihoods, detection_figures, form_scores, halves
 from truthheads.errors import ArtifactError, DataError
 from truthheads.models.devices import pick_batch_tokens
 from truthheads.models.forward import Progress, shares_prefix
+from truthheads.models.held import ModelLike, as_model
 from truthheads.models.load import Model
 from truthheads.models.prompts import encode
 from truthheads.models.sources import cache_dir
@@ -34,10 +37,10 @@ from truthheads.synthetic.text import make_text
 
 HEADS = 20
 
-GENERATED_TEXT, GENERATED_CLAIMS = 300, 200
+GENERATED_TEXT, GENERATED_CLAIMS = 150, 100
 """Generated rows of short answers, and of answers in sentences."""
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 """To be raised where generated rows, or how a detector is fitted on them, change."""
 
 
@@ -63,6 +66,8 @@ def default_detector(
 ) -> Detector:
     """Return the model's detector fitted on generated rows; fitted once, then kept in the cache folder.
 
+    Log P is not measured with it: what it is worth is seen on a person's own rows.
+
     Args:
         model: The model.
         chat: As for :func:`fit_detector`.
@@ -77,7 +82,7 @@ def default_detector(
         kept = Detector.load(path)
         kept.check(model, chat=chat)
     except ArtifactError:
-        kept = fit_detector(model, chat=chat, batch_tokens=batch_tokens, progress=progress)
+        kept = fit_detector(model, chat=chat, batch_tokens=batch_tokens, likelihoods=False, progress=progress)
         with suppress(ArtifactError, OSError):  # a cache that cannot be written to costs time, no more
             path.parent.mkdir(parents=True, exist_ok=True)
             kept.save(path)
@@ -85,8 +90,8 @@ def default_detector(
 
 
 def fit_detector(
-    model: Model,
-    questions: Sequence[Question] | None = None,
+    model: ModelLike,
+    questions: QuestionsLike | None = None,
     *,
     heads: int = HEADS,
     chat: bool | None = None,
@@ -94,6 +99,7 @@ def fit_detector(
     num_folds: int = NUM_FOLDS,
     truncate: bool = False,
     batch_tokens: int | None = None,
+    likelihoods: bool = True,
     work_dir: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Detector:
@@ -104,14 +110,16 @@ def fit_detector(
     the threshold rest on rows that were left out.
 
     Args:
-        model: From :func:`truthheads.load`.
-        questions: Labelled rows: pairs, or answers with a label. None: generated rows of several kinds.
+        model: A model's name, or what :func:`truthheads.load` returned.
+        questions: Labelled rows, in memory or in a file: pairs, or answers with a label. None: generated rows of
+            several kinds.
         heads: How many heads to combine.
         chat: Wrap the prompt in the chat template; None: where the tokenizer has one.
         seed: Random seed of generated rows, folds and bootstraps.
         num_folds: Folds; a group of rows is never divided.
         truncate: Drop the start of contexts that are too long.
         batch_tokens: Padded tokens in a batch, at most; None chooses by device.
+        likelihoods: Measure log P of the answers, too, to tell whether it is as good; this takes as long again.
         work_dir: Folder for activations; a run that was killed goes on from it. None: a temporary one.
         progress: Called with the work done and the total.
 
@@ -123,8 +131,9 @@ def fit_detector(
     if heads < 1:
         raise DataError("too few heads", expected="--heads of at least 1", got=str(heads), fix="leave --heads out")
     generated = questions is None
-    rows = generated_rows(seed=seed) if questions is None else questions
+    rows = generated_rows(seed=seed) if questions is None else as_questions(questions, answers=True)
     _check_labels(rows)
+    model = as_model(model)
     chat = has_template(model) if chat is None else chat
     batch_tokens = batch_tokens or pick_batch_tokens(model.device)
     answers = list_answers(rows, seed=seed, features=form_features)
@@ -147,7 +156,7 @@ def fit_detector(
     made = provenance()
     told = describe_data(rows, digest=answers.digest)
     tokens = partial(encode, model, chat=chat, truncate=truncate, share_prefix=shares_prefix(model))
-    through, again = _halves(progress)
+    through, again = halves(progress) if likelihoods else (progress, None)
     with work_folder(work_dir) as folder:
         activations = gather(
             model,
@@ -165,13 +174,10 @@ def fit_detector(
         finally:
             activations.close()
     combined = combine(probes.logit, answers.label, fold, heads=heads)
-    likelihood = np.concatenate(
-        [
-            answer_likelihoods(model, tokens(rows[start : start + AT_ONCE]), batch_tokens=batch_tokens, progress=again)
-            for start in range(0, len(rows), AT_ONCE)
-        ]
-    )
-    baselines = {LOGP: likelihood[:, 0], LOGP_TOKEN: likelihood[:, 1]}
+    baselines = form_scores(answers.features, answers.label, fold)
+    if likelihoods:
+        likelihood = answer_likelihoods(model, rows, tokens, batch_tokens=batch_tokens, progress=again)
+        baselines = {LOGP: likelihood[:, 0], LOGP_TOKEN: likelihood[:, 1], **baselines}
     figures = detection_figures(
         combined.score,
         combined.probability,
@@ -179,7 +185,7 @@ def fit_detector(
         answers.label,
         answers.group,
         kinds=[answers.kinds[kind] if kind >= 0 else None for kind in answers.kind],
-        baselines=baselines | form_scores(answers.features, answers.label, fold),
+        baselines=baselines,
         seed=seed,
     )
     platt = fit_platt(combined.score, answers.label)
@@ -205,10 +211,6 @@ def fit_detector(
         sample_group=torch.from_numpy(answers.group),
         meta=meta,
     )
-
-
-AT_ONCE = 1024
-"""Questions whose tokens are in memory at once for log-probabilities."""
 
 
 class Combined(NamedTuple):
@@ -296,15 +298,3 @@ def _check_labels(questions: Sequence[Question]) -> None:
             got=f"{len(bare)} of {len(questions)} rows without one, the first is {bare[0]!r}",
             fix="label the rows, or fit on generated rows: leave the file out, or give `generated`",
         )
-
-
-def _halves(progress: Progress | None) -> tuple[Progress | None, Progress | None]:
-    """Return callbacks for the two halves of the work."""
-    if progress is None:
-        return None, None
-    told = progress
-
-    def half(first: int) -> Progress:
-        return lambda done, total: told(first * total + done, 2 * total)
-
-    return half(0), half(1)
