@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from truthheads.errors import ModelError
 
@@ -21,9 +22,15 @@ def whole_gradients(network: nn.Module) -> Iterator[None]:
     Kernels for quantised weights are often made for inference. A network with such a layer still has gradients, through
     its residual connections, and they are wrong: what went through the layer is missing.
 
+    On a GPU attention runs in torch's plain kernel: behind padding on the left there are tokens that may look at
+    nothing, and the backward pass of the memory-efficient kernel gives NaN there.
+
     Raises:
         ModelError: The output of a linear layer does not depend on its input as far as torch knows, or torch warns
             that it goes back through a product without a backward pass.
+
+    Source:
+        The kernel's NaN: https://github.com/pytorch/pytorch/issues/110213.
     """
     names = {module: name for name, module in network.named_modules() if hasattr(module, "in_features")}
 
@@ -33,6 +40,8 @@ def whole_gradients(network: nn.Module) -> Iterator[None]:
             raise _stopped(names[module], f"{type(module).__name__}, whose output has no gradient")
 
     with ExitStack() as undo:
+        if any(parameter.is_cuda for parameter in network.parameters()):
+            undo.enter_context(sdpa_kernel(SDPBackend.MATH))
         for module in names:
             undo.callback(module.register_forward_hook(check).remove)
         undo.enter_context(warnings.catch_warnings())
