@@ -221,7 +221,7 @@ CASES = {
     ),
     "no questions": Case(lambda _: score(planted(), []), "no questions", "check --limit and the file"),
     "unlike arrays": Case(lambda _: pearson(np.ones(2), np.ones(3)), "to be correlated differ", "the same heads"),
-    "method": Case(lambda _: tuned(method="guess"), "unknown method", "choose one of the two"),
+    "method": Case(lambda _: tuned(method="guess"), "unknown method", "choose one of them"),
     "grid without scores": Case(
         lambda _: tuned(method="grid"), "a grid is made from scores", "run `truthheads score` first"
     ),
