@@ -199,7 +199,7 @@ def results(one: Named[EvaluationResult]) -> list[Table]:
                 chance(p),
                 rank,
                 harm,
-                cost["in_words"] if cost else "–",
+                str(cost["in_words"]) if cost else "–",
                 SAID.get(str(run.get("verdict")), str(run.get("verdict") or "–")),
             ]
         )
