@@ -751,6 +751,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, list[bytes]]]:
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     yield handler.sent  # type: ignore[attr-defined]
     server.shutdown()
     server.server_close()

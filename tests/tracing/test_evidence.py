@@ -238,7 +238,7 @@ class Shouting(LlavaProcessor):
     """A processor that changes the text."""
 
     def __call__(self, images: Any = None, text: Any = None, **words: Any) -> Any:
-        return super().__call__(images=images, text=[one.replace("Question", "QUESTION") for one in text], **words)
+        return super().__call__(images=images, text=[one.replace("What", "WHAT") for one in text], **words)
 
 
 def test_a_processor_that_changes_the_text_is_refused(seeing: Model, tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """Run tasks of lm-evaluation-harness on a live model and keep them as predictions like ours."""
 
+import shutil
 import sys
 import tempfile
+import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, redirect_stdout
 from importlib.resources import as_file, files
@@ -88,11 +90,12 @@ class Harness:
             )
         self.request = self.name
         if rows:
-            self._kept = tempfile.TemporaryDirectory(prefix="truthheads-")
+            kept = tempfile.mkdtemp(prefix="truthheads-")
+            weakref.finalize(self, shutil.rmtree, kept, ignore_errors=True)
             self.request = f"{self.name}_rows"
-            overlay = Path(self._kept.name) / f"{self.request}.yaml"
+            overlay = Path(kept) / f"{self.request}.yaml"
             overlay.write_text(dumps(_with_rows(self.request, self._source(), rows[0].absolute())), encoding="utf-8")
-            self.manager = TaskManager(include_path=[self._kept.name], include_defaults=False)
+            self.manager = TaskManager(include_path=[kept], include_defaults=False)
         self.lm = HFLM(pretrained=model.network, tokenizer=model.tokenizer, batch_size=batch)
         self.lm._device = model.device  # the harness asks the first weight, which may be offloaded
 
@@ -151,8 +154,6 @@ class Harness:
             for task, part in found["samples"].items()
             for sample in part
         ]
-        if not lines:
-            raise DataError(f"{self.task} has no document", expected="one or more", got="none", fix="raise --limit")
         lines[-1]["last"] = True
         journal.add(lines)
 
