@@ -166,7 +166,7 @@ def test_a_model_whose_layers_differ_in_heads_is_refused(tmp_path: Path) -> None
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    with pytest.raises(ModelError, match="head_count of .* is not one number") as caught:
+    with pytest.raises(ModelError, match=r"head_count of .* is not one number") as caught:
         export_gguf(tmp_path / "model.gguf", some_gate(), tmp_path / "gated.gguf")
     assert caught.value.fix.startswith("export a checkpoint of the transformers model")
 
