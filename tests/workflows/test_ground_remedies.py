@@ -1,17 +1,17 @@
 """Which remedy ``ground`` ships: better than the untouched model and than an instruction, within the guard."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
 
 from planted import planted_model, planted_questions
 from truthheads.evaluation.summary import summarise_runs
 from truthheads.results.grounding import GroundDecision
 from truthheads.storage.files import dumps, write_json
-from truthheads.workflows.ground_remedies import Tuned, decide, passes
+from truthheads.workflows.ground_remedies import Tuned, affordable, decide
 from truthheads.workflows.ground_settings import Settings
 
 if TYPE_CHECKING:
@@ -102,17 +102,23 @@ def test_where_tuning_found_nothing_the_instruction_may_still_help(tmp_path: Pat
     assert found["remedy"] is None and found["effect"] == {}
 
 
-def test_long_rows_are_learned_from_less_often_two_times_at_least(
+def test_the_longest_rows_are_left_out_first_then_there_are_fewer_passes(
     wrap: "Callable[..., Model]", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = planted_model()
-    model, rows = wrap(made.network, made.tokenizer, "planted"), planted_questions(20)
+    model, rows = wrap(made.network, made.tokenizer, "planted"), planted_questions(60)
+    rows[3] = replace(rows[3], context=" ".join([rows[3].context] * 2))
     from truthheads.models.prompts import encode
 
-    once = sum(one.numel() for one in made.network.parameters()) * sum(one.unique_tokens for one in encode(model, rows))
-    counts = []
-    for budget in np.array([0.5, 2.5, 3.5, 99.0]) * once:
-        monkeypatch.setattr("truthheads.workflows.ground_remedies.LEARNING", float(budget))
-        counts.append(passes(model, rows, 4, False))
-    assert counts == [2, 2, 3, 4]
+    weights = sum(one.numel() for one in made.network.parameters())
+    tokens = [one.unique_tokens for one in encode(model, rows)]
+    monkeypatch.setattr("truthheads.workflows.ground_remedies.LEARNING", float(weights * 4 * sum(tokens)))
+    assert affordable(model, rows, 4, False) == (rows, 4)
+    monkeypatch.setattr("truthheads.workflows.ground_remedies.LEARNING", float(weights * 4 * (sum(tokens) - 1)))
+    assert affordable(model, rows, 4, False) == ([*rows[:3], *rows[4:]], 4)
+    shortest = sum(sorted(tokens)[:40])
+    for budget, times in ((0.5, 2), (2.5, 2), (3.5, 3)):
+        monkeypatch.setattr("truthheads.workflows.ground_remedies.LEARNING", float(weights * budget * shortest))
+        kept, found = affordable(model, rows, 4, False)
+        assert len(kept) == 40 and found == times
     assert Settings().chat is None and Settings().controls is None

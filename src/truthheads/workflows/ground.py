@@ -47,7 +47,7 @@ from truthheads.workflows.ground_remedies import (
     evaluate_remedies,
     in_chat,
     learn_remedy,
-    not_tried,
+    left_aside,
 )
 from truthheads.workflows.ground_settings import Settings as Settings
 from truthheads.workflows.ground_settings import Words, settings_of
@@ -200,7 +200,7 @@ def ground(
             *rows.cautions,
             *(lost if paired < len(rows) else []),
             *([few] if few else []),
-            *not_tried(tuned, decided),
+            *left_aside(tuned, decided, len(read_questions(dev, images=how.images))),
         ],
         "chat": bool(results[GATE]["settings"]["chat"]),
         "answers": answers,
