@@ -19,6 +19,7 @@ import torch
 
 import truthheads as th
 from truthheads.data.questions import Question
+from truthheads.detection.fit import has_template
 from truthheads.models.answer_logprobs import group_numbers
 from truthheads.models.devices import pick_batch_tokens
 from truthheads.models.head_modules import HeadPlace, ModuleSpan, locate_places
@@ -246,20 +247,31 @@ def on_conflict(job: Job) -> dict[str, Any]:
     return judged(job, "conflict", job.data / FILES["nqswap"], GUARDS[1:], folder="conflict", limit=200)
 
 
+def matched(rows: Sequence[Question]) -> list[Question]:
+    """Return the rows whose two answers differ by two words at most, without the answers' final periods."""
+    bare = [
+        replace(row, truthful=str(row.truthful).rstrip(". "), untruthful=str(row.untruthful).rstrip(". "))
+        for row in rows
+    ]
+    return [row for row in bare if abs(len(str(row.truthful).split()) - len(str(row.untruthful).split())) <= 2]
+
+
 def detection(job: Job) -> dict[str, Any]:
-    """Fit a detector on generated rows alone, and judge it on rows of other kinds."""
+    """Fit a detector on generated rows alone, and judge it on rows of other kinds, with and without chat template."""
     model, found = load(job), {}
-    detector = th.fit_detector(model)
-    detector.save(job.out / "detector.safetensors")
-    found["fitted"] = detector.summary()
     sets = {"generated": th.make_text(400, seed=1, split="test")}
     files = {**FILES, "faithbench": "faithbench_dev.jsonl"}
     sets |= {
         name: th.read_questions(job.data / file, answers=True, columns=True, limit=600) for name, file in files.items()
     }
-    for name, rows in sets.items():
-        out = job.out / f"detect-{name}"
-        found[name] = th.evaluate_detector(model, rows, out=out, detector=detector)
+    sets["halueval-matched"] = matched(sets["halueval"])
+    for way in ("plain", "chat")[: 1 + has_template(model)]:
+        detector = th.fit_detector(model, chat=way == "chat")
+        detector.save(job.out / f"detector-{way}.safetensors")
+        found[f"fitted, {way}"] = detector.summary()
+        for name, rows in sets.items():
+            out = job.out / f"detect-{name}-{way}"
+            found[f"{name}, {way}"] = th.evaluate_detector(model, rows, out=out, detector=detector, chat=way == "chat")
     return found
 
 

@@ -13,7 +13,15 @@ import torch
 from planted import PLANTED_HEAD, planted_model, planted_questions
 from truthheads.errors import DataError, GateError, ShapeError, TruthHeadsError
 from truthheads.models.answer_logprobs import pair_effects, pair_figures, pair_logprobs, right_pairs
-from truthheads.models.neutral_text import LENGTH, divergence, measure_harm, neutral_ids, own_text, read_neutral
+from truthheads.models.neutral_text import (
+    LENGTH,
+    NeutralTexts,
+    divergence,
+    measure_harm,
+    neutral_ids,
+    own_text,
+    read_neutral,
+)
 from truthheads.models.prompts import encode, prompt_of
 from truthheads.results.gate import Gate, gated
 from truthheads.results.tuning import Tuning
@@ -114,6 +122,25 @@ def test_divergence_is_the_definition(planted: "Model") -> None:
 def test_a_gate_of_ones_does_no_harm(planted: "Model") -> None:
     harm = measure_harm(planted, [[5, 20, 30, 40]], Gate(torch.ones(planted.layout.shape)))
     assert harm.kl.tolist() == harm.loss.tolist() == [0.0]
+
+
+def test_the_untouched_model_reads_neutral_texts_once_as_many_as_fit(
+    planted: "Model", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [[5, 20, 30 + at, 40, 22, 9 + at][: 3 + at % 3] for at in range(20)]
+    gates = [Gate(torch.full(planted.layout.shape, factor)) for factor in (0.5, 0.8)]
+    passes: list[int] = []
+    handle = planted.network.register_forward_hook(lambda *_: passes.append(1))
+    found = {}
+    for most, expected in ((2**30, 3 + 3 + 3), (0, 2 * (3 + 3))):  # three batches: read once and twice changed, or
+        monkeypatch.setattr("truthheads.models.neutral_text.KEPT_BYTES", most)
+        texts = NeutralTexts(planted, rows)
+        passes.clear()
+        found[most] = [measure_harm(planted, texts, gate) for gate in gates]
+        assert len(passes) == expected and len(texts) == 20
+    handle.remove()
+    for kept, again in zip(*found.values(), strict=True):
+        assert kept.kl.tolist() == again.kl.tolist() and kept.loss.tolist() == again.loss.tolist()
 
 
 def test_own_text_is_sampled_from_the_model_and_leaves_the_generator_alone(planted: "Model") -> None:

@@ -29,7 +29,7 @@ from truthheads.models.generate import Contrast, SharedPrefix, answer, check_fin
 from truthheads.models.held import ModelLike, as_model
 from truthheads.models.hooks import Intervention
 from truthheads.models.load import Model
-from truthheads.models.neutral_text import LENGTH, measure_harm, neutral_ids
+from truthheads.models.neutral_text import LENGTH, NeutralTexts, measure_harm, neutral_ids
 from truthheads.models.progress import Progress, WorkParts
 from truthheads.models.prompts import Encoded
 from truthheads.results.evaluation import (
@@ -180,10 +180,11 @@ def evaluate(
         at_work |= {name: adapter, **{key: one for key, one in random_heads.items() if key.startswith(f"{name}/")}}
     runs = plan_runs(model, at_work, job, others, batch_tokens=limit)
     parts = WorkParts(progress, _sizes(runs, guard_texts if at_work else 0))
-    texts: list[list[int]] = []
+    texts = NeutralTexts(model, [])
     if at_work and guard_texts:
         contexts, told_of = job.contexts if job else (), parts.part("neutral")
-        texts = neutral_ids(model, contexts, path=neutral, texts=guard_texts, seed=seed, progress=told_of)
+        rows = neutral_ids(model, contexts, path=neutral, texts=guard_texts, seed=seed, progress=told_of)
+        texts = NeutralTexts(model, rows)
     settings: dict[str, Any] = {
         "model": {**model.describe(), "dtype": str(model.dtype)},
         "task": task,
@@ -220,7 +221,7 @@ def evaluate(
             _run(model, run, run.job, journal, parts.part(run.name))
         elif harness and first:
             harness.run(run.name, run.at_work, journal)
-        if run.at_work is not None and texts and number % ranks().world == ranks().rank:
+        if run.at_work is not None and len(texts) and number % ranks().world == ranks().rank:
             _guard(model, run.name, run.at_work, texts, journal, parts.part(f"harm of {run.name}"))
     if ranks().several or len(files_of(folder / NAME)) > 1:  # a single process may come after several
         names = [run.name for run in runs]
@@ -393,7 +394,7 @@ def _there(journal: Journal, line: Prediction) -> bool:
 
 
 def _guard(
-    model: Model, name: str, at_work: Intervention, texts: list[list[int]], journal: Journal, progress: Progress | None
+    model: Model, name: str, at_work: Intervention, texts: NeutralTexts, journal: Journal, progress: Progress | None
 ) -> None:
     """Measure what a gate or an adapter does to neutral text, unless it is there."""
     begun = _guard_lines(name, len(texts))
@@ -405,5 +406,5 @@ def _guard(
 
 def _sizes(runs: Sequence[Run], texts: int) -> dict[str, float]:
     """Estimate what each part of an evaluation costs, in tokens of a forward pass."""
-    harm = {f"harm of {run.name}": 2.0 * LENGTH * texts for run in runs if run.at_work is not None}
+    harm = {f"harm of {run.name}": 1.5 * LENGTH * texts for run in runs if run.at_work is not None}
     return {"neutral": float(LENGTH * texts), **{run.name: run.tokens for run in runs}, **harm}

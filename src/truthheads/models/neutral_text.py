@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,10 @@ from truthheads.storage.files import SURROGATE
 from truthheads.storage.kept_results import KeptResults
 
 LENGTH = 64
+
+KEPT_BYTES = 2**30
+"""Logits of the untouched model on neutral text that are kept in memory, at most: 50 texts of 64 tokens in bf16 with a
+vocabulary of 150,000."""
 
 OPENINGS = (
     "The", "In", "A", "It", "When", "There", "My", "This", "One", "After", "How", "If", "We", "Many", "On", "She",
@@ -79,7 +84,7 @@ def read_neutral(path: Path) -> list[str]:
     return texts
 
 
-OWN_TEXTS_AT_ONCE = 32
+OWN_TEXTS_AT_ONCE = 64
 
 
 def own_text(
@@ -210,12 +215,54 @@ def read_plain(model: Model, rows: Sequence[Sequence[int]]) -> NeutralBatch:
         model: The model, without a gate or an adapter.
         rows: Token ids, two or more each.
     """
+    inputs, ids, real = _padded(model, rows)
+    return NeutralBatch(inputs, ids, real, _logits(model, inputs).float().log_softmax(-1))
+
+
+def _padded(model: Model, rows: Sequence[Sequence[int]]) -> tuple[dict[str, object], Tensor, Tensor]:
     width = max(map(len, rows))
     ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=model.device)
     real = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=model.device).bool()
-    inputs = positioned(model, {"input_ids": ids, "use_cache": False}, real, width)
+    return positioned(model, {"input_ids": ids, "use_cache": False}, real, width), ids, real
+
+
+def _logits(model: Model, inputs: dict[str, object]) -> Tensor:
     with torch.no_grad():
-        return NeutralBatch(inputs, ids, real, model.network(**inputs).logits[:, :-1].float().log_softmax(-1))
+        found: Tensor = model.network(**inputs).logits[:, :-1]
+        return found
+
+
+class NeutralTexts:
+    """Neutral texts in batches, and what the untouched model expects after each of their tokens.
+
+    On a CPU the untouched model's logits are kept, in its own precision, as many batches as fit ``KEPT_BYTES``: each
+    change is compared with the same ones, and half of the passes are saved.
+
+    Args:
+        model: The model.
+        rows: Token ids, two or more each.
+        batch: Texts in a pass.
+    """
+
+    def __init__(self, model: Model, rows: Sequence[Sequence[int]], *, batch: int = 8) -> None:
+        self.model, self.rows, self.batch = model, rows, batch
+        self._kept: dict[int, Tensor] = {}
+        self._room = KEPT_BYTES if model.device.type == "cpu" else 0
+
+    def __len__(self) -> int:
+        """Return the number of texts."""
+        return len(self.rows)
+
+    def read(self, first: int) -> NeutralBatch:
+        """Return the batch that begins with a text; nothing must be at work on the model."""
+        inputs, ids, real = _padded(self.model, self.rows[first : first + self.batch])
+        logits = self._kept.get(first)
+        if logits is None:
+            logits = _logits(self.model, inputs)
+            if logits.nbytes <= self._room:
+                self._kept[first] = logits
+                self._room -= logits.nbytes
+        return NeutralBatch(inputs, ids, real, logits.float().log_softmax(-1))
 
 
 def divergence_of(model: Model, batch: NeutralBatch) -> tuple[Float[Tensor, " texts"], Float[Tensor, " texts"]]:
@@ -251,39 +298,38 @@ def divergence(
 
 def measure_harm(
     model: Model,
-    rows: Sequence[Sequence[int]],
+    texts: NeutralTexts | Sequence[Sequence[int]],
     gate: Intervention | None,
     *,
-    batch: int = 8,
     progress: Progress | None = None,
     kept: KeptResults | None = None,
     name: str = "harm",
 ) -> Harm:
-    """Measure the effect of a gate on neutral text.
+    """Measure the effect of a gate or an adapter on neutral text.
 
     Args:
-        model: The model, ungated.
-        rows: Token ids of the texts.
-        gate: The gate; None measures nothing but zeros.
-        batch: Texts in a pass.
+        model: The model, untouched.
+        texts: The texts; their token ids where they are read only once.
+        gate: What is at work; None measures nothing but zeros.
         progress: Called with the texts done and the total.
         kept: Where each batch is kept as it comes, and found again; None: nowhere.
         name: What the batches are called there.
     """
     kept = kept or KeptResults(None, {})
+    texts = texts if isinstance(texts, NeutralTexts) else NeutralTexts(model, texts)
     kl: list[float] = []
     loss: list[float] = []
-
-    def measured() -> list[list[float]]:
-        with torch.inference_mode():
-            parts = divergence(model, part, lambda: gate.apply(model) if gate else nullcontext())
-        return [value.tolist() for value in parts]
-
-    for first in range(0, len(rows), batch):
-        part = rows[first : first + batch]
-        found = kept.result(f"{name}/{first}", measured)
+    for first in range(0, len(texts), texts.batch):
+        found = kept.result(f"{name}/{first}", partial(_harm, model, texts, first, gate))
         kl += found[0]
         loss += found[1]
         if progress is not None:
-            progress(len(kl), len(rows))
+            progress(len(kl), len(texts))
     return Harm(np.array(kl), np.array(loss))
+
+
+def _harm(model: Model, texts: NeutralTexts, first: int, gate: Intervention | None) -> list[list[float]]:
+    with torch.inference_mode():
+        batch = texts.read(first)
+        with gate.apply(model) if gate else nullcontext():
+            return [value.tolist() for value in divergence_of(model, batch)]

@@ -11,7 +11,7 @@ from truthheads.data.questions import Question
 from truthheads.models.answer_logprobs import group_numbers, pair_effects, pair_logprobs
 from truthheads.models.forward import shares_prefix
 from truthheads.models.load import Model
-from truthheads.models.neutral_text import measure_harm
+from truthheads.models.neutral_text import NeutralTexts, measure_harm
 from truthheads.models.progress import Progress, WorkParts
 from truthheads.models.prompts import Encoded, encode
 from truthheads.results.gate import Gate
@@ -64,7 +64,7 @@ class CandidateEvaluator:
         parts: WorkParts,
         candidates: int,
     ):
-        self.model, self.neutral, self.seed = model, neutral, settings["seed"]
+        self.model, self.neutral, self.seed = model, NeutralTexts(model, neutral), settings["seed"]
         self.kept, self.parts, self.candidates = kept, parts, candidates
         self.prefix, self.first = "", 0
         self.batch_tokens = settings["batch_tokens"]

@@ -284,7 +284,7 @@ def _sizes(
         "neutral": TEXTS / 2 * LENGTH * TOKENS_PER_SAMPLED,
         "ungated": of_dev,
         "learning": 3 * schedule.epochs * of_train + 4 * steps * schedule.texts * LENGTH if train else 0.0,
-        "harm": judged * TEXTS * LENGTH,
+        "harm": (1 + judged) * TEXTS / 2 * LENGTH,
         "judging": judged * of_dev,
     }
 

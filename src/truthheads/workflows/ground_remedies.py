@@ -38,8 +38,8 @@ ADAPTER: Literal["adapter"] = "adapter"
 EPOCHS: dict[RemedyName, int] = {GATE: 3, ADAPTER: 4}
 """Passes over the rows that are learned from, at most; docs/decisions/0025-ground-tries-three.md."""
 
-LEARNING = 2.2e13
-"""Weights times tokens that a processor learns from in minutes: 45,000 tokens, four times 45 rows of 250, of a model of
+LEARNING = 1.6e13
+"""Weights times tokens that a processor learns from in minutes: 32,000 tokens, four times 45 rows of 180, of a model of
 0.5 billion weights. Where there are more, the longest rows are left out; what then is still more is learned from in
 fewer passes, two at least."""
 
