@@ -42,6 +42,12 @@ class WorkParts:
 
         return tell
 
+    def finish(self) -> None:
+        """Tell that all is done, also where there was less to do than was thought."""
+        if self.progress is not None:
+            total = int(sum(self.sizes.values()))
+            self.progress(total, total)
+
 
 @contextmanager
 def told_by_layer(model: "Model", tell: Callable[[float], None] | None, *, passes: int = 1) -> Iterator[None]:

@@ -43,10 +43,10 @@ class AdaptSchedule:
     rank: int = 8
     rate: float = 4e-3
     decay: float = 0.0
-    questions: int = 8
-    texts: int = 4
-    kl_first: float = 60.0
-    kl_last: float = 6.0
+    questions: int = 4
+    texts: int = 2
+    kl_first: float = 10.0
+    kl_last: float = 2.0
     memory: float = 0.5
 
 

@@ -213,6 +213,7 @@ def tune(
     elif method == "adapt":
         asked = encode_questions(model, train, settings)
         run = tune_adapter(model, asked, taught, judge, rule, training, settings, guard=guard)
+    parts.finish()
     chosen = choose_candidate(judge.path, guard)
     made = provenance()
     schedules = {"learn": schedule_json(schedule), "adapt": schedule_json(training)}

@@ -192,6 +192,7 @@ def evaluate_remedies(
         evaluate(model, "pairs", test, gates=gates, controls=controls, progress=told, **common)
     elif shipped == ADAPTER and how.controls:
         evaluate(model, "pairs", test, adapters=adapters, controls=controls, progress=told, **common)
+    parts.finish()
 
 
 def decide(evaluation: Path, tuned: Tuned, guard: float) -> GroundDecision:
