@@ -24,10 +24,11 @@ import truthheads as th
 from truthheads.benchmarks.conflict import exact_match, first_line, plain_words
 from truthheads.benchmarks.pope_questions import read_pope
 from truthheads.data.questions import Question
+from truthheads.detection.fit import has_template
 from truthheads.models.load import Model
 from truthheads.results.detector import Detector
 
-ROWS = 200
+ROWS = 120
 
 SCENES = 60
 
@@ -65,18 +66,15 @@ def writers(figures: Path, data: Path, folder: Path | None) -> dict[str, Any]:
     names = [path.parent.parent.name for path in sorted(figures.glob("*/conflict/predictions.jsonl"))]
     found: dict[str, Any] = {}
     for judge in names:
-        files = sorted((figures / judge).glob("detector*.safetensors"))
         model = th.load(source(judge, folder))
-        for file in files:
-            detector = Detector.load(file)
-            for writer in names:
-                rows = written(figures, data, writer)
-                out = figures / judge / f"detect-written-by-{writer}"
-                key = f"{judge}, {'chat' if detector.chat else 'plain'}, on answers of {writer}"
-                found[key] = measured(model, rows, detector, out) | {
-                    "right": sum(row.truthful is not None for row in rows)
-                }
-                print(key, found[key]["metrics"]["auroc"], found[key]["baselines"]["log P"], flush=True)
+        detector = Detector.load(figures / judge / f"detector-{'chat' if has_template(model) else 'plain'}.safetensors")
+        for writer in names:
+            rows = written(figures, data, writer)
+            key = f"{judge} on answers of {writer}"
+            right = sum(row.truthful is not None for row in rows)
+            with tempfile.TemporaryDirectory() as out:
+                found[key] = measured(model, rows, detector, Path(out)) | {"right": right}
+            print(key, found[key]["metrics"]["auroc"], found[key]["baselines"]["log P"], flush=True)
     return found
 
 
