@@ -41,6 +41,9 @@ KINDS = ("absent", "distractor", "memory")
 GUARDS = (0.005, 0.01, 0.02)
 """Harm allowed, in nats a token, at which every remedy is taken."""
 
+ONE_HARM = 0.01
+"""Harm allowed at which ways to choose heads are compared."""
+
 SHARE, RANDOM = 0.1, 5
 
 
@@ -76,6 +79,7 @@ class Job(NamedTuple):
     out: Path
     rows: int
     schedule: AdaptSchedule
+    judged: int
 
 
 def load(job: Job) -> Model:
@@ -218,9 +222,10 @@ FILES = {"nqswap": "nqswap.parquet", "halueval": "halueval_qa_1000.jsonl", "trut
 def judged(job: Job, task: str, rows: Sequence[Question] | Path, guards: Sequence[float], **how: Any) -> dict[str, Any]:
     """Put every remedy beside the untouched model."""
     model = load(job)
-    names = [f"{{}}@{guard:g}" for guard in guards]
-    adapters = [job.out / "adapters" / name.format(arm.name) for arm in ARMS for name in names]
-    gates = [job.out / "gates" / f"{name.format('gate')}.safetensors" for name in names]
+    # Ways to choose heads are compared at one harm; what is chosen by default also at the others.
+    made = [(arm, guard) for arm in ARMS for guard in guards if arm is ARMS[0] or guard == ONE_HARM]
+    adapters = [job.out / "adapters" / f"{arm.name}@{guard:g}" for arm, guard in made]
+    gates = [job.out / "gates" / f"gate@{guard:g}.safetensors" for guard in guards]
     out = job.out / how.pop("folder")
     th.evaluate(
         model, task, rows, out=out,
@@ -239,12 +244,12 @@ def on_generated(job: Job) -> dict[str, Any]:
 
 def on_nqswap(job: Job) -> dict[str, Any]:
     """Judge every remedy on pairs of NQ-Swap."""
-    return judged(job, "pairs", job.data / FILES["nqswap"], GUARDS[1:], folder="pairs-nqswap", limit=400)
+    return judged(job, "pairs", job.data / FILES["nqswap"], GUARDS[1:], folder="pairs-nqswap", limit=job.judged)
 
 
 def on_conflict(job: Job) -> dict[str, Any]:
     """Judge every remedy by greedy answers on NQ-Swap."""
-    return judged(job, "conflict", job.data / FILES["nqswap"], GUARDS[1:], folder="conflict", limit=200)
+    return judged(job, "conflict", job.data / FILES["nqswap"], GUARDS[1:], folder="conflict", limit=job.judged // 2)
 
 
 def matched(rows: Sequence[Question]) -> list[Question]:
@@ -311,6 +316,7 @@ def main() -> None:
     reading.add_argument("--models", help="names, by comma; default: all")
     reading.add_argument("--parts", help=f"by comma, of {', '.join(PARTS)}; default: all")
     reading.add_argument("--rows", type=int, default=160, help="generated rows to learn from")
+    reading.add_argument("--judged", type=int, default=400, help="rows of NQ-Swap to judge pairs on, half for answers")
     reading.add_argument("--schedule", default="{}", help="JSON: settings of AdaptSchedule that differ")
     reading.add_argument("--jobs", type=int, default=0, help="processes side by side; 0: none but this one")
     given = reading.parse_args()
@@ -318,7 +324,9 @@ def main() -> None:
     names = given.models.split(",") if given.models else list(sources)
     wanted = given.parts.split(",") if given.parts else list(PARTS)
     schedule = AdaptSchedule(**json.loads(given.schedule))
-    jobs = [Job(name, sources[name], given.data, given.out / name, given.rows, schedule) for name in names]
+    jobs = [
+        Job(name, sources[name], given.data, given.out / name, given.rows, schedule, given.judged) for name in names
+    ]
     failed = []
     for stage in (FIRST, SECOND, THIRD):
         tasks = [(job, part) for part in stage for job in jobs if part in wanted]
@@ -333,8 +341,8 @@ def main() -> None:
 
 def apart(job: Job, part: str) -> int:
     """Do one part in a process of its own."""
-    given = ["--models", job.name, "--parts", part, *sys.argv[1:]]
-    return subprocess.run([sys.executable, "-m", "bench.models", *given, "--jobs", "0"], check=False).returncode
+    own = ["--models", job.name, "--parts", part, "--jobs", "0"]  # what is said last counts
+    return subprocess.run([sys.executable, "-m", "bench.models", *sys.argv[1:], *own], check=False).returncode
 
 
 if __name__ == "__main__":
