@@ -30,6 +30,7 @@ from truthheads.models.load import load
 from truthheads.models.weight_files import SINGLE
 from truthheads.models.whole_weights import belongs
 from truthheads.results.gate import Gate, gated
+from truthheads.storage.cache import entries
 from zoo import MULTIMODAL, ROWS, VOCAB_SIZE, ZooRow, build, save, tiny_tokenizer
 
 BY_NAME = {row.name: row for row in (*ROWS, *MULTIMODAL)}
@@ -148,6 +149,21 @@ def test_a_split_gguf_is_gated_as_a_whole_one(tmp_path: Path) -> None:
         hook = model.network(IDS).logits
     with torch.inference_mode():
         assert torch.allclose(load(str(other), device="cpu", dtype="fp32").network(IDS).logits, hook, atol=1e-5)
+
+
+def test_a_conversion_is_announced_once_makes_room_and_is_noted(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_gguf(file := tmp_path / "m.gguf")
+    monkeypatch.setattr(sources, "WORTH_A_LINE", 0)
+    asked: list[int] = []
+    monkeypatch.setattr(sources, "make_room", lambda need, what: asked.append(need))
+    folder = sources.convert_gguf(file)
+    assert asked == [4 * sum(value.size for value in tensors_of(small_llama()).values())]
+    (said,) = (record.getMessage() for record in caplog.records)
+    assert said.startswith("converting m.gguf once: 0.0 GB into ") and str(cache) in said and "5 seconds" in said
+    assert [(entry.name, entry.made_from) for entry in entries()] == [(folder.name, "m.gguf")]
+    assert sources.convert_gguf(file) == folder and len(asked) == len(caplog.records) == 1
 
 
 @pytest.mark.smollm2

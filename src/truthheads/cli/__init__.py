@@ -7,6 +7,7 @@ import typer
 from rich.markup import escape
 
 from truthheads.cli import (
+    cache,
     compare,
     console,
     data,
@@ -47,7 +48,15 @@ tune_app = typer.Typer(
     epilog="Example: truthheads tune learn smollm2 --data questions.jsonl",
 )
 
+cache_app = typer.Typer(
+    help="Show and remove models that were converted once and are kept.",
+    no_args_is_help=True,
+    epilog="Example: truthheads cache list",
+)
+
 app.add_typer(data_app, name="data")
+
+app.add_typer(cache_app, name="cache")
 
 app.add_typer(tune_app, name="tune")
 
@@ -127,6 +136,10 @@ add_command(data_app, "make", data.make, example="truthheads data make text --ro
 add_command(
     data_app, "pairs", data.pairs, example="truthheads data pairs rows.jsonl --model smollm2 --out questions.jsonl"
 )
+
+add_command(cache_app, "list", cache.list_cache, example="truthheads cache list")
+
+add_command(cache_app, "clear", cache.clear, example="truthheads cache clear --unused-for 30")
 
 
 def main() -> None:

@@ -22,7 +22,6 @@ from truthheads.models.forward import Progress, shares_prefix
 from truthheads.models.held import ModelLike, as_model
 from truthheads.models.load import Model
 from truthheads.models.prompts import encode
-from truthheads.models.sources import cache_dir
 from truthheads.results.detector import Detector, DetectorMeta, DetectorSettings
 from truthheads.scoring.activations import Activations, gather
 from truthheads.scoring.fit import BLOCK_BYTES
@@ -31,6 +30,7 @@ from truthheads.scoring.probes import NUM_FOLDS, dealt_folds, newton_probe
 from truthheads.stats.calibration import best_threshold, fit_platt
 from truthheads.stats.figures import head_auroc
 from truthheads.storage.artifacts import provenance
+from truthheads.storage.cache import DETECTORS, cache_dir, mark_used
 from truthheads.storage.row_store import work_folder
 from truthheads.synthetic.claims import make_claims
 from truthheads.synthetic.text import make_text
@@ -77,10 +77,11 @@ def default_detector(
     chat = has_template(model) if chat is None else chat
     dtype = str(model.dtype).removeprefix("torch.")
     name = f"{model.fingerprint}-{dtype}-{'chat' if chat else 'plain'}-v{CACHE_VERSION}.safetensors"
-    path = cache_dir() / "detectors" / re.sub(r"[^\w.-]", "_", name)
+    path = cache_dir() / DETECTORS / re.sub(r"[^\w.-]", "_", name)
     try:
         kept = Detector.load(path)
         kept.check(model, chat=chat)
+        mark_used(path)
     except ArtifactError:
         kept = fit_detector(model, chat=chat, batch_tokens=batch_tokens, likelihoods=False, progress=progress)
         with suppress(ArtifactError, OSError):  # a cache that cannot be written to costs time, no more

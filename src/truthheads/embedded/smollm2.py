@@ -23,6 +23,7 @@ from truthheads.errors import ArtifactError, ModelError
 from truthheads.models import sources
 from truthheads.models.whole_weights import check_loaded
 from truthheads.storage.artifacts import load_artifact
+from truthheads.storage.cache import cache_dir, mark_used
 from truthheads.storage.files import file_sha256, write_json
 from truthheads.synthetic.drawing import SIDE
 
@@ -102,7 +103,7 @@ def member(name: str) -> Path:
         ModelError: The name is unknown, SmolLM2 was not found, or the cache cannot be written to.
     """
     _known(name)
-    return assemble(name, base=sources.resolve("smollm2"), cache=sources.cache_dir())
+    return assemble(name, base=sources.resolve("smollm2"), cache=cache_dir())
 
 
 def assemble(name: str, *, base: str | Path, cache: Path, delta: Path | None = None) -> Path:
@@ -128,6 +129,7 @@ def assemble(name: str, *, base: str | Path, cache: Path, delta: Path | None = N
         tensors, meta = load_artifact(source, kind="delta")
     folder = cache / f"smollm2-{name}-{digest[:12]}-{Path(base).name[:29]}-v{VERSION}"
     if intact(folder):
+        mark_used(folder)
         return folder
     sources.check_cache(cache)
     if folder.exists():

@@ -4,6 +4,8 @@ import contextlib
 import hashlib
 import importlib.util
 import io
+import logging
+import math
 import os
 import re
 from importlib.metadata import entry_points
@@ -11,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
-import platformdirs
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from safetensors import SafetensorError
@@ -20,7 +21,10 @@ from truthheads.errors import ArtifactError, ModelError
 from truthheads.models.gguf_header import GgufHeader
 from truthheads.models.gguf_parts import join, read_parts
 from truthheads.storage.artifacts import without_folder
+from truthheads.storage.cache import GIGABYTE, cache_dir, make_room, mark_used, note_source
 from truthheads.storage.files import as_path, file_sha256, temporary_beside, write_text
+
+log = logging.getLogger(__name__)
 
 SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
@@ -33,13 +37,13 @@ function takes the part after the colon in ``family:name`` and returns a transfo
 CONVERSION_VERSION = 2
 """2: all parts of a split file, and no weight that is not in it."""
 
+FP32_BYTES = 4
+
+WORTH_A_LINE, WEIGHTS_PER_SECOND = 2e8, 4e7
+"""Weights of a file whose conversion is announced, and how many two cores convert in a second, about."""
+
 LONGEST = 250
 """Characters of a name that is no folder; file systems raise errors of their own beyond."""
-
-
-def cache_dir() -> Path:
-    """Return the folder for converted and assembled models: ``$TRUTHHEADS_CACHE``, else the user's cache folder."""
-    return Path(os.environ.get("TRUTHHEADS_CACHE") or platformdirs.user_cache_dir("truthheads"))
 
 
 def resolve(name: str) -> str:
@@ -161,8 +165,10 @@ def convert_gguf(path: Path) -> Path:
     """
     parts, target = _conversion(path)
     if target.is_dir():
+        mark_used(target)
         return target
     check_cache(target.parent)  # before minutes are spent on what could not be kept
+    _announce(path, parts, target)
     if len(parts) == 1:
         return _convert(path, path, parts, target)
     try:
@@ -171,6 +177,20 @@ def convert_gguf(path: Path) -> Path:
             return _convert(path, whole, parts, target)
     except OSError as error:
         raise _unwritable(target.parent, error) from error
+
+
+def _announce(path: Path, parts: tuple[GgufHeader, ...], target: Path) -> None:
+    """Make room for a conversion, and say how large it is and how long it takes where that is worth a line."""
+    weights = sum(math.prod(tensor.shape) for part in parts for tensor in part.tensors)
+    make_room(weights * FP32_BYTES, f"{path.name}, converted")
+    if weights > WORTH_A_LINE:
+        log.warning(
+            "converting %s once: %.1f GB into %s, about %d seconds; `truthheads cache` shows and removes what is kept",
+            path.name,
+            weights * FP32_BYTES / GIGABYTE,
+            target.parent,
+            5 * math.ceil(weights / WEIGHTS_PER_SECOND / 5),
+        )
 
 
 def converted(path: Path) -> Path | None:
@@ -230,7 +250,13 @@ def _convert(path: Path, file: Path, parts: tuple[GgufHeader, ...], target: Path
             )
             check_tensors(str(path), network, parts)
             check_loaded(str(path), network, info)
-            return publish(target, lambda folder: (network.save_pretrained(folder), tokenizer.save_pretrained(folder)))
+
+            def write(folder: Path) -> None:
+                network.save_pretrained(folder)
+                tokenizer.save_pretrained(folder)
+                note_source(folder, path.name)
+
+            return publish(target, write)
     except ModelError:
         raise
     except Exception as error:  # whatever a reader of damaged or unknown files raises becomes one clear message
