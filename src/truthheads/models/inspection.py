@@ -166,9 +166,9 @@ def _refused(name: str, config: PreTrainedConfig, network: PreTrainedModel, layo
 
 def skeleton(name: str, *, trust_remote_code: bool = False) -> PreTrainedModel:
     """Return a model's network without weights, on the meta device; ModelError without a usable configuration."""
-    base, header = _weights_of(name)
-    if header is not None:
-        return _from_header(name, header)
+    base = _base_of(name)
+    if (file := gguf_path(base)) is not None:  # also where it was converted: to know that, the whole file is read
+        return _from_header(name, file)
     source = resolve(base)
     config = read_config(name, source, trust_remote_code)
     with quiet(source), explained(name, "a configuration that its class accepts"):
@@ -177,19 +177,18 @@ def skeleton(name: str, *, trust_remote_code: bool = False) -> PreTrainedModel:
 
 def check_source(name: str, trust_remote_code: bool) -> None:
     """Raise ModelError where a model is not there, or its configuration or GGUF headers cannot be used."""
-    base, header = _weights_of(name)
-    if header is not None:
-        _from_header(name, header)
+    base = _base_of(name)
+    file = gguf_path(base)
+    if file is not None and converted(file) is None:
+        _from_header(name, file)
     else:
         read_config(name, resolve(base), trust_remote_code)
 
 
-def _weights_of(name: str) -> tuple[str, Path | None]:
-    """Return the model that holds the weights, an adapter's base, and its GGUF file where that is not converted yet."""
+def _base_of(name: str) -> str:
+    """Return the model that holds the weights: an adapter's base."""
     adapter = find_adapter(name)
-    base = name if adapter is None else adapter.base
-    path = gguf_path(base)
-    return base, None if path is not None and converted(path) is not None else path
+    return name if adapter is None else adapter.base
 
 
 def _from_header(name: str, path: Path) -> PreTrainedModel:
