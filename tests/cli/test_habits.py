@@ -105,7 +105,7 @@ def test_values_of_a_choice_stand_whole_in_the_help(
 
 # --- seed ------------------------------------------------------------------------------------------------------------
 
-WITHOUT_CHANCE = {("inspect",), ("report",), ("reproduce",)}
+WITHOUT_CHANCE = {("inspect",), ("report",), ("reproduce",), ("cache", "list"), ("cache", "clear")}
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)

@@ -9,7 +9,7 @@ from rich.markup import escape
 from truthheads.cli import console
 from truthheads.cli.console import guarded
 from truthheads.cli.help import RUN
-from truthheads.cli.options import Json
+from truthheads.cli.options import IdleSeed, Json
 from truthheads.errors import ModelError
 from truthheads.storage import cache
 from truthheads.storage.cache import GIGABYTE, CacheEntry
@@ -19,7 +19,7 @@ COLUMNS = ["name", "what it is", "made from", "size", "last used"]
 
 
 @guarded
-def list_cache(json: Json = False) -> None:
+def list_cache(seed: IdleSeed = None, json: Json = False) -> None:
     """Show what is kept, how large it is and when it was last used."""
     kept, folder, most = cache.entries(), cache.cache_dir(), cache.limit()
     total = sum(entry.size for entry in kept)
@@ -46,6 +46,7 @@ def clear(
         typer.Option("--unused-for", metavar="DAYS", min=0, rich_help_panel=RUN, help="Entries unused for so many days or longer."),
     ] = None,
     everything: Annotated[bool, typer.Option("--all", rich_help_panel=RUN, help="All entries.")] = False,
+    seed: IdleSeed = None,
     json: Json = False,
 ) -> None:
     """Remove what is kept; it is made again when it is needed."""

@@ -78,7 +78,7 @@ def limit() -> int:
 
 
 def entries() -> list[CacheEntry]:
-    """Return what the folder holds, what was used last first."""
+    """List the entries of the folder, the last used one first."""
     return sorted(_entries(cache_dir()), key=lambda entry: -entry.used)
 
 
@@ -177,6 +177,6 @@ def make_room(need: int, what: str) -> None:
 
 
 def unused_for(days: float, *, now: float | None = None) -> list[CacheEntry]:
-    """Return what was not used for so many days."""
+    """List the entries that were not used for so many days."""
     before = (time.time() if now is None else now) - days * 86_400
     return [entry for entry in entries() if entry.used <= before]
