@@ -43,7 +43,13 @@ def clear(
     ] = None,
     unused_for: Annotated[
         float | None,
-        typer.Option("--unused-for", metavar="DAYS", min=0, rich_help_panel=RUN, help="Entries unused for so many days or longer."),
+        typer.Option(
+            "--unused-for",
+            metavar="DAYS",
+            min=0,
+            rich_help_panel=RUN,
+            help="Entries unused for so many days or longer.",
+        ),
     ] = None,
     everything: Annotated[bool, typer.Option("--all", rich_help_panel=RUN, help="All entries.")] = False,
     seed: IdleSeed = None,
