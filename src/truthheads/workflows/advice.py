@@ -53,10 +53,11 @@ def ground_advice(
         ]
     needed = rows_to_show(gain, tested)
     if needed is not None:
+        needed = max(needed, tested + max(1, tested // 10))  # an interval that touches 0 is not above it
+        whole = max(_whole_file(needed, test_share), rows + 1)
         return [
             f"The gain was {gain}, on {tested} test rows. If it stays {gain.value:.3f}, its interval lies above 0 from "
-            f"about {needed} test rows on: give {_whole_file(needed, test_share) - rows} more rows "
-            f"({_whole_file(needed, test_share)} in all)."
+            f"about {needed} test rows on: give {whole - rows} more rows ({whole} in all)."
         ]
     seen = smallest_shown(gain)
     return [
