@@ -10,7 +10,6 @@
 """
 
 import argparse
-import json
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -24,9 +23,11 @@ import truthheads as th
 from truthheads.benchmarks.conflict import exact_match, first_line, plain_words
 from truthheads.benchmarks.pope_questions import read_pope
 from truthheads.data.questions import Question
-from truthheads.detection.fit import has_template
+from truthheads.evaluation.predictions import NAME, read_predictions
 from truthheads.models.load import Model
+from truthheads.models.prompts import has_chat_template
 from truthheads.results.detector import Detector
+from truthheads.storage.files import write_json
 
 ROWS = 120
 
@@ -39,9 +40,10 @@ def source(name: str, folder: Path | None) -> str:
     return str(file) if file is not None and file.is_file() else name
 
 
-def measured(model: Model, rows: Sequence[Question], detector: Detector, out: Path) -> dict[str, Any]:
+def measured(model: Model, rows: Sequence[Question], detector: Detector) -> dict[str, Any]:
     """Return how well a detector tells the supported answers of rows."""
-    found: dict[str, Any] = dict(th.evaluate_detector(model, rows, out=out, detector=detector, chat=detector.chat))
+    with tempfile.TemporaryDirectory() as out:
+        found: dict[str, Any] = dict(th.evaluate_detector(model, rows, out=out, detector=detector, chat=detector.chat))
     return {key: found[key] for key in ("metrics", "baselines")} | {"rows": len(rows)}
 
 
@@ -49,9 +51,8 @@ def written(figures: Path, data: Path, writer: str) -> list[Question]:
     """Return the answers that a model wrote to NQ-Swap, labelled by whether they are the context's."""
     rows = {row.id: row for row in th.read_questions(data / "nqswap.parquet", limit=ROWS)}
     found = []
-    for line in (figures / writer / "conflict" / "predictions.jsonl").read_text().splitlines():
-        one = json.loads(line)
-        if one.get("run") != "none" or one["id"] not in rows:
+    for one in read_predictions(figures / writer / "conflict" / NAME).lines:
+        if one["run"] != "none" or one["id"] not in rows or "answer" not in one:
             continue
         said, gold = first_line(one["answer"]), one["gold"]["context"]
         if said.strip(" ."):
@@ -63,17 +64,18 @@ def written(figures: Path, data: Path, writer: str) -> list[Question]:
 
 def writers(figures: Path, data: Path, folder: Path | None) -> dict[str, Any]:
     """Let every model's detector judge the answers of every model."""
-    names = [path.parent.parent.name for path in sorted(figures.glob("*/conflict/predictions.jsonl"))]
+    names = [path.parent.parent.name for path in sorted(figures.glob(f"*/conflict/{NAME}"))]
     found: dict[str, Any] = {}
     for judge in names:
         model = th.load(source(judge, folder))
-        detector = Detector.load(figures / judge / f"detector-{'chat' if has_template(model) else 'plain'}.safetensors")
+        detector = Detector.load(
+            figures / judge / f"detector-{'chat' if has_chat_template(model) else 'plain'}.safetensors"
+        )
         for writer in names:
             rows = written(figures, data, writer)
             key = f"{judge} on answers of {writer}"
             right = sum(row.truthful is not None for row in rows)
-            with tempfile.TemporaryDirectory() as out:
-                found[key] = measured(model, rows, detector, Path(out)) | {"right": right}
+            found[key] = measured(model, rows, detector) | {"right": right}
             print(key, found[key]["metrics"]["auroc"], found[key]["baselines"]["log P"], flush=True)
     return found
 
@@ -98,8 +100,7 @@ def family(figures: Path, data: Path, folder: Path | None) -> dict[str, Any]:
         model = th.load(name)
         own = own_base if name == "smollm2" else th.fit_detector(model, chat=False, likelihoods=False)
         for whose, detector in (("the base's", own_base), ("its own", own), ("a stranger's", foreign)):
-            with tempfile.TemporaryDirectory() as out:
-                found[f"{name}, {whose}"] = measured(model, rows, detector, Path(out))
+            found[f"{name}, {whose}"] = measured(model, rows, detector)
             print(name, whose, found[f"{name}, {whose}"]["metrics"]["auroc"], flush=True)
     return found
 
@@ -115,7 +116,7 @@ def images(figures: Path, data: Path, folder: Path | None) -> dict[str, Any]:
             parts[split] = asked(list(made.pope.values()))
         fitted = th.fit_detector(model, parts["dev"], chat=False)
         for name, detector in (("text", th.fit_detector(model, chat=False, likelihoods=False)), ("scenes", fitted)):
-            found[f"fitted on {name}"] = measured(model, parts["test"], detector, Path(folder_of_scenes) / name)
+            found[f"fitted on {name}"] = measured(model, parts["test"], detector)
             print(name, found[f"fitted on {name}"], flush=True)
     return found
 
@@ -147,7 +148,7 @@ def main() -> None:
     for part in given.parts.split(","):
         file = given.figures / f"detectors-{part}.json"
         if not file.is_file():
-            file.write_text(json.dumps(PARTS[part](given.figures, given.data, given.models), indent=1, sort_keys=True))
+            write_json(file, PARTS[part](given.figures, given.data, given.models))
 
 
 if __name__ == "__main__":

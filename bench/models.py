@@ -19,17 +19,18 @@ import torch
 
 import truthheads as th
 from truthheads.data.questions import Question
-from truthheads.detection.fit import has_template
 from truthheads.models.answer_logprobs import group_numbers
 from truthheads.models.devices import pick_batch_tokens
 from truthheads.models.head_modules import HeadPlace, ModuleSpan, locate_places
 from truthheads.models.load import Model
 from truthheads.models.neutral_text import neutral_ids
 from truthheads.models.progress import WorkParts
+from truthheads.models.prompts import has_chat_template
 from truthheads.models.sources import reference
 from truthheads.results.head_adapter import HeadAdapter
 from truthheads.results.score_summary import summarise_scores
 from truthheads.stats.figures import half_of
+from truthheads.storage.files import write_json
 from truthheads.storage.kept_results import KeptResults
 from truthheads.tuning.adapt import AdaptSchedule, adapt
 from truthheads.tuning.candidates import CandidateEvaluator, RunSettings, choose_candidate, encode_questions, judge_path
@@ -154,7 +155,7 @@ def train(job: Job, arm: Arm) -> dict[str, Any]:
     places, most = chosen(job, model, arm), locate_places(model.network, model.layout)
     modules = {span.module for place in [*places, *most] for span in (place.query, place.output)}
     widths = {name: tuple(model.network.get_submodule(name).weight.shape) for name in modules}
-    budget = parameters(largest(most, torch.rand(model.layout.shape), SHARE), widths, job.schedule.rank)
+    budget = parameters(drawn(most, SHARE, seed=0, turn=0), widths, job.schedule.rank)
     rank = (
         job.schedule.rank
         if arm.choose not in ("all", "lora")
@@ -270,7 +271,7 @@ def detection(job: Job) -> dict[str, Any]:
         name: th.read_questions(job.data / file, answers=True, columns=True, limit=600) for name, file in files.items()
     }
     sets["halueval-matched"] = matched(sets["halueval"])
-    for way in ("plain", "chat")[: 1 + has_template(model)]:
+    for way in ("plain", "chat")[: 1 + has_chat_template(model)]:
         detector = th.fit_detector(model, chat=way == "chat")
         detector.save(job.out / f"detector-{way}.safetensors")
         found[f"fitted, {way}"] = detector.summary()
@@ -301,9 +302,7 @@ def run(job: Job, part: str) -> None:
     found = PARTS[part](job)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     made = {"seconds of work": time.perf_counter() - began, "device": device, **found}
-    temporary = file.with_suffix(".partial")
-    temporary.write_text(json.dumps(made, indent=1, sort_keys=True))
-    temporary.rename(file)
+    write_json(file, made)
     print(f"{job.name} {part}: {made['seconds of work']:.0f} s", flush=True)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import altair as alt
 import numpy as np
 
-from truthheads.evaluation.predictions import read_predictions
+from truthheads.evaluation.predictions import NAME, read_predictions
 from truthheads.models.answer_logprobs import right_pairs
 from truthheads.stats.figures import Figure, mean_figure
 
@@ -79,7 +79,7 @@ class Figures:
 
     def right(self, task: str, name: str) -> tuple[np.ndarray, np.ndarray] | None:
         """Return which rows of pairs a remedy gets right, in order of their names, and their groups."""
-        file = self.folder / task / "predictions.jsonl"
+        file = self.folder / task / NAME
         if not file.is_file():
             return None
         lines = {one["id"]: one for one in read_predictions(file).lines if one["run"] == name and "logp" in one}

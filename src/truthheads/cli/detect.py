@@ -188,11 +188,11 @@ def _refuse_with_fit(
 
 def is_wrapped(model: "Model", detector: "Detector | None", chat: bool | None) -> bool:
     """Return whether prompts are wrapped in the chat template: as asked, else as the detector was made."""
-    from truthheads.detection.fit import has_template
+    from truthheads.models.prompts import has_chat_template
 
     if chat is not None:
         return chat
-    return has_template(model) and (detector is None or detector.chat)
+    return has_chat_template(model) and (detector is None or detector.chat)
 
 
 def _fit(

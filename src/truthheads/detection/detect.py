@@ -18,7 +18,7 @@ from truthheads.data.held import QuestionsLike
 from truthheads.data.questions import Question
 from truthheads.data.readers import as_questions
 from truthheads.detection.figures import part_of
-from truthheads.detection.fit import default_detector, has_template
+from truthheads.detection.fit import default_detector
 from truthheads.detection.sentences import closing_tokens, split_sentences
 from truthheads.errors import ActivationError, DataError
 from truthheads.models.devices import pick_batch_tokens
@@ -26,7 +26,7 @@ from truthheads.models.forward import Progress, backbone, plan_batches, prepare_
 from truthheads.models.held import ModelLike, as_model
 from truthheads.models.hooks import intercepted
 from truthheads.models.load import Model
-from truthheads.models.prompts import Encoded, encode
+from truthheads.models.prompts import Encoded, encode, has_chat_template
 from truthheads.results.detections import Detection, Detections, DetectionsMeta, Sentence, verdict_of
 from truthheads.results.detector import Detector
 from truthheads.scoring.activations import first_answers, without_prediction
@@ -70,10 +70,10 @@ def prepare(
 ) -> Prepared:
     """Get a detector, its cuts and the prompt ready; see :func:`detect`."""
     if detector is None:
-        chat = has_template(model) if chat is None else chat
+        chat = has_chat_template(model) if chat is None else chat
         detector = default_detector(model, chat=chat, batch_tokens=batch_tokens, progress=progress)
     elif chat is None:
-        chat = detector.chat and has_template(model)
+        chat = detector.chat and has_chat_template(model)
     warnings = detector.check(model, chat=chat)
     cuts = detector.cuts(threshold=threshold, precision=precision)
     for side, none in (("supported", np.isinf(cuts.high)), ("not supported", np.isinf(cuts.low))):

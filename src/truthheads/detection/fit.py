@@ -21,7 +21,7 @@ from truthheads.models.devices import pick_batch_tokens
 from truthheads.models.forward import Progress, shares_prefix
 from truthheads.models.held import ModelLike, as_model
 from truthheads.models.load import Model
-from truthheads.models.prompts import encode
+from truthheads.models.prompts import encode, has_chat_template
 from truthheads.results.detector import Detector, DetectorMeta, DetectorSettings
 from truthheads.scoring.activations import Activations, gather
 from truthheads.scoring.fit import BLOCK_BYTES
@@ -42,11 +42,6 @@ GENERATED_TEXT, GENERATED_CLAIMS = 150, 100
 
 CACHE_VERSION = 2
 """To be raised where generated rows, or how a detector is fitted on them, change."""
-
-
-def has_template(model: Model) -> bool:
-    """Return whether a model's tokenizer, or its processor, has a chat template."""
-    return bool(getattr(model.tokenizer, "chat_template", None) or getattr(model.processor, "chat_template", None))
 
 
 def generated_rows(*, seed: int = 0) -> list[Question]:
@@ -74,7 +69,7 @@ def default_detector(
         batch_tokens: As for :func:`fit_detector`.
         progress: As for :func:`fit_detector`.
     """
-    chat = has_template(model) if chat is None else chat
+    chat = has_chat_template(model) if chat is None else chat
     dtype = str(model.dtype).removeprefix("torch.")
     name = f"{model.fingerprint}-{dtype}-{'chat' if chat else 'plain'}-v{CACHE_VERSION}.safetensors"
     path = cache_dir() / DETECTORS / re.sub(r"[^\w.-]", "_", name)
@@ -135,7 +130,7 @@ def fit_detector(
     rows = generated_rows(seed=seed) if questions is None else as_questions(questions, answers=True)
     _check_labels(rows)
     model = as_model(model)
-    chat = has_template(model) if chat is None else chat
+    chat = has_chat_template(model) if chat is None else chat
     batch_tokens = batch_tokens or pick_batch_tokens(model.device)
     answers = list_answers(rows, seed=seed, features=form_features)
     if answers.label.all() or not answers.label.any():

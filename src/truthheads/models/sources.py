@@ -21,7 +21,7 @@ from truthheads.errors import ArtifactError, ModelError
 from truthheads.models.gguf_header import GgufHeader
 from truthheads.models.gguf_parts import join, read_parts
 from truthheads.storage.artifacts import without_folder
-from truthheads.storage.cache import GIGABYTE, cache_dir, make_room, mark_used, note_source
+from truthheads.storage.cache import GIGABYTE, cache_dir, make_room, mark_used, nearest, note_source
 from truthheads.storage.files import as_path, file_sha256, temporary_beside, write_text
 
 log = logging.getLogger(__name__)
@@ -298,7 +298,7 @@ def publish(target: Path, write: Any) -> Path:
 
 def check_cache(folder: Path) -> None:
     """Raise ModelError where nothing can be written to the cache folder, before any work is done for it."""
-    there = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
+    there = nearest(folder)
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise _unwritable(folder, PermissionError(f"{there} cannot be written to"))
 

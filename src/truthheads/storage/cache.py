@@ -1,6 +1,5 @@
 """The folder of models that were made once and are kept: what lies in it, what may go, and room for more."""
 
-import json
 import logging
 import os
 import re
@@ -13,7 +12,8 @@ from typing import NamedTuple
 
 import platformdirs
 
-from truthheads.errors import ModelError
+from truthheads.errors import ArtifactError, ModelError
+from truthheads.storage.files import read_json, write_json
 
 log = logging.getLogger(__name__)
 
@@ -99,14 +99,14 @@ def _entries(folder: Path) -> Iterator[CacheEntry]:
 
 
 def _made_from(path: Path) -> str:
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        return str(json.loads((path / NOTE).read_text(encoding="utf-8"))["made_from"])
+    with suppress(ArtifactError, KeyError, TypeError):
+        return str(read_json(path / NOTE)["made_from"])
     return ""
 
 
 def note_source(folder: Path, made_from: str) -> None:
     """Write down what a folder was made from."""
-    (folder / NOTE).write_text(json.dumps({"made_from": made_from}), encoding="utf-8")
+    write_json(folder / NOTE, {"made_from": made_from})
 
 
 def mark_used(path: Path) -> None:
@@ -141,6 +141,11 @@ def remove(chosen: Iterable[CacheEntry]) -> int:
     return freed
 
 
+def nearest(folder: Path) -> Path:
+    """Find the folder, or the nearest one around it that is there."""
+    return next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
+
+
 def make_room(need: int, what: str) -> None:
     """Make sure that so many bytes fit below the limit and on the disk; what was unused for longest goes, by name.
 
@@ -163,8 +168,7 @@ def make_room(need: int, what: str) -> None:
             gone.name,
             f"({gone.made_from})" if gone.made_from else "",
         )
-    there = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
-    free = shutil.disk_usage(there).free
+    free = shutil.disk_usage(nearest(folder)).free
     if need > most or need > free:
         raise ModelError(
             f"there is no room for {what} in {folder}",
