@@ -629,7 +629,9 @@ def test_attribution_and_learned_gates_of_a_quantised_model_are_those_of_its_wei
     assert (found - expected).norm() < 1e-4 * expected.norm() and expected.abs().min() > 0
     encoded, texts = encode(model, QUESTIONS[:6]), neutral_ids(twin, QUESTIONS, texts=4, length=16)
     gates = [learned(one, encoded, texts) for one in (model, twin)]
-    assert (gates[1] - 1).abs().max() > 0.1 and torch.allclose(*gates, rtol=0, atol=1e-4)
+    # in 8 bits a difference of one rounding moves an input by a step: 5e-4 in the gate on a processor without AVX-512
+    apart = 2e-3 if how == "8bit" else 1e-4
+    assert (gates[1] - 1).abs().max() > 0.1 and torch.allclose(*gates, rtol=0, atol=apart)
 
 
 def learned(model: Model, encoded: Any, texts: list[list[int]]) -> Tensor:
