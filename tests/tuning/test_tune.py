@@ -26,7 +26,9 @@ from truthheads.models.prompts import encode, prompt_of
 from truthheads.results.gate import Gate, gated
 from truthheads.results.tuning import Tuning
 from truthheads.scoring.score import score
+from truthheads.stats.figures import Figure
 from truthheads.tuning import learn as learning
+from truthheads.tuning.adapt import AdaptSchedule
 from truthheads.tuning.learn import Schedule, learn
 from truthheads.tuning.tune import frontier, tune
 
@@ -362,3 +364,20 @@ def test_divergence_carries_gradients_to_the_gate_alone(planted: "Model") -> Non
         kl, _ = divergence(planted, [[5, 20, 30, 40]], under)
         (gradient,) = torch.autograd.grad(kl.sum(), gate)
     assert bool(torch.isfinite(gradient).all()) and float(gradient.abs().max()) > 0
+
+
+@pytest.mark.parametrize("method", ["learn", "adapt"])
+def test_the_last_point_alone_is_judged_with_weaker_versions_until_one_is_within_the_guard(
+    planted: "Model", method: str
+) -> None:
+    """The same training as of the whole path, fewer judged candidates; token ids stand for a file of neutral text."""
+    questions, guard = planted_questions(60), 0.02
+    texts = neutral_ids(planted, questions, texts=24, length=16, seed=0)
+    training = AdaptSchedule(rate=0.02, kl_first=1.0, kl_last=0.1)
+    how: dict[str, Any] = {"method": method, "guard": guard, "training": training, "neutral": texts, "epochs": 3}
+    whole, last = (tune(planted, questions, whole_path=path, **how) for path in (True, False))
+    names, judged = [one["name"] for one in whole.result["path"]], last.result["path"]
+    assert judged[0] == whole.result["path"][names.index("epoch 3")]
+    highs = [Figure.of(one["harm"]["kl"]).high for one in judged]
+    assert len(judged) < len(names) and all(high > guard for high in highs[:-1]) and highs[-1] <= guard
+    assert last.result["settings"]["neutral"] is None

@@ -156,6 +156,9 @@ PATIENCE = 3
 FAR = 5.0
 """A path ends where the harm is so many guards."""
 
+WEAKER_AT_MOST = 3
+"""Weaker versions that are tried where only the last point of a path is judged; the first is nearly always enough."""
+
 PointT = TypeVar("PointT", bound=PathPoint)
 
 
@@ -164,6 +167,8 @@ def judge_path(
     points: Iterable[PointT],
     made: Callable[[PointT, float], Gate | HeadAdapter],
     guard: float,
+    *,
+    whole: bool = True,
 ) -> None:
     """Judge the points of a path, then weaker versions of the last, for the guard and for each lower level of harm.
 
@@ -174,10 +179,15 @@ def judge_path(
         points: In order; one is not asked for before the one before it has been judged.
         made: Makes the gate or adapter of a point, so many times as strong.
         guard: Largest harm allowed.
+        whole: False: the last point, and weaker versions of it until one is within the guard. Judging the whole path
+            of a few rows takes half as long as learning it.
     """
+    if not whole:
+        _judge_last(judge, points, made, guard)
+        return
     best, waited, last = -np.inf, 0, None
     for last in points:
-        notes: CandidateNotes = {"epoch": last.epoch, "loss": last.loss, "kl_taught": last.kl}
+        notes = _notes(last)
         entry = judge.measure(Candidate(f"epoch {last.epoch:.2g}", made(last, 1.0), notes))
         harm, gain = harm_of(entry), gain_of(entry).value
         waited = 0 if gain > best or harm.high <= guard else waited + 1
@@ -189,9 +199,35 @@ def judge_path(
     for level in sorted({guard, *LEVELS}, reverse=True):
         if level > guard or harm.value <= level:
             continue
-        share = float(np.sqrt(0.8 * level / harm.high))  # near 1, the KL grows with the square of the distance
+        share = _share(level, harm)
         weaker: CandidateNotes = {**notes, "share": share}
         judge.measure(Candidate(f"epoch {last.epoch:.2g} x {share:.2f}", made(last, share), weaker))
+
+
+def _judge_last(
+    judge: CandidateEvaluator,
+    points: Iterable[PointT],
+    made: Callable[[PointT, float], Gate | HeadAdapter],
+    guard: float,
+) -> None:
+    *_, last = points
+    notes, share, name = _notes(last), 1.0, f"epoch {last.epoch:.2g}"
+    harm = harm_of(judge.measure(Candidate(name, made(last, share), notes)))
+    for _ in range(WEAKER_AT_MOST):
+        if harm.high <= guard:
+            return
+        share *= _share(guard, harm)
+        weaker: CandidateNotes = {**notes, "share": share}
+        harm = harm_of(judge.measure(Candidate(f"{name} x {share:.2f}", made(last, share), weaker)))
+
+
+def _notes(point: PathPoint) -> CandidateNotes:
+    return {"epoch": point.epoch, "loss": point.loss, "kl_taught": point.kl}
+
+
+def _share(level: float, harm: Figure) -> float:
+    """Say how much of a change to keep so that its harm comes below a level: near 1, the KL grows with the square."""
+    return float(np.sqrt(0.8 * level / harm.high))
 
 
 def encode_questions(model: Model, questions: Sequence[Question], settings: RunSettings) -> list[Encoded]:

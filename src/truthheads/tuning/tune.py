@@ -69,7 +69,7 @@ def tune(
     method: TuneMethod = "learn",
     scores: ScoresLike | None = None,
     base_gate: Gate | str | Path | None = None,
-    neutral: str | Path | None = None,
+    neutral: str | Path | Sequence[Sequence[int]] | None = None,
     guard: float = GATE_HARM_NATS,
     site: Site = "z",
     strengths: Sequence[float] = STRENGTHS,
@@ -83,6 +83,7 @@ def tune(
     controls: int = 0,
     training: AdaptSchedule | None = None,
     dev_share: float = 0.25,
+    whole_path: bool = True,
     chat: bool = False,
     truncate: bool = False,
     skip_missing: bool = False,
@@ -108,8 +109,8 @@ def tune(
         scores: For ``grid``, and for ``adapt`` where heads are chosen by them: of this model or of a relative of the
             same shape.
         base_gate: For ``learn``: the gate, or its file, to start from and to be pulled towards; None: all ones.
-        neutral: File of neutral text; None: the questions' contexts and the model's own samples. Half of it is
-            learned from, the other half only judged on.
+        neutral: File of neutral text, or the token ids of texts; None: the questions' contexts and the model's own
+            samples. Half of it is learned from, the other half only judged on.
         guard: Largest harm allowed, in nats per token.
         site: For ``learn``: what a factor scales.
         strengths: For ``grid``.
@@ -124,6 +125,8 @@ def tune(
         controls: For ``adapt``: adapters on as many random heads, trained alike, that the result puts beside it.
         training: For ``adapt``: its schedule; ``rank`` and ``epochs`` come before it.
         dev_share: For ``learn`` and ``adapt``: share of the groups that is judged on.
+        whole_path: For ``learn`` and ``adapt``: judge every point of the path, and weaker versions of the last for
+            each level of harm; False: the last point, and weaker versions until one is within the guard.
         chat: Put the prompt into the chat template.
         truncate: Drop the start of contexts that are too long.
         skip_missing: Leave out rows whose image is not there, and count them.
@@ -152,7 +155,7 @@ def tune(
     training = training or AdaptSchedule()
     epochs, rate = steps.get("epochs", training.epochs), steps.get("rate", training.rate)
     training = replace(training, rank=rank, epochs=epochs, rate=rate)
-    rule = HeadRule(choose, heads, scores, controls)
+    rule = HeadRule(choose, heads, scores, controls, whole_path)
     target = base_gate if base_gate is None or isinstance(base_gate, Gate) else Gate.load(base_gate)
     start = target or Gate(torch.ones(model.layout.shape), site)
     _check(model, method, scores, start, guard, schedule)
@@ -170,12 +173,14 @@ def tune(
     candidates = list(_grid(scores, strengths, norms, sites, standardise)) if method == "grid" and scores else []
     points = {"grid": 0, "learn": schedule.epochs * schedule.stops, "adapt": training.epochs}[method]
     weaker = sum(level < guard for level in LEVELS) + 1
-    judged = len(candidates) or (1 + rule.controls if method == "adapt" else 1) * (points + weaker)
+    on_path = points + weaker if whole_path else 2
+    judged = len(candidates) or (1 + rule.controls if method == "adapt" else 1) * on_path
     sizes = _sizes(dev, [] if candidates else train, schedule, judged, settings["batch_tokens"])
     if method == "adapt":
         sizes |= _adapting(train, training, rule)
     parts = WorkParts(progress, sizes)
-    text = as_path(neutral) if neutral else None
+    text = as_path(neutral) if isinstance(neutral, str | Path) and neutral else None
+    given = [] if neutral is None or isinstance(neutral, str | Path) else [list(ids) for ids in neutral]
     kept = KeptResults(
         as_path(work_dir) if work_dir else None,
         {
@@ -188,28 +193,22 @@ def tune(
             "schedule": schedule_json(training if method == "adapt" else schedule),
             "heads": [choose, heads, _digest(scores)] if method == "adapt" else None,
             "dev_share": dev_share,
+            "whole_path": whole_path,
             "guard": guard,
-            "neutral": file_sha256(text) if text is not None and text.is_file() else None,
+            "neutral": file_sha256(text) if text is not None and text.is_file() else given or None,
             "candidates": [candidate.change.digest for candidate in candidates],
             "packages": provenance()["packages"],
         },
     )
-    texts = neutral_ids(
-        model,
-        questions,
-        path=text,
-        texts=TEXTS,
-        seed=seed,
-        progress=parts.part("neutral"),
-        kept=kept,
-    )
+    told = parts.part("neutral")
+    texts = given or neutral_ids(model, questions, path=text, texts=TEXTS, seed=seed, progress=told, kept=kept)
     held, taught = texts[: len(texts) // 2], texts[len(texts) // 2 :]
     judge = CandidateEvaluator(model, dev, settings, held, kept, parts, judged)
     run: AdapterRun | None = None
     for candidate in candidates:
         judge.measure(candidate)
     if method == "learn":
-        _learn(model, train, taught, start, judge, settings, schedule, guard)
+        _learn(model, train, taught, start, judge, settings, schedule, guard, whole_path)
     elif method == "adapt":
         asked = encode_questions(model, train, settings)
         run = tune_adapter(model, asked, taught, judge, rule, training, settings, guard=guard)
@@ -225,7 +224,7 @@ def tune(
             **settings,
             "dtype": str(model.dtype).removeprefix("torch."),
             "guard": guard,
-            "neutral": Path(neutral).name if neutral else None,
+            "neutral": text.name if text is not None else None,
             "schedule": schedules.get(method),
             "target": start.digest if target else None,
             "scores": scores.meta.get("model") if scores is not None else None,
@@ -322,6 +321,7 @@ def _learn(
     settings: RunSettings,
     schedule: Schedule,
     guard: float,
+    whole_path: bool,
 ) -> None:
     """Judge the points of the learned path, then weaker versions of the last, for the guard and each lower level."""
     margin = judge.plain[:, 0] - judge.plain[:, 1]
@@ -342,7 +342,7 @@ def _learn(
     def made(point: Point, share: float) -> Gate:
         return Gate(point.factors if share == 1 else start.gate + share * (point.factors - start.gate), start.site)
 
-    judge_path(judge, points, made, guard)
+    judge_path(judge, points, made, guard, whole=whole_path)
 
 
 def _split(questions: Sequence[Question], share: float, seed: int) -> tuple[list[Question], list[Question]]:

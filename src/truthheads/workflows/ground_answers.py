@@ -22,7 +22,7 @@ from truthheads.storage.files import write_text
 from truthheads.storage.kept_results import KeptResults
 from truthheads.workflows.greedy import Asked, greedy_answers, prompts_of
 
-ASKED = 40
+ASKED = 24
 """Test rows that are asked, the first of them: a written answer costs as much as several judged ones."""
 
 SHOWN = 5
@@ -54,7 +54,7 @@ def write_answers(
 
     Args:
         model: The model.
-        rows: The test rows; the first 40 are asked.
+        rows: The test rows; the first 24 are asked.
         change: What is at work after; None: the instruction alone.
         out: The file.
         instruction: What stands before each prompt after.
