@@ -27,6 +27,7 @@ from truthheads.results.gate import Gate, gated
 from truthheads.results.tuning import Tuning
 from truthheads.scoring.score import score
 from truthheads.stats.figures import Figure
+from truthheads.storage.kept_results import JOURNAL
 from truthheads.tuning import learn as learning
 from truthheads.tuning.adapt import AdaptSchedule
 from truthheads.tuning.learn import Schedule, learn
@@ -368,14 +369,16 @@ def test_divergence_carries_gradients_to_the_gate_alone(planted: "Model") -> Non
 
 @pytest.mark.parametrize("method", ["learn", "adapt"])
 def test_the_last_point_alone_is_judged_with_weaker_versions_until_one_is_within_the_guard(
-    planted: "Model", method: str
+    planted: "Model", method: str, tmp_path: Path
 ) -> None:
-    """The same training as of the whole path, fewer judged candidates; token ids stand for a file of neutral text."""
+    """The same training as of the whole path, fewer judged candidates; the model writes its neutral texts once."""
     questions, guard = planted_questions(60), 0.02
-    texts = neutral_ids(planted, questions, texts=24, length=16, seed=0)
     training = AdaptSchedule(rate=0.02, kl_first=1.0, kl_last=0.1)
-    how: dict[str, Any] = {"method": method, "guard": guard, "training": training, "neutral": texts, "epochs": 3}
-    whole, last = (tune(planted, questions, whole_path=path, **how) for path in (True, False))
+    how: dict[str, Any] = {"method": method, "guard": guard, "training": training, "epochs": 3, "samples_dir": tmp_path}
+    whole = tune(planted, questions, **how)
+    written = (tmp_path / JOURNAL).read_bytes()
+    last = tune(planted, questions, whole_path=False, **how)
+    assert (tmp_path / JOURNAL).read_bytes() == written != b""
     names, judged = [one["name"] for one in whole.result["path"]], last.result["path"]
     assert judged[0] == whole.result["path"][names.index("epoch 3")]
     highs = [Figure.of(one["harm"]["kl"]).high for one in judged]

@@ -27,14 +27,12 @@ class HeadRule(NamedTuple):
         share: How many of all heads.
         scores: What they are chosen by; None: attributions on the training rows.
         controls: Adapters on as many heads drawn at random.
-        whole_path: Whether every point of the path is judged, or the last alone; see :func:`judge_path`.
     """
 
     choose: HeadChoice = "attribution"
     share: float = 0.1
     scores: Scores | None = None
     controls: int = 0
-    whole_path: bool = True
 
 
 class AdapterRun(NamedTuple):
@@ -135,7 +133,7 @@ def tune_adapter(
             whole = HeadAdapter(point.updates, base, tuple(places), transposed, meta)
             return whole if share == 1 else whole.scaled(share)
 
-        judge_path(by, points, made, guard, whole=rule.whole_path)
+        judge_path(by, points, made, guard)
 
     trained("adapter", chosen, judge, 0)
     controls, adapters = [], []

@@ -52,6 +52,8 @@ class CandidateEvaluator:
         kept: Where what is measured is kept, batch by batch, and found again.
         parts: How far it is.
         candidates: Number of candidates to come, roughly, those of all paths together.
+        whole_path: Whether every point of a path is judged, or the last alone: judging all takes half as long as
+            learning from a few rows; see :func:`judge_path`.
     """
 
     def __init__(
@@ -63,9 +65,11 @@ class CandidateEvaluator:
         kept: KeptResults,
         parts: WorkParts,
         candidates: int,
+        *,
+        whole_path: bool = True,
     ):
         self.model, self.neutral, self.seed = model, NeutralTexts(model, neutral), settings["seed"]
-        self.kept, self.parts, self.candidates = kept, parts, candidates
+        self.kept, self.parts, self.candidates, self.whole_path = kept, parts, candidates, whole_path
         self.prefix, self.first = "", 0
         self.batch_tokens = settings["batch_tokens"]
         self.groups = group_numbers(questions)
@@ -167,28 +171,32 @@ def judge_path(
     points: Iterable[PointT],
     made: Callable[[PointT, float], Gate | HeadAdapter],
     guard: float,
-    *,
-    whole: bool = True,
 ) -> None:
     """Judge the points of a path, then weaker versions of the last, for the guard and for each lower level of harm.
 
     Later points have been held by the KL for longer: weaker versions of the last beat earlier points as they are.
+    Where the judge is not to look at the whole path: the last point, and weaker versions of it until one is within the
+    guard.
 
     Args:
         judge: Keeps the results.
         points: In order; one is not asked for before the one before it has been judged.
         made: Makes the gate or adapter of a point, so many times as strong.
         guard: Largest harm allowed.
-        whole: False: the last point, and weaker versions of it until one is within the guard. Judging the whole path
-            of a few rows takes half as long as learning it.
     """
-    if not whole:
-        _judge_last(judge, points, made, guard)
-        return
-    best, waited, last = -np.inf, 0, None
+
+    def measured(point: PointT, share: float = 1.0) -> CandidateResult:
+        notes: CandidateNotes = {"epoch": point.epoch, "loss": point.loss, "kl_taught": point.kl}
+        if share == 1:
+            return judge.measure(Candidate(f"epoch {point.epoch:.2g}", made(point, share), notes))
+        name = f"epoch {point.epoch:.2g} x {share:.2f}"
+        return judge.measure(Candidate(name, made(point, share), {**notes, "share": share}))
+
+    best, waited, last, share = -np.inf, 0, None, 1.0
     for last in points:
-        notes = _notes(last)
-        entry = judge.measure(Candidate(f"epoch {last.epoch:.2g}", made(last, 1.0), notes))
+        if not judge.whole_path:
+            continue
+        entry = measured(last)
         harm, gain = harm_of(entry), gain_of(entry).value
         waited = 0 if gain > best or harm.high <= guard else waited + 1
         best = max(best, gain)
@@ -196,33 +204,17 @@ def judge_path(
             break
     if last is None:
         return
-    for level in sorted({guard, *LEVELS}, reverse=True):
-        if level > guard or harm.value <= level:
-            continue
-        share = _share(level, harm)
-        weaker: CandidateNotes = {**notes, "share": share}
-        judge.measure(Candidate(f"epoch {last.epoch:.2g} x {share:.2f}", made(last, share), weaker))
-
-
-def _judge_last(
-    judge: CandidateEvaluator,
-    points: Iterable[PointT],
-    made: Callable[[PointT, float], Gate | HeadAdapter],
-    guard: float,
-) -> None:
-    *_, last = points
-    notes, share, name = _notes(last), 1.0, f"epoch {last.epoch:.2g}"
-    harm = harm_of(judge.measure(Candidate(name, made(last, share), notes)))
+    if judge.whole_path:
+        for level in sorted({guard, *LEVELS}, reverse=True):
+            if level <= guard and harm.value > level:
+                measured(last, _share(level, harm))
+        return
+    harm = harm_of(measured(last))
     for _ in range(WEAKER_AT_MOST):
         if harm.high <= guard:
             return
         share *= _share(guard, harm)
-        weaker: CandidateNotes = {**notes, "share": share}
-        harm = harm_of(judge.measure(Candidate(f"{name} x {share:.2f}", made(last, share), weaker)))
-
-
-def _notes(point: PathPoint) -> CandidateNotes:
-    return {"epoch": point.epoch, "loss": point.loss, "kl_taught": point.kl}
+        harm = harm_of(measured(last, share))
 
 
 def _share(level: float, harm: Figure) -> float:

@@ -69,7 +69,7 @@ def tune(
     method: TuneMethod = "learn",
     scores: ScoresLike | None = None,
     base_gate: Gate | str | Path | None = None,
-    neutral: str | Path | Sequence[Sequence[int]] | None = None,
+    neutral: str | Path | None = None,
     guard: float = GATE_HARM_NATS,
     site: Site = "z",
     strengths: Sequence[float] = STRENGTHS,
@@ -90,6 +90,7 @@ def tune(
     batch_tokens: int | None = None,
     seed: int = 0,
     work_dir: str | Path | None = None,
+    samples_dir: str | Path | None = None,
     progress: Progress | None = None,
     **steps: Unpack[Steps],
 ) -> Tuning:
@@ -109,8 +110,8 @@ def tune(
         scores: For ``grid``, and for ``adapt`` where heads are chosen by them: of this model or of a relative of the
             same shape.
         base_gate: For ``learn``: the gate, or its file, to start from and to be pulled towards; None: all ones.
-        neutral: File of neutral text, or the token ids of texts; None: the questions' contexts and the model's own
-            samples. Half of it is learned from, the other half only judged on.
+        neutral: File of neutral text; None: the questions' contexts and the model's own samples. Half of it is
+            learned from, the other half only judged on.
         guard: Largest harm allowed, in nats per token.
         site: For ``learn``: what a factor scales.
         strengths: For ``grid``.
@@ -133,6 +134,8 @@ def tune(
         batch_tokens: Padded tokens in a batch, at most; None chooses by device.
         seed: Random seed of split, order, neutral samples and bootstraps.
         work_dir: Folder of what is done; a run that was killed goes on from it. None: keeps nothing.
+        samples_dir: Folder of the model's own samples, which another tuning of the same model on the same questions
+            finds again; None: they are kept in ``work_dir``.
         progress: Called with the work done and the total, in tokens of a forward pass, roughly.
         steps: For ``learn``: ``epochs``, ``rate``, ``pull``, ``low``, ``high``, which change the schedule; for
             ``adapt`` the first two.
@@ -155,7 +158,7 @@ def tune(
     training = training or AdaptSchedule()
     epochs, rate = steps.get("epochs", training.epochs), steps.get("rate", training.rate)
     training = replace(training, rank=rank, epochs=epochs, rate=rate)
-    rule = HeadRule(choose, heads, scores, controls, whole_path)
+    rule = HeadRule(choose, heads, scores, controls)
     target = base_gate if base_gate is None or isinstance(base_gate, Gate) else Gate.load(base_gate)
     start = target or Gate(torch.ones(model.layout.shape), site)
     _check(model, method, scores, start, guard, schedule)
@@ -179,8 +182,7 @@ def tune(
     if method == "adapt":
         sizes |= _adapting(train, training, rule)
     parts = WorkParts(progress, sizes)
-    text = as_path(neutral) if isinstance(neutral, str | Path) and neutral else None
-    given = [] if neutral is None or isinstance(neutral, str | Path) else [list(ids) for ids in neutral]
+    text = as_path(neutral) if neutral else None
     kept = KeptResults(
         as_path(work_dir) if work_dir else None,
         {
@@ -195,20 +197,21 @@ def tune(
             "dev_share": dev_share,
             "whole_path": whole_path,
             "guard": guard,
-            "neutral": file_sha256(text) if text is not None and text.is_file() else given or None,
+            "neutral": file_sha256(text) if text is not None and text.is_file() else None,
             "candidates": [candidate.change.digest for candidate in candidates],
             "packages": provenance()["packages"],
         },
     )
     told = parts.part("neutral")
-    texts = given or neutral_ids(model, questions, path=text, texts=TEXTS, seed=seed, progress=told, kept=kept)
+    own = kept if samples_dir is None else _samples(as_path(samples_dir), model, questions, seed)
+    texts = neutral_ids(model, questions, path=text, texts=TEXTS, seed=seed, progress=told, kept=own)
     held, taught = texts[: len(texts) // 2], texts[len(texts) // 2 :]
-    judge = CandidateEvaluator(model, dev, settings, held, kept, parts, judged)
+    judge = CandidateEvaluator(model, dev, settings, held, kept, parts, judged, whole_path=whole_path)
     run: AdapterRun | None = None
     for candidate in candidates:
         judge.measure(candidate)
     if method == "learn":
-        _learn(model, train, taught, start, judge, settings, schedule, guard, whole_path)
+        _learn(model, train, taught, start, judge, settings, schedule, guard)
     elif method == "adapt":
         asked = encode_questions(model, train, settings)
         run = tune_adapter(model, asked, taught, judge, rule, training, settings, guard=guard)
@@ -297,6 +300,15 @@ def _adapting(train: Sequence[Question], training: AdaptSchedule, rule: HeadRule
     return {"attribution": 3 * tokens * measured, "learning": (1 + rule.controls) * training.epochs * once}
 
 
+def _samples(folder: Path, model: Model, questions: Sequence[Question], seed: int) -> KeptResults:
+    """Open the samples of neutral text that depend on nothing of how the model is tuned."""
+    data, packages = describe_data(questions), provenance()["packages"]
+    return KeptResults(
+        folder,
+        {"model": model.describe(), "dtype": str(model.dtype), "data": data, "seed": seed, "packages": packages},
+    )
+
+
 def _digest(scores: Scores | None) -> str | None:
     return None if scores is None else hashlib.sha256(scores.values.numpy().tobytes()).hexdigest()
 
@@ -321,7 +333,6 @@ def _learn(
     settings: RunSettings,
     schedule: Schedule,
     guard: float,
-    whole_path: bool,
 ) -> None:
     """Judge the points of the learned path, then weaker versions of the last, for the guard and each lower level."""
     margin = judge.plain[:, 0] - judge.plain[:, 1]
@@ -342,7 +353,7 @@ def _learn(
     def made(point: Point, share: float) -> Gate:
         return Gate(point.factors if share == 1 else start.gate + share * (point.factors - start.gate), start.site)
 
-    judge_path(judge, points, made, guard, whole=whole_path)
+    judge_path(judge, points, made, guard)
 
 
 def _split(questions: Sequence[Question], share: float, seed: int) -> tuple[list[Question], list[Question]]:

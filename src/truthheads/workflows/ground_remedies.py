@@ -7,7 +7,6 @@ from typing import Any, Literal, NamedTuple, cast
 import numpy as np
 
 from truthheads.benchmarks.base import Prediction
-from truthheads.data.answers import describe_data
 from truthheads.data.questions import Question
 from truthheads.data.readers import read_questions
 from truthheads.errors import ArchitectureError
@@ -17,7 +16,6 @@ from truthheads.evaluation.summary import BETTER, summarise_runs
 from truthheads.models.forward import shares_prefix
 from truthheads.models.head_modules import locate_places
 from truthheads.models.load import Model
-from truthheads.models.neutral_text import neutral_ids
 from truthheads.models.progress import Progress, WorkParts
 from truthheads.models.prompts import encode, has_chat_template
 from truthheads.results.evaluation import PLAIN, SUMMARY, EvaluationResult, RunResult
@@ -27,9 +25,8 @@ from truthheads.results.head_adapter import AdapterLike
 from truthheads.results.tuning import TUNING, TuningResult
 from truthheads.stats.figures import Figure, FigureJson
 from truthheads.storage.files import read_json, write_json
-from truthheads.storage.kept_results import KeptResults
 from truthheads.tuning.learn import Schedule
-from truthheads.tuning.tune import TEXTS, tune
+from truthheads.tuning.tune import tune
 from truthheads.workflows.ground_settings import Settings
 
 PROMPT: Literal["prompt"] = "prompt"
@@ -108,15 +105,6 @@ def affordable(model: Model, rows: Sequence[Question], most: int, chat: bool) ->
     return [rows[at] for at in sorted(order[:count].tolist())], times
 
 
-def _neutral(
-    model: Model, rows: Sequence[Question], how: Settings, work_dir: Path, progress: Progress | None
-) -> list[list[int]]:
-    """Write neutral texts once for both remedies: contexts of the rows, and what the untouched model writes."""
-    given = {"model": model.describe(), "dtype": str(model.dtype), "rows": describe_data(rows), "seed": how.seed}
-    kept = KeptResults(work_dir, given)
-    return neutral_ids(model, rows, texts=TEXTS, seed=how.seed, progress=progress, kept=kept)
-
-
 def learn_remedy(
     name: RemedyName, model: Model, dev: Path, out: Path, how: Settings, work_dir: Path, progress: Progress | None
 ) -> None:
@@ -128,21 +116,22 @@ def learn_remedy(
         dev: The rows to learn and choose from.
         out: The file or the folder.
         how: The settings.
-        work_dir: Folder of what is done; both remedies' lie side by side, with the neutral texts that they share.
+        work_dir: Folder of what is done; both remedies' lie side by side, with the samples that they share.
         progress: Called with the work done and the total.
     """
     chat = in_chat(model, how)
     rows, times = affordable(model, read_questions(dev, images=how.images), max(EPOCHS.values()), chat)
     epochs = min(times, EPOCHS[name])
     common: dict[str, Any] = {
-        "neutral": how.neutral or _neutral(model, rows, how, work_dir.with_name("neutral"), progress),
-        "whole_path": False,  # its frontier would take as long as the learning
+        "neutral": how.neutral,
+        "whole_path": False,
         "guard": how.guard,
         "chat": chat,
         "truncate": how.truncate,
         "batch_tokens": how.batch_tokens,
         "seed": how.seed,
         "work_dir": work_dir,
+        "samples_dir": work_dir.with_name("neutral"),
         "progress": progress,
     }
     if name == GATE:
